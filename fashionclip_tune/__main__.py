@@ -1,0 +1,3 @@
+from fashionclip_tune.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""Checkpoints of a run: whole or not there, checked before they are believed, never executing what they hold.
+
+``checkpoints/step_00001000/`` has ``model.safetensors`` (weights), ``training_state.pt`` (optimizer and scaler, tensors and
+plain values only) and ``checkpoint.json`` (what, of which run, and the hash of the other files).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.files import sync_folder, write_json
+
+_VERSION = 1
+_KEPT = 2
+WEIGHTS_NAME, _STATE_NAME, _RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole. ``record`` is its JSON: step, fingerprint, config, history."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.record["step"])
+
+    @property
+    def weights_file(self) -> Path:
+        return self.folder / WEIGHTS_NAME
+
+    def training_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(self.folder / _STATE_NAME, map_location="cpu", weights_only=True)
+        return state
+
+
+def save_checkpoint(
+    checkpoints: Path, weights: Mapping[str, Tensor], training_state: Mapping[str, Any], record: Mapping[str, Any]
+) -> Path:
+    """Writes ``step_NNNNNNNN`` from ``record["step"]`` and keeps the last two; a kill at any moment leaves those before it."""
+    final = checkpoints / f"step_{record['step']:08d}"
+    unfinished = checkpoints / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, unfinished / WEIGHTS_NAME)
+    torch.save(dict(training_state), unfinished / _STATE_NAME)
+    hashes = {name: _synced_hash(unfinished / name) for name in (WEIGHTS_NAME, _STATE_NAME)}
+    write_json(unfinished / _RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
+    if final.exists():  # one that was refused, or a stage that is trained again
+        shutil.rmtree(final)
+    unfinished.replace(final)
+    sync_folder(checkpoints)
+    _remove_older(checkpoints, keep=_KEPT)
+    return final
+
+
+def newest_checkpoint(place: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint at ``place`` (a checkpoint, or a run's folder), and why newer ones were refused."""
+    if (place / _RECORD_NAME).is_file():
+        return open_checkpoint(place), []
+    refused: list[str] = []
+    for folder in reversed(_folders(place / "checkpoints")):
+        try:
+            return open_checkpoint(folder), refused
+        except UserError as error:
+            refused.append(str(error))
+    return None, refused
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Checks a checkpoint's files against its record.
+
+    Raises:
+        UserError: it is not one of ours, of another version, half-written, changed, or stripped of its training state.
+    """
+    try:
+        record = json.loads((folder / _RECORD_NAME).read_text())
+        version, hashes, _ = record["version"], dict(record["files"]), int(record["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is no checkpoint of this project: {_RECORD_NAME}: {error!r}") from error
+    if version != _VERSION:
+        raise UserError(f"{folder} has format {version}; this version of fashionclip_tune reads {_VERSION}")
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} cannot be resumed from: {name} is missing")
+        if _hash(folder / name) != expected:
+            raise UserError(f"{folder} is damaged: {name} is not what {_RECORD_NAME} says")
+    return Checkpoint(folder, record)
+
+
+def newest_weights(run_dir: Path) -> Path | None:
+    """The weights file of a run's newest checkpoint, one stripped of its training state included."""
+    folders = _folders(run_dir / "checkpoints")
+    return folders[-1] / WEIGHTS_NAME if folders else None
+
+
+def strip_training_state(run_dir: Path) -> None:
+    """Keeps the newest checkpoint's weights only: for a run that will not go on (two thirds of its bytes are Adam's)."""
+    checkpoints = run_dir / "checkpoints"
+    _remove_older(checkpoints, keep=1)
+    for folder in _folders(checkpoints):
+        (folder / _STATE_NAME).unlink(missing_ok=True)
+
+
+def _folders(checkpoints: Path) -> list[Path]:
+    return sorted(checkpoints.glob("step_*")) if checkpoints.is_dir() else []
+
+
+def _remove_older(checkpoints: Path, *, keep: int) -> None:
+    for folder in _folders(checkpoints)[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return _file_digest(file)
+
+
+def _synced_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return _file_digest(file)
+
+
+def _file_digest(file: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train. (Sweeps: ``sweeps/run_sweep.py``.)"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fashionclip_tune.errors import BadDataError, DivergedError, UserError
+
+
+class UserErrorExit:
+    """Turns a mistake of the user into one line on stderr and exit status 2; a run that failed into status 1."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, BadDataError | DivergedError):
+            print(f"stopped: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+def assignments(texts: Sequence[str]) -> dict[str, str]:
+    """``["training.epochs=2"]`` to ``{"training.epochs": "2"}``; the configuration converts and checks the values."""
+    pairs = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text!r} is not allowed: write PATH=VALUE, such as training.epochs=2")
+        pairs[path.strip()] = value.strip()
+    return pairs
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; nothing elsewhere."""
+    from rich.progress import Progress
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fashionclip_tune", description="Fine-tune OpenCLIP models on photos.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train):
+        add(commands)
+    parsed = parser.parse_args(arguments)
+    with UserErrorExit():
+        parsed.run(parsed)
+
+
+def _add_prepare(commands: Any) -> None:
+    parser = commands.add_parser("prepare", help="a table and a folder of photos to shards")
+    parser.add_argument("--table", type=Path, required=True, help="CSV file, one row a photo")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the photos")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards, new or empty")
+    for purpose in ("image", "caption", "id", "category", "split", "group"):
+        parser.add_argument(f"--{purpose}-column", metavar="NAME", help="default: guessed by its name")
+    parser.add_argument("--valid-share", type=float, default=0.1, help="where no column says the split (default: %(default)s)")
+    parser.add_argument("--test-share", type=float, default=0.1, help="likewise (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_prepare)
+
+
+def _prepare(parsed: argparse.Namespace) -> None:
+    from fashionclip_tune.prepare import PrepareOptions, prepare
+
+    options = PrepareOptions(**{name: value for name, value in vars(parsed).items() if name != "run"})
+    with progress_bar("preparing photos") as on_progress:
+        report = prepare(options, on_progress=on_progress)
+    print(report)
+
+
+def _add_synthesize(commands: Any) -> None:
+    parser = commands.add_parser("synthesize", help="renders the embedded garments as shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards, new or empty")
+    parser.add_argument("--num-products", type=int, default=2_000, help="default: %(default)s")
+    parser.add_argument("--views-per-product", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--image-size", type=int, default=64, help="pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_synthesize)
+
+
+def _synthesize(parsed: argparse.Namespace) -> None:
+    from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
+
+    if parsed.out.exists() and any(parsed.out.iterdir()):
+        raise UserError(f"--out {parsed.out} is not empty: choose another folder")
+    recipe = GarmentRecipe(
+        num_products=parsed.num_products,
+        views_per_product=parsed.views_per_product,
+        image_size=parsed.image_size,
+        seed=parsed.seed,
+    )
+    with progress_bar("rendering garments") as on_progress:
+        render_dataset(parsed.out, recipe, on_progress=on_progress)
+    print(f"{parsed.num_products} products with {parsed.views_per_product} photos each written to {parsed.out}")
+
+
+def _add_pretrain(commands: Any) -> None:
+    parser = commands.add_parser("pretrain", help="makes the weights that the tiny models start from (a sweep does it too)")
+    parser.set_defaults(run=_pretrain)
+
+
+def _pretrain(parsed: argparse.Namespace) -> None:
+    from fashionclip_tune.pretraining import pretrain_missing
+    from fashionclip_tune.tiny import TINY_MODELS, pretrained_tiny_dir
+
+    pretrain_missing(TINY_MODELS, print)
+    for name in TINY_MODELS:
+        print(f"{name}: {pretrained_tiny_dir(name)}")
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="one run")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, such as clip_model=ViT-B-16"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
+    parser.set_defaults(run=_train)
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.training import print_row, train
+
+    config = ProjectConfig(dataset_root=parsed.data).with_overrides(assignments(parsed.set))
+    result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
+    if result.num_bad_samples:
+        print(f"{result.num_bad_samples} samples could not be read")
+    print(f"weights: {result.checkpoint}")

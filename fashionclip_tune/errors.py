@@ -1,0 +1,16 @@
+"""Exceptions that a user is meant to read."""
+
+
+class UserError(ValueError):
+    """The user's input is wrong: the message says what, where, what is allowed and what to do.
+
+    Command-line entry points print the message alone, without a traceback, and exit with status 2.
+    """
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number; the run cannot go on."""
+
+
+class BadDataError(RuntimeError):
+    """More samples are unreadable than the configuration allows; the message lists them by file and key."""

@@ -1,0 +1,55 @@
+"""What a run reported: one JSON file an evaluation, written once, and TensorBoard scalars over examples seen."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from fashionclip_tune.files import write_json
+
+Row = dict[str, Any]
+# These say how long it took, not what came out: a stage that is trained again may differ in them.
+_TIMING = ("duration_s", "samples_per_second")
+
+
+def read_history(run_dir: Path) -> list[Row]:
+    """The rows of a run's evaluations, in the order of their steps."""
+    files = sorted((run_dir / "evaluations").glob("step_*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+class History:
+    """Records a run's rows in its folder; a row that is there already is compared, not written again."""
+
+    def __init__(self, run_dir: Path, *, first_new_examples: int) -> None:
+        """``first_new_examples``: a resumed run writes from there on; TensorBoard drops what an earlier life wrote later."""
+        self._run_dir = run_dir
+        self._recorded = {row["step"]: row for row in read_history(run_dir)}
+        self._writer = SummaryWriter(str(run_dir), purge_step=first_new_examples)
+
+    def record(self, row: Row) -> str | None:
+        """Writes a row, and returns how it differs from one that an earlier life of the run recorded, if it does."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name not in ("step", "examples_seen", "num_pairs"):
+                self._writer.add_scalar(name, value, row["examples_seen"])
+        self._writer.flush()
+        earlier = self._recorded.get(row["step"])
+        if earlier is None:
+            write_json(self._run_dir / "evaluations" / f"step_{row['step']:08d}.json", row)
+            self._recorded[row["step"]] = row
+            return None
+        return _difference(earlier, row)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _difference(earlier: Row, row: Row) -> str | None:
+    for name, value in row.items():
+        before = earlier.get(name)
+        both_nan = isinstance(value, float) and isinstance(before, float) and math.isnan(value) and math.isnan(before)
+        if name not in _TIMING and value != before and not both_nan:
+            return f"at step {row['step']}, {name} was {before} before the interruption and is {value} now"
+    return None

@@ -1,0 +1,84 @@
+"""Contrastive losses on normalised embeddings.
+
+Shape legend: B photos and as many captions in the batch, D embedding size.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Positives = Literal["all", "mask"]
+
+
+def info_nce(
+    image_BD: Tensor,
+    text_BD: Tensor,
+    logit_scale: Tensor,
+    positives_BB: Tensor | None = None,
+    positives: Positives = "all",
+) -> Tensor:
+    """Symmetric InfoNCE: mean of the image-to-text and the text-to-image cross-entropy over the batch.
+
+    Args:
+        image_BD: image embeddings, L2-normalised.
+        text_BD: text embeddings, L2-normalised; row i belongs to image i.
+        logit_scale: the factor on cosine similarities (exponentiated already), a scalar.
+        positives_BB: bool, True where image i and text j are relevant to each other, diagonal included. None: the
+            diagonal only.
+        positives: "all": the target of a row is spread equally over its positives; "mask": positives off the diagonal
+            are left out of the row, neither attracted nor repelled.
+
+    Returns:
+        A scalar.
+
+    References:
+        Radford et al. 2021, CLIP, figure 3. Equal mass on all positives: Yang et al. 2022, UniCL, equations 3 and 4.
+    """
+    logits_BB = logit_scale * image_BD @ text_BD.T
+    if positives_BB is None:
+        target_B = torch.arange(len(logits_BB), device=logits_BB.device)
+        return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
+    if positives == "mask":
+        target_B = torch.arange(len(logits_BB), device=logits_BB.device)
+        logits_BB = logits_BB.masked_fill(_off_diagonal(positives_BB), -torch.inf)
+        return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
+    mass_BB = positives_BB.to(logits_BB.dtype)
+    image_to_text = F.cross_entropy(logits_BB, mass_BB / mass_BB.sum(dim=1, keepdim=True))
+    text_to_image = F.cross_entropy(logits_BB.T, (mass_BB / mass_BB.sum(dim=0, keepdim=True)).T)
+    return (image_to_text + text_to_image) / 2
+
+
+def sigmoid_bce(
+    image_BD: Tensor,
+    text_BD: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    positives_BB: Tensor | None = None,
+    positives: Positives = "all",
+) -> Tensor:
+    """Sigmoid loss: each of the B x B pairs is a binary classification; summed over the pairs, divided by B.
+
+    Args:
+        image_BD, text_BD, logit_scale, positives_BB: as in ``info_nce``.
+        logit_bias: added to the scaled similarities, a scalar.
+        positives: "all": every positive has label +1; "mask": positives off the diagonal do not count.
+
+    Returns:
+        A scalar.
+
+    References:
+        Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, equation 1 and algorithm 1.
+    """
+    logits_BB = logit_scale * image_BD @ text_BD.T + logit_bias
+    diagonal_BB = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
+    attract_BB = diagonal_BB if positives_BB is None or positives == "mask" else positives_BB
+    pair_losses_BB = -F.logsigmoid(torch.where(attract_BB, logits_BB, -logits_BB))
+    if positives_BB is not None and positives == "mask":
+        pair_losses_BB = pair_losses_BB.masked_fill(_off_diagonal(positives_BB), 0.0)
+    return pair_losses_BB.sum() / len(logits_BB)
+
+
+def _off_diagonal(positives_BB: Tensor) -> Tensor:
+    return positives_BB & ~torch.eye(len(positives_BB), dtype=torch.bool, device=positives_BB.device)

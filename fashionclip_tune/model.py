@@ -1,0 +1,274 @@
+"""OpenCLIP models: where weights come from, what goes into them, and how a winner is handed on."""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from fashionclip_tune.config import ClipModelOptions, ProjectConfig
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.tiny import TINY_MODELS, TINY_PREPROCESSING, pretrained_tiny_dir, register_tiny_models
+
+# The published tags; each also says how photos are to be prepared where weights come from a file.
+DEFAULT_TAGS = {
+    ClipModelOptions.ViT_B_32.value: "laion2b_s34b_b79k",
+    ClipModelOptions.ViT_B_16.value: "laion2b_s34b_b88k",
+    ClipModelOptions.ViT_SigLIP_2_16.value: "webli",
+}
+_WEIGHTS_NAME, _CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
+
+
+class Tokenizer(Protocol):
+    def __call__(self, texts: Sequence[str]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photo becomes a model's input; the fields of OpenCLIP's ``preprocess_cfg``."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize_mode: str
+    interpolation: str
+
+    def resize(self, image: Image.Image) -> Tensor:
+        """[3, size, size] uint8: OpenCLIP's evaluation transform up to its conversion to floats."""
+        resized_CHW: Tensor = TF.pil_to_tensor(self._to_size(image.convert("RGB"), self.size))
+        return self._centre(resized_CHW, self.size)
+
+    def resize_to_canvas(self, image_CHW: Tensor, side: int) -> Tensor:
+        """[3, side, side] uint8 from a decoded photo, by the same geometry: what augmentation crops from."""
+        return self._centre(self._to_size(image_CHW, side), side)
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """Floats in [0, 1] to the model's input."""
+        normalised_BCHW: Tensor = TF.normalize(images_BCHW, list(self.mean), list(self.std))
+        return normalised_BCHW
+
+    def _to_size(self, image: Any, side: int) -> Any:
+        mode = v2.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else v2.InterpolationMode.BICUBIC
+        size = [side, side] if self.resize_mode == "squash" else [side]
+        return TF.resize(image, size, interpolation=mode, antialias=True)
+
+    @staticmethod
+    def _centre(image_CHW: Tensor, side: int) -> Tensor:
+        cropped_CHW: Tensor = TF.center_crop(image_CHW, [side, side])
+        return cropped_CHW
+
+
+@dataclass
+class LoadedModel:
+    """A model with all that is needed to feed it."""
+
+    name: str
+    network: nn.Module
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer
+    model_config: dict[str, Any]
+    """OpenCLIP's ``model_cfg``, as an exported folder states it."""
+    weights_fingerprint: str
+    clamps_logit_scale: bool
+    """CLIP models were trained with the scale kept at or below 100; SigLIP models were not."""
+
+
+def load_model(config: ProjectConfig) -> LoadedModel:
+    """A fresh copy of the configured model on the CPU; the weights stay in this process's memory for the next call.
+
+    Raises:
+        UserError: no such architecture, or weights that cannot be had: says where they were looked for.
+    """
+    loaded = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
+    loaded = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
+    if config.loss_function.value == "siglip" and _logit_bias(loaded.network) is None:
+        loaded.network.logit_bias = nn.Parameter(torch.tensor(config.model.init_logit_bias))
+        loaded.model_config = {**loaded.model_config, "init_logit_bias": config.model.init_logit_bias}
+    return loaded
+
+
+def _logit_bias(network: nn.Module) -> Tensor | None:
+    return getattr(network, "logit_bias", None)
+
+
+@lru_cache(maxsize=3)
+def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) -> LoadedModel:
+    model_config = check_architecture(name)
+    source = _weights_source(name, pretrained)
+    arguments: dict[str, Any] = {"pretrained_text": False, "cache_dir": str(cache_dir)}
+    if isinstance(source, Path) and source.is_dir():
+        arguments["model_name"] = f"local-dir:{source}"
+        model_config = _local_model_config(source, name)
+    else:
+        arguments |= {"model_name": name, "pretrained": str(source) if source else None}
+        arguments["force_preprocess_cfg"] = _preprocessing_of(name, source)
+    torch.manual_seed(seed)  # random weights are part of the run's definition
+    # OpenCLIP warns on the root logger that random weights are random: we asked for them.
+    logging.getLogger().addFilter(_no_warning)
+    try:
+        network = open_clip.create_model(**arguments)
+        tokenizer = _tokenizer(name, cache_dir, source)
+    except Exception as error:  # open_clip, the hub's client and safetensors raise many types
+        raise UserError(_weights_message(name, pretrained, source, cache_dir, error)) from error
+    finally:
+        logging.getLogger().removeFilter(_no_warning)
+    preprocess = network.visual.preprocess_cfg
+    size = preprocess["size"]
+    preprocessing = Preprocessing(
+        size=size if isinstance(size, int) else size[0],
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+        resize_mode=preprocess["resize_mode"],
+        interpolation=preprocess["interpolation"],
+    )
+    return LoadedModel(
+        name=name,
+        network=network,
+        preprocessing=preprocessing,
+        tokenizer=tokenizer,
+        model_config=model_config,
+        weights_fingerprint=_fingerprint(network),
+        clamps_logit_scale=_logit_bias(network) is None,
+    )
+
+
+def _no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
+
+
+def check_architecture(name: str) -> dict[str, Any]:
+    """OpenCLIP's configuration of an architecture; a UserError names the likely ones if there is none."""
+    register_tiny_models()
+    model_config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if model_config is None:
+        raise UserError(
+            f"clip_model = {name!r} is no OpenCLIP architecture: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, "
+            "or another name from open_clip.list_models()"
+        )
+    return model_config
+
+
+def fetch_weights(config: ProjectConfig) -> None:
+    """Downloads a tag's weights and tokenizer into the cache, or checks that a path is there; loads nothing.
+
+    Raises:
+        UserError: says which tag, where it was looked for, and how to bring it.
+    """
+    name, cache_dir = config.model_name, config.model_cache_dir
+    check_architecture(name)
+    source = _weights_source(name, config.model.pretrained)
+    try:
+        if isinstance(source, str):
+            open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source), cache_dir=str(cache_dir))
+        _tokenizer(name, cache_dir, source)
+    except Exception as error:
+        raise UserError(_weights_message(name, config.model.pretrained, source, cache_dir, error)) from error
+
+
+def _weights_source(name: str, pretrained: str | None) -> str | Path | None:
+    """A tag, an existing file or folder, or None for random weights."""
+    if pretrained is None:
+        return None
+    if pretrained == "default" and name in TINY_MODELS:
+        folder = pretrained_tiny_dir(name)
+        if not folder.is_dir():
+            raise UserError(
+                f"the pretrained weights of {name} are not made yet: `python -m fashionclip_tune pretrain` makes them in "
+                "about a minute (model.pretrained=none starts from random weights)"
+            )
+        return folder
+    if pretrained == "default":
+        if name not in DEFAULT_TAGS:
+            raise UserError(f"model.pretrained must be given for {name}: {_allowed_weights(name)}")
+        return DEFAULT_TAGS[name]
+    if open_clip.get_pretrained_cfg(name, pretrained):
+        return pretrained
+    path = Path(pretrained).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"model.pretrained = {pretrained!r} is neither a file, a folder nor a tag: {_allowed_weights(name)}")
+    return path
+
+
+def _allowed_weights(name: str) -> str:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return f"a tag of {name} ({', '.join(tags) or 'it has none'}), a weights file, an OpenCLIP folder, or none"
+
+
+def _preprocessing_of(name: str, source: str | Path | None) -> dict[str, Any]:
+    """OpenCLIP knows the preprocessing of a tag; for a file or random weights it would guess OpenAI's."""
+    if name in TINY_MODELS:
+        return TINY_PREPROCESSING
+    if isinstance(source, str):
+        return {}
+    known = open_clip.get_pretrained_cfg(name, DEFAULT_TAGS.get(name, "")) or {}
+    return {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known}
+
+
+def _tokenizer(name: str, cache_dir: Path, source: str | Path | None) -> Tokenizer:
+    if isinstance(source, Path) and source.is_dir():
+        name = f"local-dir:{source}"
+    tokenizer: Tokenizer = open_clip.get_tokenizer(name, cache_dir=str(cache_dir))
+    return tokenizer
+
+
+def _local_model_config(folder: Path, name: str) -> dict[str, Any]:
+    """The ``model_cfg`` of an OpenCLIP folder, which must be of the named architecture but for a logit bias."""
+    path = folder / _CONFIG_NAME
+    try:
+        local: dict[str, Any] = json.loads(path.read_text())["model_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model.pretrained = {folder} is no OpenCLIP folder: {path.name} cannot be read ({error})") from error
+    expected = open_clip.get_model_config(name)
+    for key in ("embed_dim", "vision_cfg"):
+        if local.get(key) != expected.get(key):
+            raise UserError(f"the weights in {folder} are not of {name}: {key} is {local.get(key)}, not {expected.get(key)}")
+    return local
+
+
+def _weights_message(name: str, pretrained: str | None, source: object, cache_dir: Path, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(source, Path):
+        return f"the weights of {name} in {source} cannot be loaded: {reason}"
+    hub = (open_clip.get_pretrained_cfg(name, str(source)) or {}).get("hf_hub") or "its download address"
+    return (
+        f"the weights of {name}, tag {source} (model.pretrained = {pretrained}), could not be fetched: looked in {cache_dir} "
+        f"and on the hub at {hub} ({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP "
+        f"folder: --set model.pretrained=/path/to/{_WEIGHTS_NAME}"
+    )
+
+
+def _fingerprint(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in network.state_dict().items():
+        digest.update(f"{key}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def export_openclip(loaded: LoadedModel, folder: Path) -> None:
+    """Writes a folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads, preprocessing included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in loaded.network.state_dict().items()}
+    save_file(weights, folder / _WEIGHTS_NAME)
+    preprocess = {key: value for key, value in asdict(loaded.preprocessing).items() if key != "size"}
+    described = {"model_cfg": loaded.model_config, "preprocess_cfg": preprocess}
+    (folder / _CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
+    if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
+        loaded.tokenizer.save_pretrained(folder)
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Loads a safetensors file into a network of the same architecture."""
+    network.load_state_dict(load_file(file))

@@ -1,0 +1,142 @@
+"""From a sweep's files to what people read: the ranking, a table, the winner. Never touches a live run."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fashionclip_tune.errors import UserError
+
+Row = Mapping[str, Any]
+_COLUMNS = (
+    "trial_id",
+    "state",
+    "stop_reason",
+    "recall_at_10",
+    "recall_at_5",
+    "max_recall_at_10",
+    "step",
+    "examples_seen",
+    "duration_s",
+)
+
+
+def read_sweep(sweep_dir: Path) -> dict[str, Any]:
+    """The contents of a sweep's ``sweep.json``.
+
+    Raises:
+        UserError: the folder is no sweep.
+    """
+    path = sweep_dir / "sweep.json"
+    try:
+        sweep: dict[str, Any] = json.loads(path.read_text())
+        return sweep
+    except (OSError, ValueError) as error:
+        raise UserError(f"{sweep_dir} is no sweep: {path} cannot be read ({error})") from error
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Trials with a score, best first; equal ones in the order in which they started."""
+    scored = [row for row in rows if row["recall_at_10"] is not None and row["state"] != "FAIL"]
+    return sorted(scored, key=lambda row: (-row["recall_at_10"], row["trial_id"]))
+
+
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """The ended trial with the highest recall_at_10 at its last evaluation."""
+    ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED")]
+    return ended[0] if ended else None
+
+
+def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
+    """One row a trial, one column a setting that any trial has."""
+    settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_COLUMNS, *settings])
+        writer.writerows([*(row[name] for name in _COLUMNS), *(row["config"].get(name) for name in settings)] for row in rows)
+    unfinished.replace(path)
+
+
+def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str) -> Table:
+    """Trials in the given order, with the gain over their untouched model."""
+    # Two spaces between columns and short figures: fits a terminal of 80 columns but for long model names.
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for header in ("trial", "model", "loss", "lr", "augment"):
+        table.add_column(header, no_wrap=True)
+    for header in ("seen", "R@10", "gain"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("end", no_wrap=True)
+    for row in rows:
+        config = row["config"]
+        table.add_row(
+            row["trial_id"],
+            config.get("clip_model", ""),
+            "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
+            f"{config['training.learning_rate']:.1e}" if "training.learning_rate" in config else "",
+            _augmentation(config),
+            f"{row['examples_seen'] / 1000:,.1f}k",
+            _figure(row["recall_at_10"]),
+            _gain(row, zero_shot),
+            row["stop_reason"] or "running",
+        )
+    return table
+
+
+def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
+    """The best trial, its gain over its own untouched model, and how to load it."""
+    best = sweep["best"]
+    if best is None:
+        return ["no trial has ended with a result"]
+    config, metrics = best["config"], best["metrics"]
+    model = config.get("clip_model", "?")
+    recall = metrics["recall_at_10"]
+    lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
+    if before := sweep["zero_shot"].get(model):
+        base = before["recall_at_10"]
+        relative = f", {(recall - base) / base:+.1%}" if base > 0 else ""
+        lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; gain {recall - base:+.4f}{relative}")
+    lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")
+    lines.append(f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "best"}")')
+    return lines
+
+
+def _augmentation(config: Mapping[str, Any]) -> str:
+    captions = "any cap" if config.get("augmentation.caption") == "uniform" else "1st cap"
+    strength = config.get("augmentation.image_strength", 0.0)
+    return f"{captions} {strength:.2f}" if strength else captions
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _gain(row: Row, zero_shot: Mapping[str, Row]) -> str:
+    before = zero_shot.get(row["config"].get("clip_model", ""))
+    if before is None or row["recall_at_10"] is None:
+        return ""
+    return f"{row['recall_at_10'] - before['recall_at_10']:+.4f}"
+
+
+def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
+    """The ranking and the winner of each sweep; for several sweeps, which winner is ahead."""
+    sweeps = [(folder, read_sweep(folder)) for folder in sweep_dirs]
+    parts: list[Table | str] = []
+    for folder, sweep in sweeps:
+        rows = ranked(sweep["trials"])
+        parts.append(trials_table(rows, sweep["zero_shot"], f"{sweep['name']} ({sweep['state'].lower()}), best first"))
+        parts += winner_lines(sweep, folder)
+        parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if row["state"] == "FAIL"]
+    if len(sweeps) > 1:
+        table = Table(title="best of each sweep")
+        for header in ("sweep", "trial", "model", "recall@10", "pairs"):
+            table.add_column(header)
+        with_best = [(sweep["name"], sweep["best"]) for _, sweep in sweeps if sweep["best"] is not None]
+        for name, best in sorted(with_best, key=lambda pair: -pair[1]["metrics"]["recall_at_10"]):
+            recall, pairs = best["metrics"]["recall_at_10"], best["metrics"]["num_pairs"]
+            table.add_row(name, best["trial_id"], best["config"]["clip_model"], f"{recall:.4f}", f"{pairs:,}")
+        parts.append(table)
+    return parts

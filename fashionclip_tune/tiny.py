@@ -1,0 +1,51 @@
+"""Two tiny OpenCLIP towers that learn on a CPU core, and where their pretrained weights lie.
+
+``tiny-clip`` is built like ViT-B-32 (class token, causal text tower, no logit bias), ``tiny-sig`` after SigLIP (average
+pooling, text that sees both ways, a logit bias of its own). Both take photos of 32 x 32 pixels in patches of 8.
+(OpenCLIP gives every architecture with "siglip" in its name a tokenizer from the hub: hence the short name.)
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import open_clip
+
+from fashionclip_tune.cache import cache_dir
+
+TINY_MODELS = ("tiny-clip", "tiny-sig")
+# The whole photo: garments are taller than wide, and a centre crop would cut collars and hems off.
+TINY_PREPROCESSING = {
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "resize_mode": "squash",
+    "interpolation": "bicubic",
+}
+
+# Recipe of the weights that a sweep starts from: garments of another collection than those of the sweep.
+PRETRAINING_SEED = 2026
+PRETRAINING_PRODUCTS = 3_000
+PRETRAINING_VIEWS = 2
+PRETRAINING_EXAMPLES = 24_576
+PRETRAINING_LEARNING_RATE = 1e-3
+
+
+@cache
+def register_tiny_models() -> None:
+    """Makes the tiny towers known to OpenCLIP in this process."""
+    open_clip.add_model_config(Path(__file__).parent / "model_configs")
+
+
+def pretrained_tiny_dir(model_name: str) -> Path:
+    """Folder of the pretrained weights, named by everything that they depend on; may not exist yet."""
+    register_tiny_models()
+    recipe = [
+        PRETRAINING_SEED,
+        PRETRAINING_PRODUCTS,
+        PRETRAINING_VIEWS,
+        PRETRAINING_EXAMPLES,
+        PRETRAINING_LEARNING_RATE,
+    ]
+    text = json.dumps([open_clip.get_model_config(model_name), TINY_PREPROCESSING, recipe], sort_keys=True)
+    return cache_dir() / "pretrained" / f"{model_name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

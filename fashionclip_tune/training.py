@@ -1,0 +1,281 @@
+"""Assembles a run from a configuration. ``train`` is the one entry point of notebook, command line and trial alike."""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fashionclip_tune.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.data import BadSamples, RunShards, TrainBatch, cached_index, run_shards, train_loader
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
+from fashionclip_tune.files import write_json
+from fashionclip_tune.history import History, Row, read_history
+from fashionclip_tune.model import load_model, load_weights
+from fashionclip_tune.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.trainer import StageStats, Trainer
+
+OnEval = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """How long a run is and how often it is evaluated, in optimizer steps."""
+
+    total_steps: int
+    stage_steps: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves. ``history`` has a row an evaluation, the untouched weights (step 0) first."""
+
+    out_dir: Path
+    checkpoint: Path
+    history: tuple[Row, ...]
+    num_bad_samples: int
+
+    @property
+    def metrics(self) -> Row:
+        """Of the last evaluation."""
+        return self.history[-1]
+
+
+def plan_run(config: ProjectConfig, num_train: int) -> RunPlan:
+    """Steps from ``budget_examples``, else ``max_steps``, else ``epochs`` over ``num_train`` photos."""
+    training = config.training
+    if training.budget_examples is not None:
+        total_steps = training.budget_examples // training.batch_size
+    elif training.max_steps is not None:
+        total_steps = training.max_steps
+    else:
+        total_steps = max(1, training.epochs * num_train // training.batch_size)
+    if training.stage_examples is not None:
+        return RunPlan(total_steps, training.stage_examples // training.batch_size)
+    return RunPlan(total_steps, training.checkpoint_interval)
+
+
+def train(
+    config: ProjectConfig, out_dir: Path | str, *, on_eval: OnEval | None = None, resume_from: Path | str | None = None
+) -> TrainResult:
+    """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
+
+    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two) and
+    TensorBoard events. A stage ends with its evaluation, a checkpoint, its record and ``on_eval(row)``, in this order.
+
+    Args:
+        config: the run; ``config.dataset_dir`` holds the shards.
+        out_dir: a folder without a run in it, or the one that is resumed.
+        on_eval: called with each row, a flat dict with ``step``, ``examples_seen``, ``recall_at_10`` and more. When it
+            raises (SystemExit included), the run ends with a checkpoint of the stage just finished. A resumed run calls
+            it again with its checkpoint's row, which its last life may not have got round to.
+        resume_from: a run's folder (its newest whole checkpoint is used, or none if there is none) or one checkpoint.
+
+    Raises:
+        UserError: a wrong configuration, missing data or weights, or a checkpoint of another run.
+        DivergedError: the loss is not a finite number any more.
+        BadDataError: too many samples cannot be read.
+    """
+    out_dir = Path(out_dir).absolute()
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    plan = plan_precision(config)
+    shards = run_shards(config)
+    resumed, refused = newest_checkpoint(Path(resume_from).absolute()) if resume_from is not None else (None, [])
+    for reason in refused:
+        warnings.warn(f"passed over: {reason}", stacklevel=2)
+    if resume_from is None and (read_history(out_dir) or newest_checkpoint(out_dir) != (None, [])):
+        raise UserError(f"{out_dir} holds a run already: give another folder, or resume it (resume_from=the folder)")
+    return _Run(config, out_dir, plan, shards, resumed).run(on_eval or (lambda row: None))
+
+
+class _Run:
+    """One life of a run: from its first step or its checkpoint to its end."""
+
+    def __init__(
+        self, config: ProjectConfig, out_dir: Path, plan: PrecisionPlan, shards: RunShards, resumed: Checkpoint | None
+    ) -> None:
+        self._started = time.perf_counter()
+        self._config = config
+        self._out_dir = out_dir
+        self._plan = plan
+        self._shards = shards
+        self._resumed = resumed
+        self._index = cached_index(shards.train)
+        self._bad = BadSamples(self._index, config.training.max_bad_share)
+        self._loaded = load_model(_starting_point(config))
+        self._fingerprint = config.fingerprint(
+            data=f"{self._index.fingerprint}:{cached_index(shards.valid).fingerprint}",
+            weights=self._loaded.weights_fingerprint,
+        )
+        self._rows: list[Row] = []
+        self._earlier_s = 0.0
+        self._checkpoint: Path | None = None
+        self._checkpoint_time = time.monotonic()
+        self._run_plan = plan_run(config, len(self._index))
+        self._trainer = Trainer(self._loaded, config, self._run_plan.total_steps, plan)
+        if resumed is not None:
+            self._restore(resumed)
+
+    def _restore(self, resumed: Checkpoint) -> None:
+        if resumed.record["fingerprint"] != self._fingerprint:
+            raise UserError(f"{resumed.folder} is of another run: {_changed(resumed.record, self._config)}")
+        load_weights(self._trainer.network, resumed.weights_file)
+        self._trainer.load_state_dict(resumed.training_state())
+        self._rows = list(resumed.record["history"])
+        self._earlier_s = self._rows[-1]["duration_s"]
+        self._checkpoint = resumed.folder
+
+    def run(self, on_eval: OnEval) -> TrainResult:
+        write_json(self._out_dir / "config.json", self._config.to_dict())
+        total_steps, trainer = self._run_plan.total_steps, self._trainer
+        history = History(self._out_dir, first_new_examples=trainer.step * self._config.training.batch_size)
+        pin_memory = self._plan.device.type == "cuda"
+        try:
+            if self._rows:
+                self._report(self._rows[-1], history, on_eval)
+            else:
+                self._rows.append(self._row(self._zero_shot(), None))
+                self._report(self._rows[-1], history, on_eval)
+            with train_loader(
+                self._config,
+                self._index,
+                self._loaded,
+                first_step=trainer.step,
+                total_steps=total_steps,
+                pin_memory=pin_memory,
+            ) as batches:
+                while trainer.step < total_steps:
+                    num_steps = min(self._run_plan.stage_steps, total_steps - trainer.step)
+                    stats = trainer.run_stage(batches, num_steps, self._on_batch)
+                    self._rows.append(self._row(self._evaluate(), stats))
+                    if self._checkpoint_is_due():
+                        self._save_checkpoint()
+                    self._report(self._rows[-1], history, on_eval)
+        finally:
+            history.close()
+        assert self._checkpoint is not None
+        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), len(self._bad.found))
+
+    def _on_batch(self, batch: TrainBatch) -> None:
+        self._bad.add(batch.bad)
+
+    def _report(self, row: Row, history: History, on_eval: OnEval) -> None:
+        if difference := history.record(row):
+            message = f"a stage that was trained again came out otherwise: {difference}"
+            if self._plan.device.type == "cpu":
+                message += " (same machine type, library versions and hardware.threads give equal numbers)"
+            warnings.warn(message, stacklevel=2)
+        try:
+            on_eval(row)
+        except BaseException:
+            at_this_step = self._checkpoint is not None and self._checkpoint.name.endswith(f"_{row['step']:08d}")
+            if row["step"] > 0 and not at_this_step:
+                self._save_checkpoint()
+            raise
+
+    def _zero_shot(self) -> dict[str, float]:
+        return self._recalls(cached_zero_shot)
+
+    def _evaluate(self) -> dict[str, float]:
+        return self._recalls(evaluate)
+
+    def _recalls(self, measure: Callable[..., dict[str, float]]) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
+            if shards:
+                photos = evaluation_set(shards, self._loaded.preprocessing)
+                measured = measure(
+                    self._loaded,
+                    photos,
+                    batch_size=self._config.evaluation.batch_size,
+                    plan=self._plan,
+                    max_bad_share=self._config.training.max_bad_share,
+                )
+                metrics |= {prefix + name: value for name, value in measured.items()}
+        return metrics
+
+    def _row(self, metrics: dict[str, float], stats: StageStats | None) -> Row:
+        training = self._config.training
+        row: Row = {
+            "step": self._trainer.step,
+            "examples_seen": self._trainer.step * training.batch_size,
+            "epoch": self._trainer.step * training.batch_size / len(self._index),
+            **metrics,
+        }
+        if stats is not None:
+            row |= {name: value for name, value in vars(stats).items() if value is not None}
+        return {**row, "duration_s": self._earlier_s + time.perf_counter() - self._started}
+
+    def _checkpoint_is_due(self) -> bool:
+        is_last = self._trainer.step == self._run_plan.total_steps
+        age_s = time.monotonic() - self._checkpoint_time
+        return is_last or age_s >= 60 * self._config.training.checkpoint_minutes
+
+    def _save_checkpoint(self) -> None:
+        record: dict[str, Any] = {
+            "step": self._trainer.step,
+            "fingerprint": self._fingerprint,
+            "config": self._config.to_dict(),
+            "preprocessing": vars(self._loaded.preprocessing),
+            "model_config": self._loaded.model_config,
+            "history": self._rows,
+        }
+        self._checkpoint = save_checkpoint(
+            self._out_dir / "checkpoints", self._trainer.network.state_dict(), self._trainer.state_dict(), record
+        )
+        self._checkpoint_time = time.monotonic()
+
+
+def _starting_point(config: ProjectConfig) -> ProjectConfig:
+    """``should_load_checkpoint`` starts from the weights of a file, an OpenCLIP folder or one of our checkpoints."""
+    if not config.should_load_checkpoint:
+        return config
+    assert config.checkpoint_path is not None
+    return config.with_overrides({"model.pretrained": str(config.checkpoint_path)})
+
+
+def _changed(record: dict[str, Any], config: ProjectConfig) -> str:
+    before, now = record["config"], config.to_dict()
+    changes = [f"{path} was {before[path]!r}, is {now[path]!r}" for path in before if now[path] != before[path]]
+    return "; ".join(changes) or "its data or its first weights have changed"
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A run that has been checked and can be started."""
+
+    config: ProjectConfig
+
+    def train(self) -> TrainResult:
+        """Runs in ``config.base_path`` (its ``checkpoints/`` and ``evaluations/``), printing each evaluation."""
+        return train(self.config, self.config.base_path, on_eval=print_row)
+
+
+def training_prep(config: ProjectConfig) -> PreparedTraining:
+    """Checks that a configuration's data is there and its model known; the published entry point.
+
+    Raises:
+        UserError: on Colab without a mounted Drive, or shards that are not there.
+    """
+    if config.on_colab and not config.base_path.parent.is_dir():
+        raise UserError(f"on_colab is set but {config.base_path.parent} is not there: mount Google Drive first")
+    run_shards(config)
+    return PreparedTraining(replace(config))
+
+
+def print_row(row: Row) -> None:
+    """One line an evaluation."""
+    loss = "  (untouched weights)"
+    if "loss" in row:
+        loss = f"  loss {row['loss']:.4f}  {row['samples_per_second']:,.0f} samples/s"
+    print(
+        f"step {row['step']:>6}  {row['examples_seen']:>9,} examples  recall_at_10 {row['recall_at_10']:.4f}  "
+        f"recall_at_5 {row['recall_at_5']:.4f}{loss}",
+        flush=True,
+    )

@@ -1,0 +1,1 @@
+"""Sweeps: the only place that imports Ray."""

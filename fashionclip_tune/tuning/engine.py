@@ -1,0 +1,145 @@
+"""Ray Tune's three hooks, thin over the study: what to try next, whether to go on, and who hears of it.
+
+Everything that Ray is told here is in the journal first. Ray's trial ids mean nothing beyond this process.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.tuning.asha import survives
+from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a worker needs to know about a trial."""
+
+    number: int
+    trial_dir: str
+    config: dict[str, Any]
+
+    def to_ray(self) -> dict[str, Any]:
+        # As text: Ray would take dots in the keys for nesting.
+        return {"plan": json.dumps(vars(self))}
+
+    @classmethod
+    def from_ray(cls, ray_config: dict[str, Any]) -> "TrialPlan":
+        return cls(**json.loads(ray_config["plan"]))
+
+
+def trial_folder_name(number: int, config: ProjectConfig) -> str:
+    """``0007-vit-b-32-siglip``."""
+    return f"{number:04d}-{config.model_name.lower()}-{config.loss_function.value}"
+
+
+class _NotPickled:
+    """Ray snapshots its hooks now and then; ours have nothing in them that the journal has not."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class StudySearcher(_NotPickled, Searcher):
+    """Hands the study's unfinished trials to Ray, then new ones, at most ``max_concurrent`` at a time."""
+
+    def __init__(
+        self,
+        study: SweepStudy,
+        space: Space,
+        build: Callable[[dict[str, Any]], ProjectConfig],
+        trials_dir: Path,
+        max_concurrent: int,
+    ) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._study = study
+        self._space = space
+        self._build = build
+        self._trials_dir = trials_dir
+        self._max_concurrent = max_concurrent
+        self._to_continue = study.unfinished()
+        self._running: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
+        if len(self._running) >= self._max_concurrent:
+            return None
+        if self._to_continue:
+            number = self._to_continue.pop(0)
+            overrides = self._study.overrides(number, self._space)
+        else:
+            number, overrides = self._study.suggest(self._space)
+        self._running[trial_id] = number
+        config = self._build(overrides)
+        folder = self._trials_dir / trial_folder_name(number, config)
+        return TrialPlan(number, str(folder), config.to_dict()).to_ray()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._running.pop(trial_id, None)
+        if number is None:
+            return
+        if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
+            self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
+        else:
+            self._study.end(number, TrialState.COMPLETE, "budget")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep is resumed from its journal, not from Ray's snapshots")
+
+
+class StudyScheduler(_NotPickled, FIFOScheduler):
+    """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
+
+    def __init__(self, study: SweepStudy, rung_levels: list[int], reduction_factor: int) -> None:
+        super().__init__()
+        self._study = study
+        self._rung_levels = rung_levels
+        self._reduction_factor = reduction_factor
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        plan = TrialPlan.from_ray(trial.config)
+        if "stop_reason" in result:
+            pruned = result["stop_reason"] == "diverged"
+            state = TrialState.PRUNED if pruned else TrialState.FAIL
+            self._study.end(plan.number, state, result["stop_reason"], result["message"])
+            return str(TrialScheduler.STOP)
+        examples_seen, value = int(result["examples_seen"]), float(result[METRIC])
+        self._study.record_stage(plan.number, examples_seen, value)
+        if examples_seen not in self._rung_levels or self._study.has_later_stage(plan.number, examples_seen):
+            return str(TrialScheduler.CONTINUE)
+        earlier = self._study.values_at(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
+        if survives(value, earlier, self._reduction_factor):
+            return str(TrialScheduler.CONTINUE)
+        self._study.end(plan.number, TrialState.PRUNED, f"rung_{self._rung_levels.index(examples_seen) + 1}")
+        return str(TrialScheduler.STOP)
+
+
+class Announcer(_NotPickled, Callback):
+    """Calls back after every event of a trial, once it has taken effect."""
+
+    def __init__(self, on_event: Callable[[], None]) -> None:
+        self._on_event = on_event
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._on_event()
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        self._on_event()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._on_event()
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._on_event()

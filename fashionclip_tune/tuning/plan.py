@@ -1,0 +1,225 @@
+"""What a sweep will do, worked out and checked before anything is started."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fashionclip_tune.cache import cache_dir
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.data import cached_index, run_shards
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.precision import choose_device
+from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
+from fashionclip_tune.tuning import asha
+from fashionclip_tune.tuning.resources import Slots, plan_slots
+from fashionclip_tune.tuning.space import SearchSpace, SpaceCheck, check_space, load_space
+
+SCHEDULERS = ("asha", "none")
+_MAX_STARTUP_TRIALS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """A sweep as its flags say; None: chosen by ``plan_sweep``, which returns them all filled in."""
+
+    data: str | None = None
+    """Folder of shards; None: the embedded synthetic garments."""
+    space: str | None = None
+    num_trials: int | None = None
+    max_concurrent: int | None = None
+    seed: int | None = None
+    budget_examples: int | None = None
+    scheduler: str | None = None
+    grace_examples: int | None = None
+    reduction_factor: int | None = None
+    gpus_per_trial: float | None = None
+    device: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Of ``--set``: hold for all trials, whatever the space says."""
+
+    def check_same(self, saved: "SweepSettings", name: str) -> None:
+        """Raises UserError where a given flag differs from that of the saved sweep."""
+        for f in fields(self):
+            given, was = getattr(self, f.name), getattr(saved, f.name)
+            if f.name == "overrides":
+                changed = {path: value for path, value in given.items() if was.get(path) != value}
+                given, was = changed or None, {path: was.get(path) for path in changed}
+            elif f.name in ("data", "space") and given is not None and was is not None:
+                given, was = _absolute(given), _absolute(was)
+            if given is not None and given != was:
+                flag = "--set" if f.name == "overrides" else "--" + f.name.replace("_", "-")
+                raise UserError(f"sweep {name} was started with {flag} {was}, not {given}: a resumed sweep keeps its settings")
+
+
+def _absolute(path_or_name: str) -> str:
+    return str(Path(path_or_name).absolute()) if Path(path_or_name).exists() else path_or_name
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that can be started: everything is found, checked and sized."""
+
+    settings: SweepSettings
+    space: SearchSpace
+    check: SpaceCheck
+    base: ProjectConfig
+    slots: Slots
+    rung_levels: tuple[int, ...]
+    num_train: int
+    num_valid: int
+    data_fingerprint: str
+
+    def build(self, overrides: Mapping[str, Any]) -> ProjectConfig:
+        """A trial's configuration."""
+        return self.base.with_overrides({**overrides, **self.settings.overrides})
+
+    @property
+    def num_trials(self) -> int:
+        assert self.settings.num_trials is not None
+        return self.settings.num_trials
+
+    @cached_property
+    def num_startup_trials(self) -> int:
+        """Random trials before TPE takes over: a third of the sweep, at most Optuna's ten."""
+        return min(_MAX_STARTUP_TRIALS, math.ceil(self.num_trials / 3))
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        s, budget, stage = self.settings, self.base.training.budget_examples, self.base.training.stage_examples
+        assert budget is not None
+        assert stage is not None
+        rungs = ", ".join(f"{rung:,}" for rung in self.rung_levels) if self.rung_levels else "none"
+        gpu = f", {self.slots.gpus_per_trial:g} GPU" if self.slots.gpus_per_trial else ""
+        return [
+            f"space:    {self.space.name} ({', '.join(self.check.parameters)}), 100 draws are valid configurations",
+            f"models:   {', '.join(self.check.config_of_model)}; losses: {', '.join(self.check.losses)}",
+            f"data:     {self.base.dataset_dir}: {self.num_train:,} photos to train on, {self.num_valid:,} to evaluate on",
+            f"trials:   {self.num_trials}, {self.slots.count} side by side, each {self.slots.cpus_per_trial:g} CPU{gpu}"
+            f" on {s.device}",
+            f"budget:   {budget:,} examples a trial ({budget / self.num_train:.1f} epochs), evaluated every {stage:,}",
+            f"stopping: {s.scheduler}, rungs at {rungs} examples, the best 1/{s.reduction_factor} go on",
+        ]
+
+
+def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan:
+    """Resolves and checks everything that can be known before a trial runs.
+
+    Raises:
+        UserError: a flag's value, the data, the space, or a budget that does not fit them.
+    """
+    scheduler, reduction_factor, num_trials, seed = _checked_flags(settings)
+    device = choose_device(settings.device or "auto").type
+    space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
+    slots = plan_slots(
+        device=device,
+        num_trials=num_trials,
+        max_concurrent=settings.max_concurrent,
+        gpus_per_trial=settings.gpus_per_trial,
+    )
+    overrides = {"hardware.threads": slots.threads, **settings.overrides}
+    data_dir = Path(settings.data).absolute() if settings.data else _embedded_data(say)
+    base = ProjectConfig(device=device, dataset_root=data_dir).with_overrides({**space.base, "training.seed": seed})
+    base = base.with_overrides({"model.cache_dir": base.model_cache_dir.absolute(), **overrides})
+    workers = min(base.training.num_workers, int(slots.cpus_per_trial) - (device == "cpu"))
+    base = base.with_overrides({"training.num_workers": max(0, workers)})
+
+    shards = run_shards(base)
+    train, valid = cached_index(shards.train), cached_index(shards.valid)
+    check = check_space(space, lambda drawn: base.with_overrides({**drawn, **overrides}), seed)
+    largest = check.batch_sizes[-1]
+    if largest > len(train):
+        raise UserError(f"training.batch_size = {largest} is more than the {len(train)} photos to train on in {data_dir}")
+    budget, stage = _budget(settings, base, check.batch_sizes, len(train), reduction_factor)
+    base = base.with_overrides({"training.budget_examples": budget, "training.stage_examples": stage})
+    if space.name == "openclip" and device == "cpu":
+        say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
+    filled_in = replace(
+        settings,
+        data=str(data_dir) if settings.data else None,
+        space=space.name if str(space.file).startswith(str(Path(__file__).parents[2])) else str(space.file),
+        num_trials=num_trials,
+        max_concurrent=slots.count,
+        seed=seed,
+        budget_examples=budget,
+        scheduler=scheduler,
+        grace_examples=stage,
+        reduction_factor=reduction_factor,
+        gpus_per_trial=slots.gpus_per_trial or None,
+        device=device,
+        overrides=overrides,
+    )
+    return SweepPlan(
+        settings=filled_in,
+        space=space,
+        check=check,
+        base=base,
+        slots=slots,
+        rung_levels=tuple(asha.rungs(stage, budget, reduction_factor)) if scheduler == "asha" else (),
+        num_train=len(train),
+        num_valid=len(valid),
+        data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
+    )
+
+
+def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
+    scheduler = settings.scheduler or "asha"
+    if scheduler not in SCHEDULERS:
+        raise UserError(f"--scheduler {scheduler!r} is not allowed: {' or '.join(SCHEDULERS)}")
+    reduction_factor = 3 if settings.reduction_factor is None else settings.reduction_factor
+    if reduction_factor < 2:
+        raise UserError(f"--reduction-factor {reduction_factor} is not allowed: at least 2")
+    num_trials = 16 if settings.num_trials is None else settings.num_trials
+    if num_trials < 1:
+        raise UserError(f"--num-trials {num_trials} is not allowed: at least 1")
+    seed = settings.seed or 0
+    if seed < 0:
+        raise UserError(f"--seed {seed} is not allowed: at least 0")
+    return scheduler, reduction_factor, num_trials, seed
+
+
+def _embedded_data(say: Callable[[str], None]) -> Path:
+    recipe = GarmentRecipe()
+    said = False
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal said
+        if not said:
+            say(f"rendering {total:,} synthetic garments: once, some seconds")
+            said = True
+
+    return cached_dataset(recipe, cache_dir(), on_progress=on_progress)
+
+
+def _budget(
+    settings: SweepSettings, base: ProjectConfig, batch_sizes: tuple[int, ...], num_train: int, reduction_factor: int
+) -> tuple[int, int]:
+    """Examples of a trial and of a stage, which is also the first rung: multiples of every batch size in the space."""
+    unit = math.lcm(*batch_sizes)
+    budget, stage = settings.budget_examples, settings.grace_examples
+    stages = reduction_factor**2  # by default: rungs after 1 / eta**2 and 1 / eta of the budget
+    for flag, value in (("--budget-examples", budget), ("--grace-examples", stage)):
+        if value is not None and (value < unit or value % unit):
+            nearest = max(1, round(value / unit)) * unit
+            raise UserError(
+                f"{flag} {value} is not allowed: a multiple of {unit} (every batch size in the space), say {nearest}"
+            )
+    if stage is None:
+        wanted = budget if budget is not None else base.training.epochs * num_train
+        stage = max(1, round(wanted / stages / unit)) * unit
+        if budget is not None:
+            stage = _divisor_near(budget // unit, stage // unit) * unit
+    if budget is None:
+        budget = max(1, round(base.training.epochs * num_train / stage)) * stage
+    if budget % stage:
+        nearest = max(1, round(budget / stage)) * stage
+        raise UserError(f"--budget-examples {budget} is not allowed: a multiple of --grace-examples {stage}, say {nearest}")
+    return budget, stage
+
+
+def _divisor_near(number: int, wanted: int) -> int:
+    """The divisor of ``number`` that is nearest to ``wanted`` by ratio."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / wanted)))

@@ -1,0 +1,82 @@
+"""sweep.json and trials.csv: rebuilt after every event from the journal and the trials' own folders."""
+
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from fashionclip_tune.files import write_json
+from fashionclip_tune.history import read_history
+from fashionclip_tune.report import best_row, write_trials_csv
+from fashionclip_tune.tuning.study import METRIC, SweepStudy, message, settings, stop_reason
+
+
+class SweepRecord:
+    """Writes what a sweep has found so far. ``header`` is what does not change: name, settings, versions."""
+
+    def __init__(self, sweep_dir: Path, study: SweepStudy, header: dict[str, Any]) -> None:
+        self._sweep_dir = sweep_dir
+        self._study = study
+        self._header = header
+        self._ended_rows: dict[int, dict[str, Any]] = {}  # these change no more: a long sweep does not read them again
+        self._zero_shot: dict[str, dict[str, Any]] = {}
+
+    def write(self, state: str) -> dict[str, Any]:
+        """Writes both files and returns the content of sweep.json."""
+        rows, best = self.rows(), self.best()
+        sweep = {
+            **self._header,
+            "state": state,
+            "best": best and {name: best[name] for name in ("trial_id", "config", "metrics")},
+            "zero_shot": self._zero_shot,
+            "trials": [{name: value for name, value in row.items() if name != "metrics"} for row in rows],
+        }
+        write_json(self._sweep_dir / "sweep.json", sweep)
+        write_trials_csv(rows, self._sweep_dir / "trials.csv")
+        return sweep
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a trial, by number."""
+        return [self._row(trial) for trial in self._study.trials()]
+
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best ended trial."""
+        best = best_row(self.rows())
+        return None if best is None else dict(best)
+
+    def _row(self, trial: FrozenTrial) -> dict[str, Any]:
+        if trial.number in self._ended_rows:
+            return self._ended_rows[trial.number]
+        config = settings(trial)
+        folder = self.trial_dir(trial.number)
+        # A stage counts once it is in the journal; a file that is ahead of it belongs to a report under way.
+        history = [row for row in read_history(folder) if row["examples_seen"] in trial.intermediate_values] if folder else []
+        last: dict[str, Any] = history[-1] if history else {}
+        if history and history[0]["step"] == 0:
+            self._zero_shot.setdefault(config["clip_model"], _recalls(history[0]))
+        diverged = stop_reason(trial) == "diverged"
+        row = {
+            "trial_id": f"{trial.number:04d}",
+            "state": trial.state.name,
+            "stop_reason": stop_reason(trial),
+            "message": message(trial),
+            "config": config,
+            "step": last.get("step", 0),
+            "examples_seen": last.get("examples_seen", 0),
+            "recall_at_10": 0.0 if diverged else last.get(METRIC),
+            "recall_at_5": 0.0 if diverged else last.get("recall_at_5"),
+            "max_recall_at_10": max((row[METRIC] for row in history), default=None),
+            "duration_s": last.get("duration_s", 0.0),
+            "metrics": _recalls(last),
+        }
+        if trial.state != TrialState.RUNNING:
+            self._ended_rows[trial.number] = row
+        return row
+
+    def trial_dir(self, number: int) -> Path | None:
+        """The trial's folder, if it has got that far."""
+        return next((self._sweep_dir / "trials").glob(f"{number:04d}-*"), None)
+
+
+def _recalls(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name.startswith("recall_at_") or name == "num_pairs"}

@@ -1,0 +1,99 @@
+"""Search spaces: Python files with a define-by-run function, checked against the configuration before anything starts."""
+
+import hashlib
+import importlib.util
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.model import check_architecture
+from fashionclip_tune.tuning.study import Space, draw_points
+
+SPACES_DIR = Path(__file__).parents[2] / "sweeps" / "spaces"
+_CHECKED_POINTS = 100
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """``draw(trial)`` maps an Optuna trial to settings by dotted path; ``base`` holds for all trials, ``points`` come first."""
+
+    name: str
+    file: Path
+    draw: Space
+    base: Mapping[str, Any]
+    points: tuple[Mapping[str, Any], ...]
+
+    @property
+    def content_hash(self) -> str:
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SpaceCheck:
+    """What random draws of a space held: a config for each model among them, and the batch sizes."""
+
+    config_of_model: dict[str, ProjectConfig]
+    batch_sizes: tuple[int, ...]
+    losses: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+def load_space(name_or_file: str) -> SearchSpace:
+    """A space of ``sweeps/spaces/`` by name, or any Python file.
+
+    Raises:
+        UserError: no such space, or a file that cannot be run or lacks a ``space`` function.
+    """
+    file = Path(name_or_file) if name_or_file.endswith(".py") else SPACES_DIR / f"{name_or_file}.py"
+    if not file.is_file():
+        names = ", ".join(sorted(path.stem for path in SPACES_DIR.glob("*.py")))
+        raise UserError(f"--space {name_or_file!r}: no such space; allowed: {names}, or a Python file")
+    spec = importlib.util.spec_from_file_location(f"search_space_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises
+        raise UserError(f"--space {file} cannot be run: {_where(error)}") from error
+    draw = getattr(module, "space", None)
+    if not callable(draw):
+        raise UserError(f"--space {file} has no function space(trial) that returns settings by dotted path")
+    base, points = getattr(module, "BASE", {}), getattr(module, "POINTS", ())
+    return SearchSpace(file.stem, file.absolute(), draw, dict(base), tuple(points))
+
+
+def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectConfig], seed: int) -> SpaceCheck:
+    """Draws 100 points and builds the configuration of each.
+
+    Raises:
+        UserError: names the space, what it drew and what is wrong with it.
+    """
+    config_of_model: dict[str, ProjectConfig] = {}
+    batch_sizes, losses, parameters = set(), set(), dict[str, None]()
+    try:
+        drawn = draw_points(space.draw, _CHECKED_POINTS, seed)
+    except Exception as error:
+        raise UserError(f"space {space.file} fails when it is drawn from: {_where(error)}") from error
+    for overrides, distributions in drawn:
+        if not isinstance(overrides, dict):
+            raise UserError(f"space {space.file}: space(trial) returned {type(overrides).__name__}, a dict is expected")
+        try:
+            config = build(overrides)
+            check_architecture(config.model_name)
+        except UserError as error:
+            raise UserError(f"space {space.file} drew {overrides}, which is no valid configuration: {error}") from error
+        config_of_model.setdefault(config.model_name, config)
+        batch_sizes.add(config.training.batch_size)
+        losses.add(config.loss_function.value)
+        parameters |= dict.fromkeys(distributions)
+    return SpaceCheck(config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), tuple(parameters))
+
+
+def _where(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} (line {frame.lineno} of {Path(frame.filename).name})"

@@ -1,0 +1,143 @@
+"""The sweep's one memory: an Optuna study in a journal file, appended to and synced before anything takes effect.
+
+A trial is known by its number in the study. Its settings and why it ended are user attributes; the value reported at
+``examples_seen`` is recall_at_10 of that stage. Nothing else needs to be kept: rungs, searcher and tables follow from it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+Space = Callable[[optuna.trial.Trial], dict[str, Any]]
+
+METRIC = "recall_at_10"
+_OVERRIDES, _STOP_REASON, _MESSAGE = "overrides", "stop_reason", "message"
+_STUDY_NAME = "sweep"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class SweepStudy:
+    """Suggests trials and records what becomes of them."""
+
+    def __init__(self, journal: Path, *, seed: int, num_startup_trials: int, points: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Opens or starts the journal; ``points`` are the settings of the first trials, by parameter name."""
+        self._seed = seed
+        self._num_startup_trials = num_startup_trials
+        self._storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._study = optuna.create_study(
+            study_name=_STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
+        )
+        for point in points:  # again after a kill among them: those that are there are not added twice
+            self._study.enqueue_trial(dict(point), skip_if_exists=True)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials that were started, by number."""
+        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+    def unfinished(self) -> list[int]:
+        """Numbers of the trials without an end: running, or interrupted."""
+        return [trial.number for trial in self.trials() if not trial.state.is_finished()]
+
+    def suggest(self, space: Space) -> tuple[int, dict[str, Any]]:
+        """A new trial: its number and the settings that the space made of the sampler's draws."""
+        self._study.sampler = self._sampler(len(self.trials()))
+        trial = self._study.ask()
+        return trial.number, self._draw(trial, space)
+
+    def overrides(self, number: int, space: Space) -> dict[str, Any]:
+        """The settings of a trial; drawn to the end if the process died while they were drawn."""
+        known = self._frozen(number).user_attrs.get(_OVERRIDES)
+        if known is not None:
+            return dict(known)
+        self._study.sampler = self._sampler(number)
+        return self._draw(optuna.trial.Trial(self._study, self._trial_id(number)), space)
+
+    def _draw(self, trial: optuna.trial.Trial, space: Space) -> dict[str, Any]:
+        overrides = space(trial)
+        trial.set_user_attr(_OVERRIDES, overrides)
+        return overrides
+
+    def _sampler(self, number: int) -> TPESampler:
+        """Tied to the trial's number: a sampler that goes on from its seed would suggest other things after a resume."""
+        return TPESampler(
+            seed=(self._seed * 1_000_003 + number) % 2**32,
+            n_startup_trials=self._num_startup_trials,
+            multivariate=True,
+            group=True,  # parameters that exist in one branch of the space are modelled apart
+            constant_liar=True,  # running trials push the next suggestion away
+        )
+
+    def record_stage(self, number: int, examples_seen: int, value: float) -> None:
+        """Adds a stage's value; recording a stage again changes nothing."""
+        if examples_seen not in self._frozen(number).intermediate_values:
+            self._storage.set_trial_intermediate_value(self._trial_id(number), examples_seen, value)
+
+    def has_later_stage(self, number: int, examples_seen: int) -> bool:
+        return any(step > examples_seen for step in self._frozen(number).intermediate_values)
+
+    def values_at(self, examples_seen: int, *, clip_model: str, other_than: int) -> list[float]:
+        """What the other trials of an architecture had reached at a stage."""
+        return [
+            trial.intermediate_values[examples_seen]
+            for trial in self.trials()
+            if trial.number != other_than
+            and trial.user_attrs.get(_OVERRIDES, {}).get("clip_model") == clip_model
+            and examples_seen in trial.intermediate_values
+        ]
+
+    def end(self, number: int, state: TrialState, stop_reason: str, message: str = "") -> None:
+        """Ends a trial once; its score is its last stage's value. A diverged trial scores 0, so that TPE avoids it."""
+        trial = self._frozen(number)
+        if trial.state.is_finished():
+            return
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_user_attr(trial_id, _STOP_REASON, stop_reason)
+        if message:
+            self._storage.set_trial_user_attr(trial_id, _MESSAGE, message)
+        if state == TrialState.PRUNED and stop_reason == "diverged":
+            self._storage.set_trial_intermediate_value(trial_id, max(trial.intermediate_values, default=0) + 1, 0.0)
+        last = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else math.nan
+        if state == TrialState.COMPLETE and not math.isnan(last):
+            self._study.tell(number, last)
+        else:
+            self._study.tell(number, state=TrialState.FAIL if state == TrialState.COMPLETE else state)
+
+    def _trial_id(self, number: int) -> int:
+        return self._frozen(number)._trial_id
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def stop_reason(trial: FrozenTrial) -> str | None:
+    """budget, rung_N, diverged, bad_data or error; None while it runs."""
+    return trial.user_attrs.get(_STOP_REASON)
+
+
+def message(trial: FrozenTrial) -> str | None:
+    """What a failed trial said."""
+    return trial.user_attrs.get(_MESSAGE)
+
+
+def settings(trial: FrozenTrial) -> dict[str, Any]:
+    """What the space drew for a trial, by dotted path; empty if it died while drawing."""
+    return dict(trial.user_attrs.get(_OVERRIDES, {}))
+
+
+def draw_points(space: Space, count: int, seed: int) -> list[tuple[dict[str, Any], dict[str, BaseDistribution]]]:
+    """Random settings of a space and their distributions, without a sweep: to check it before anything is started."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    drawn = []
+    for _ in range(count):
+        trial = study.ask()
+        drawn.append((space(trial), dict(trial.distributions)))
+    return drawn

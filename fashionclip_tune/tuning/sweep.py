@@ -1,0 +1,305 @@
+"""A sweep from its settings to its winner: start, resume, finish."""
+
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+from filelock import FileLock, Timeout
+from ray import tune
+from rich.console import Console
+
+from fashionclip_tune.checkpoint import newest_weights, strip_training_state
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.files import write_json
+from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
+from fashionclip_tune.pretraining import pretrain_missing
+from fashionclip_tune.report import ranked, read_sweep, trials_table, winner_lines
+from fashionclip_tune.tuning.engine import Announcer, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
+from fashionclip_tune.tuning.progress import Progress
+from fashionclip_tune.tuning.record import SweepRecord
+from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.study import METRIC, SweepStudy
+from fashionclip_tune.tuning.trainable import run_trial
+
+# Ray waits this long for a stopped trial's cleanup before it reuses the actor; with its 2 s, a cleanup of 4 s hung the
+# whole sweep. A checkpoint of a large model on a slow disk takes a minute.
+_CLEANUP_TIMEOUT_S = 600
+_OBJECT_STORE_BYTES = 256 * 2**20
+_PROCESS_RETRIES = 3
+
+
+def sweep(
+    settings: SweepSettings, *, results: Path, name: str | None, resume: bool, dry_run: bool, console: Console
+) -> dict[str, Any] | None:
+    """Starts a sweep, or goes on with an interrupted one, and returns the content of its sweep.json.
+
+    Args:
+        settings: None where the plan is to choose; of a resumed sweep they may only repeat what it was started with.
+        results: the folder of all sweeps.
+        name: the sweep's folder in it; None: the next free one, or with ``resume`` the latest unfinished one.
+        resume: go on with an interrupted sweep; with nothing to resume, start.
+        dry_run: print the plan only, and return None.
+
+    Raises:
+        UserError: anything that the user can put right.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    results = results.absolute()
+    found = _to_resume(results, name) if resume else None
+    if found is None and name is not None and (results / name).exists():
+        raise UserError(f"sweep {results / name} exists: add --resume to go on with it, or choose another --name")
+    if found is None:
+        plan = plan_sweep(settings, say)
+        sweep_dir = results / name if name is not None else _next_free(results)
+    else:
+        sweep_dir = found
+        plan = _saved_plan(sweep_dir, settings, say)
+    for line in (f"sweep:    {sweep_dir}", *plan.lines()):
+        say(line)
+    if dry_run:
+        return None
+    if found is not None and read_sweep(found)["state"] == "FINISHED":
+        finished = read_sweep(found)
+        say("this sweep is finished: nothing to resume")
+        _print_result(finished, sweep_dir, console)
+        return finished
+    _prepare_models(plan, say)
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    with _only_driver(sweep_dir):
+        result = _run(plan, sweep_dir, console)
+    _print_result(result, sweep_dir, console)
+    return result
+
+
+def _to_resume(results: Path, name: str | None) -> Path | None:
+    """The named sweep if it was started at all, or the latest unfinished one."""
+    if name is not None:
+        # Killed before its first file: there is nothing to lose, and it starts afresh.
+        return results / name if (results / name / "sweep.json").is_file() else None
+    sweeps = [(path.parent, read_sweep(path.parent)) for path in results.glob("*/sweep.json")]
+    unfinished = [(content["created"], folder) for folder, content in sweeps if content["state"] != "FINISHED"]
+    return max(unfinished)[1] if unfinished else None
+
+
+def _next_free(results: Path) -> Path:
+    number = 1
+    while (results / f"sweep-{number:03d}").exists():
+        number += 1
+    return results / f"sweep-{number:03d}"
+
+
+def _saved_plan(sweep_dir: Path, given: SweepSettings, say: Any) -> SweepPlan:
+    saved = read_sweep(sweep_dir)
+    settings = SweepSettings(**saved["settings"])
+    given.check_same(settings, sweep_dir.name)
+    plan = plan_sweep(settings, say)
+    for what, now in (("space_hash", plan.space.content_hash), ("data_fingerprint", plan.data_fingerprint)):
+        if saved[what] != now:
+            source = plan.space.file if what == "space_hash" else plan.base.dataset_dir
+            raise UserError(f"{source} has changed since sweep {sweep_dir.name} was started: put it back, or start a new sweep")
+    return plan
+
+
+def _prepare_models(plan: SweepPlan, say: Any) -> None:
+    """Makes or fetches weights once, before trials would do so side by side."""
+    configs = plan.check.config_of_model
+    pretrain_missing([name for name, config in configs.items() if config.model.pretrained == "default"], say)
+    for config in configs.values():
+        fetch_weights(config)
+
+
+@contextmanager
+def _only_driver(sweep_dir: Path) -> Iterator[None]:
+    try:
+        with FileLock(sweep_dir / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"sweep {sweep_dir} is being run by another process: wait for it, or stop it") from None
+
+
+def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
+    header = _header(plan, sweep_dir)
+    if not (sweep_dir / "sweep.json").is_file():
+        empty: dict[str, Any] = {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": []}
+        write_json(sweep_dir / "sweep.json", {**header, **empty})
+    assert plan.settings.seed is not None
+    study = SweepStudy(
+        sweep_dir / "study.journal",
+        seed=plan.settings.seed,
+        num_startup_trials=plan.num_startup_trials,
+        points=plan.space.points,
+    )
+    record = SweepRecord(sweep_dir, study, header)
+    with Progress(console, plan.num_trials) as progress:
+
+        def on_event() -> None:
+            progress.show(record.write("RUNNING"))
+            _strip_ended(sweep_dir, record)
+
+        interrupted = _run_trials(plan, sweep_dir, study, on_event)
+        _strip_ended(sweep_dir, record)
+        _export_best(plan, sweep_dir, record)
+        result = record.write("INTERRUPTED" if interrupted else "FINISHED")
+        progress.show(result)
+    return result
+
+
+def _run_trials(plan: SweepPlan, sweep_dir: Path, study: SweepStudy, on_event: Any) -> bool:
+    """Runs what is unfinished, then new trials; True if a signal ended it early."""
+    num_to_run = len(study.unfinished()) + max(0, plan.num_trials - len(study.trials()))
+    if num_to_run == 0:
+        return False
+    assert plan.settings.reduction_factor is not None
+    scheduler = StudyScheduler(study, list(plan.rung_levels), plan.settings.reduction_factor)
+    searcher = StudySearcher(study, plan.space.draw, plan.build, sweep_dir / "trials", plan.slots.count)
+    resources = {"cpu": plan.slots.cpus_per_trial, "gpu": plan.slots.gpus_per_trial}
+    with _local_ray(plan.slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, {name: amount for name, amount in resources.items() if amount}),
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=num_to_run,
+                reuse_actors=True,
+                max_concurrent_trials=plan.slots.count,
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
+                verbose=0,
+                callbacks=[Announcer(on_event)],
+                failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
+            ),
+        )
+        tuner.fit()
+    return bool(study.unfinished()) or len(study.trials()) < plan.num_trials
+
+
+@contextmanager
+def _local_ray(slots: Slots) -> Iterator[None]:
+    """A Ray of our own, unless this process is connected to one; SIGTERM ends a sweep as cleanly as Ctrl-C does."""
+    environment = {
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            address="local",
+            # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
+            num_cpus=max(1, round(slots.count * slots.cpus_per_trial)),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": environment},
+        )
+    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        if started:
+            ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _header(plan: SweepPlan, sweep_dir: Path) -> dict[str, Any]:
+    """What does not change in the life of a sweep; kept from its first start."""
+    if (sweep_dir / "sweep.json").is_file():
+        changing = ("state", "best", "zero_shot", "trials")
+        return {name: value for name, value in read_sweep(sweep_dir).items() if name not in changing}
+    packages = ("torch", "open_clip_torch", "ray", "optuna")
+    return {
+        "name": sweep_dir.name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        "metric": METRIC,
+        "mode": "max",
+        "seed": plan.settings.seed,
+        "space": plan.space.name,
+        "space_hash": plan.space.content_hash,
+        "data_fingerprint": plan.data_fingerprint,
+        "settings": asdict(plan.settings),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _strip_ended(sweep_dir: Path, record: SweepRecord) -> None:
+    """Optimizer states of trials that are over, once their worker has let go of the folder."""
+    for row in record.rows():
+        folder = record.trial_dir(int(row["trial_id"]))
+        if row["state"] == "RUNNING" or folder is None or not (folder / ".lock").exists():
+            continue
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                strip_training_state(folder)
+        except Timeout:
+            continue
+        (folder / ".lock").unlink(missing_ok=True)  # so that the next event does not look at it again
+
+
+def _export_best(plan: SweepPlan, sweep_dir: Path, record: SweepRecord) -> None:
+    best = record.best()
+    folder = record.trial_dir(int(best["trial_id"])) if best is not None else None
+    weights = newest_weights(folder) if folder is not None else None
+    if best is None or weights is None:
+        return
+    config: ProjectConfig = plan.build(best["config"])
+    loaded = load_model(config)
+    load_weights(loaded.network, weights)
+    unfinished, final = sweep_dir / ".best.tmp", sweep_dir / "best"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    export_openclip(loaded, unfinished)
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.rename(final)
+
+
+def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> None:
+    console.print(trials_table(ranked(result["trials"]), result["zero_shot"], f"{result['name']}, best first"))
+    for line in winner_lines(result, sweep_dir):
+        console.print(line, highlight=False, soft_wrap=True)
+    if result["state"] == "INTERRUPTED":
+        results = sweep_dir.parent
+        console.print(
+            f"interrupted; go on with: python sweeps/run_sweep.py --results {results} --name {sweep_dir.name} --resume",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"curves: tensorboard --logdir {sweep_dir}", highlight=False, soft_wrap=True)

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Searches over models, losses, learning rates and augmentation; without arguments, on embedded synthetic garments."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fashionclip_tune.cli import UserErrorExit, assignments
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="folder of shards (default: synthetic garments)")
+    add(
+        "--space",
+        metavar="NAME|FILE",
+        help="a search space of sweeps/spaces/, or a file (default: tiny; openclip on a GPU)",
+    )
+    add("--name", help="the sweep's folder in --results (default: the next free one)")
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of all sweeps (default: %(default)s)")
+    add("--num-trials", type=int, metavar="N", help="default: 16")
+    add("--max-concurrent", type=int, metavar="N", help="trials side by side (default: a core each, or what the GPU takes)")
+    add("--seed", type=int, metavar="N", help="default: 0")
+    add("--budget-examples", type=int, metavar="N", help="photos that a trial trains on (default: the space's epochs)")
+    add("--scheduler", help="asha or none (default: asha)")
+    add("--grace-examples", type=int, metavar="N", help="a stage, and the first rung (default: a ninth of the budget)")
+    add("--reduction-factor", type=int, metavar="N", help="one in N goes on at a rung (default: 3)")
+    add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU (default: 1)")
+    add("--device", help="auto, cpu or cuda (default: auto)")
+    add("--set", action="append", default=[], metavar="PATH=VALUE", help="fix a setting for all trials, e.g. training.epochs=2")
+    add("--dry-run", action="store_true", help="print the plan and start nothing")
+    add("--resume", action="store_true", help="go on with an interrupted sweep (the latest one without --name), or start")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = vars(parse())
+    own = {name: arguments.pop(name) for name in ("name", "results", "dry_run", "resume")}
+    with UserErrorExit():
+        from rich.console import Console
+
+        from fashionclip_tune.tuning.plan import SweepSettings
+        from fashionclip_tune.tuning.sweep import sweep
+
+        settings = SweepSettings(overrides=assignments(arguments.pop("set")), **arguments)
+        result = sweep(settings, **own, console=Console())
+    sys.exit(130 if result is not None and result["state"] == "INTERRUPTED" else 0)
+
+
+if __name__ == "__main__":
+    main()

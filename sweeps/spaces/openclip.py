@@ -1,0 +1,22 @@
+"""The three pretrained OpenCLIP models: the default on a GPU."""
+
+from typing import Any
+
+import optuna
+
+BASE = {"training.batch_size": 64, "training.epochs": 1}
+
+
+def space(trial: optuna.Trial) -> dict[str, Any]:
+    model = trial.suggest_categorical("clip_model", ["ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"])
+    settings: dict[str, Any] = {
+        "clip_model": model,
+        "training.learning_rate": trial.suggest_float("learning_rate", 1e-6, 1e-4, log=True),
+        "augmentation.caption": trial.suggest_categorical("caption", ["original", "uniform"]),
+    }
+    # The sigmoid loss needs the bias that SigLIP2 was pretrained with; the two CLIP models have none.
+    if model == "ViT-B-16-SigLIP2-256":
+        settings["loss_function"] = trial.suggest_categorical("loss_function", ["contrastive", "siglip"])
+    if trial.suggest_categorical("augment_images", [False, True]):
+        settings["augmentation.image_strength"] = trial.suggest_float("image_strength", 0.1, 1.0)
+    return settings

@@ -102,7 +102,7 @@ class StudySearcher(_NotPickled, Searcher):
 class StudyScheduler(_NotPickled, FIFOScheduler):
     """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
 
-    def __init__(self, study: SweepStudy, rung_levels: list[int], reduction_factor: int) -> None:
+    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int) -> None:
         super().__init__()
         self._study = study
         self._rung_levels = rung_levels

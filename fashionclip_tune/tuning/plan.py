@@ -67,7 +67,11 @@ class SweepPlan:
     check: SpaceCheck
     base: ProjectConfig
     slots: Slots
+    num_trials: int
+    seed: int
     rung_levels: tuple[int, ...]
+    reduction_factor: int
+    num_shards: int
     num_train: int
     num_valid: int
     data_fingerprint: str
@@ -76,11 +80,6 @@ class SweepPlan:
         """A trial's configuration."""
         return self.base.with_overrides({**overrides, **self.settings.overrides})
 
-    @property
-    def num_trials(self) -> int:
-        assert self.settings.num_trials is not None
-        return self.settings.num_trials
-
     @cached_property
     def num_startup_trials(self) -> int:
         """Random trials before TPE takes over: a third of the sweep, at most Optuna's ten."""
@@ -88,7 +87,7 @@ class SweepPlan:
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        s, budget, stage = self.settings, self.base.training.budget_examples, self.base.training.stage_examples
+        budget, stage = self.base.training.budget_examples, self.base.training.stage_examples
         assert budget is not None
         assert stage is not None
         rungs = ", ".join(f"{rung:,}" for rung in self.rung_levels) if self.rung_levels else "none"
@@ -96,11 +95,12 @@ class SweepPlan:
         return [
             f"space:    {self.space.name} ({', '.join(self.check.parameters)}), 100 draws are valid configurations",
             f"models:   {', '.join(self.check.config_of_model)}; losses: {', '.join(self.check.losses)}",
-            f"data:     {self.base.dataset_dir}: {self.num_train:,} photos to train on, {self.num_valid:,} to evaluate on",
+            f"data:     {self.base.dataset_dir}: {self.num_shards} shards, {self.num_train:,} photos to train on,"
+            f" {self.num_valid:,} to evaluate on",
             f"trials:   {self.num_trials}, {self.slots.count} side by side, each {self.slots.cpus_per_trial:g} CPU{gpu}"
-            f" on {s.device}",
+            f" on {self.base.device}",
             f"budget:   {budget:,} examples a trial ({budget / self.num_train:.1f} epochs), evaluated every {stage:,}",
-            f"stopping: {s.scheduler}, rungs at {rungs} examples, the best 1/{s.reduction_factor} go on",
+            f"stopping: {self.settings.scheduler}, rungs at {rungs} examples, the best 1/{self.reduction_factor} go on",
         ]
 
 
@@ -111,7 +111,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     scheduler, reduction_factor, num_trials, seed = _checked_flags(settings)
-    device = choose_device(settings.device or "auto").type
+    device = choose_device(ProjectConfig(device=settings.device or "auto").device).type
     space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
     slots = plan_slots(
         device=device,
@@ -157,6 +157,10 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         check=check,
         base=base,
         slots=slots,
+        num_trials=num_trials,
+        seed=seed,
+        reduction_factor=reduction_factor,
+        num_shards=len(shards.train) + len(shards.valid),
         rung_levels=tuple(asha.rungs(stage, budget, reduction_factor)) if scheduler == "asha" else (),
         num_train=len(train),
         num_valid=len(valid),
@@ -211,7 +215,9 @@ def _budget(
         stage = max(1, round(wanted / stages / unit)) * unit
         if budget is not None:
             stage = _divisor_near(budget // unit, stage // unit) * unit
-    if budget is None:
+    if budget is None and settings.grace_examples is None:
+        budget = stages * stage
+    elif budget is None:
         budget = max(1, round(base.training.epochs * num_train / stage)) * stage
     if budget % stage:
         nearest = max(1, round(budget / stage)) * stage

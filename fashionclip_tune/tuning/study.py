@@ -5,13 +5,15 @@ A trial is known by its number in the study. Its settings and why it ended are u
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import TPESampler
+from optuna.samplers import PartialFixedSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -32,6 +34,7 @@ class SweepStudy:
         """Opens or starts the journal; ``points`` are the settings of the first trials, by parameter name."""
         self._seed = seed
         self._num_startup_trials = num_startup_trials
+        _drop_torn_line(journal)
         self._storage = JournalStorage(JournalFileBackend(str(journal)))
         self._study = optuna.create_study(
             study_name=_STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
@@ -58,7 +61,13 @@ class SweepStudy:
         known = self._frozen(number).user_attrs.get(_OVERRIDES)
         if known is not None:
             return dict(known)
-        self._study.sampler = self._sampler(number)
+        # What it had drawn is in the journal, but where its random stream stood is not: draw all of it again beside.
+        beside = optuna.create_study(direction="maximize", sampler=self._sampler(number))
+        beside.add_trials(trial for trial in self.trials() if trial.number < number)
+        drawn = beside.ask()
+        space(drawn)
+        with _experimental_allowed():
+            self._study.sampler = PartialFixedSampler(drawn.params, self._sampler(number))
         return self._draw(optuna.trial.Trial(self._study, self._trial_id(number)), space)
 
     def _draw(self, trial: optuna.trial.Trial, space: Space) -> dict[str, Any]:
@@ -68,13 +77,14 @@ class SweepStudy:
 
     def _sampler(self, number: int) -> TPESampler:
         """Tied to the trial's number: a sampler that goes on from its seed would suggest other things after a resume."""
-        return TPESampler(
-            seed=(self._seed * 1_000_003 + number) % 2**32,
-            n_startup_trials=self._num_startup_trials,
-            multivariate=True,
-            group=True,  # parameters that exist in one branch of the space are modelled apart
-            constant_liar=True,  # running trials push the next suggestion away
-        )
+        with _experimental_allowed():
+            return TPESampler(
+                seed=(self._seed * 1_000_003 + number) % 2**32,
+                n_startup_trials=self._num_startup_trials,
+                multivariate=True,
+                group=True,  # parameters that exist in one branch of the space are modelled apart
+                constant_liar=True,  # running trials push the next suggestion away
+            )
 
     def record_stage(self, number: int, examples_seen: int, value: float) -> None:
         """Adds a stage's value; recording a stage again changes nothing."""
@@ -116,6 +126,25 @@ class SweepStudy:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
+
+
+@contextmanager
+def _experimental_allowed() -> Iterator[None]:
+    """For the parts of Optuna that may still change: its version is pinned narrowly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cuts off what a process wrote when it was killed in the middle of a line: the next append would ruin both lines."""
+    if not journal.exists():
+        return
+    with open(journal, "rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+    # The lock of a process that was killed while it wrote; ours is the only one (the sweep's folder is locked).
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
 
 
 def stop_reason(trial: FrozenTrial) -> str | None:

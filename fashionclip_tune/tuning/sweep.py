@@ -1,12 +1,8 @@
 """A sweep from its settings to its winner: start, resume, finish."""
 
-import logging
-import os
 import platform
 import shutil
-import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,9 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
 from filelock import FileLock, Timeout
-from ray import tune
 from rich.console import Console
 
 from fashionclip_tune.checkpoint import newest_weights, strip_training_state
@@ -27,19 +21,11 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import ranked, read_sweep, trials_table, winner_lines
-from fashionclip_tune.tuning.engine import Announcer, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.record import SweepRecord
-from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
-from fashionclip_tune.tuning.trainable import run_trial
-
-# Ray waits this long for a stopped trial's cleanup before it reuses the actor; with its 2 s, a cleanup of 4 s hung the
-# whole sweep. A checkpoint of a large model on a slow disk takes a minute.
-_CLEANUP_TIMEOUT_S = 600
-_OBJECT_STORE_BYTES = 256 * 2**20
-_PROCESS_RETRIES = 3
 
 
 def sweep(
@@ -81,7 +67,10 @@ def sweep(
         _print_result(finished, sweep_dir, console)
         return finished
     _prepare_models(plan, say)
-    sweep_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--results {results} cannot be written to ({error}): choose another folder") from error
     with _only_driver(sweep_dir):
         result = _run(plan, sweep_dir, console)
     _print_result(result, sweep_dir, console)
@@ -139,10 +128,9 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
     if not (sweep_dir / "sweep.json").is_file():
         empty: dict[str, Any] = {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": []}
         write_json(sweep_dir / "sweep.json", {**header, **empty})
-    assert plan.settings.seed is not None
     study = SweepStudy(
         sweep_dir / "study.journal",
-        seed=plan.settings.seed,
+        seed=plan.seed,
         num_startup_trials=plan.num_startup_trials,
         points=plan.space.points,
     )
@@ -153,83 +141,22 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
             progress.show(record.write("RUNNING"))
             _strip_ended(sweep_dir, record)
 
-        interrupted = _run_trials(plan, sweep_dir, study, on_event)
+        completed = run_trials(
+            study,
+            plan.space.draw,
+            plan.build,
+            trials_dir=sweep_dir / "trials",
+            num_trials=plan.num_trials,
+            slots=plan.slots,
+            rung_levels=plan.rung_levels,
+            reduction_factor=plan.reduction_factor,
+            on_event=on_event,
+        )
         _strip_ended(sweep_dir, record)
         _export_best(plan, sweep_dir, record)
-        result = record.write("INTERRUPTED" if interrupted else "FINISHED")
+        result = record.write("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
     return result
-
-
-def _run_trials(plan: SweepPlan, sweep_dir: Path, study: SweepStudy, on_event: Any) -> bool:
-    """Runs what is unfinished, then new trials; True if a signal ended it early."""
-    num_to_run = len(study.unfinished()) + max(0, plan.num_trials - len(study.trials()))
-    if num_to_run == 0:
-        return False
-    assert plan.settings.reduction_factor is not None
-    scheduler = StudyScheduler(study, list(plan.rung_levels), plan.settings.reduction_factor)
-    searcher = StudySearcher(study, plan.space.draw, plan.build, sweep_dir / "trials", plan.slots.count)
-    resources = {"cpu": plan.slots.cpus_per_trial, "gpu": plan.slots.gpus_per_trial}
-    with _local_ray(plan.slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
-        tuner = tune.Tuner(
-            tune.with_resources(run_trial, {name: amount for name, amount in resources.items() if amount}),
-            tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode="max",
-                search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=num_to_run,
-                reuse_actors=True,
-                max_concurrent_trials=plan.slots.count,
-            ),
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
-                verbose=0,
-                callbacks=[Announcer(on_event)],
-                failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
-            ),
-        )
-        tuner.fit()
-    return bool(study.unfinished()) or len(study.trials()) < plan.num_trials
-
-
-@contextmanager
-def _local_ray(slots: Slots) -> Iterator[None]:
-    """A Ray of our own, unless this process is connected to one; SIGTERM ends a sweep as cleanly as Ctrl-C does."""
-    environment = {
-        "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    started = not ray.is_initialized()
-    if started:
-        ray.init(
-            address="local",
-            # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
-            num_cpus=max(1, round(slots.count * slots.cpus_per_trial)),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": environment},
-        )
-    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
-        if started:
-            ray.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _header(plan: SweepPlan, sweep_dir: Path) -> dict[str, Any]:
@@ -295,6 +222,11 @@ def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> 
     console.print(trials_table(ranked(result["trials"]), result["zero_shot"], f"{result['name']}, best first"))
     for line in winner_lines(result, sweep_dir):
         console.print(line, highlight=False, soft_wrap=True)
+    for row in result["trials"]:
+        if row["state"] == "FAIL":
+            console.print(
+                f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
+            )
     if result["state"] == "INTERRUPTED":
         results = sweep_dir.parent
         console.print(

@@ -1,0 +1,133 @@
+"""Runs a study's trials on a local Ray."""
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.train._internal.session import get_session
+from ray.tune import Trainable
+from ray.tune.experiment import Trial
+from ray.tune.trainable import wrap_function
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.tuning.engine import Announcer, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
+from fashionclip_tune.tuning.trainable import run_trial
+
+# Ray waits this long for a stopped trial's cleanup before it reuses the actor; with its 2 s, a cleanup of 4 s hung the
+# whole sweep. A checkpoint of a large model on a slow disk takes a minute.
+_CLEANUP_TIMEOUT_S = 600
+_OBJECT_STORE_BYTES = 256 * 2**20
+_PROCESS_RETRIES = 3
+
+
+def run_trials(
+    study: SweepStudy,
+    space: Space,
+    build: Callable[[dict[str, Any]], ProjectConfig],
+    *,
+    trials_dir: Path,
+    num_trials: int,
+    slots: Slots,
+    rung_levels: tuple[int, ...],
+    reduction_factor: int,
+    on_event: Callable[[], None],
+    trainable: Callable[[dict[str, Any]], None] = run_trial,
+) -> bool:
+    """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if a signal ended it early."""
+    num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
+    if num_to_run == 0:
+        return True
+    searcher = StudySearcher(study, space, build, trials_dir, slots.count)
+    scheduler = StudyScheduler(study, rung_levels, reduction_factor)
+    resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
+    with _local_ray(slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
+        tuner = tune.Tuner(
+            tune.with_resources(_patient(trainable), {name: amount for name, amount in resources.items() if amount}),
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=num_to_run,
+                trial_dirname_creator=_ray_trial_id,
+                reuse_actors=True,  # a short trial does not pay a start-up, and finds the weights in memory
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
+                verbose=0,
+                callbacks=[Announcer(on_event)],
+                failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
+            ),
+        )
+        tuner.fit()
+    return not study.unfinished() and len(study.trials()) >= num_trials
+
+
+def _patient(trainable: Callable[[dict[str, Any]], None]) -> type[Trainable]:
+    """The function as Ray wraps it, but waiting for the function's cleanup when its actor is stopped.
+
+    Ray waits before it reuses an actor, but not when it ends one: the last trial of a sweep would lose the checkpoint
+    that it is writing. (At the very end Ray itself kills what takes longer than ten seconds.)
+    """
+    wrapped: Any = wrap_function(trainable)
+
+    class Patient(wrapped):
+        def cleanup(self) -> None:
+            session = get_session()
+            if session is not None:
+                session.finish(timeout=_CLEANUP_TIMEOUT_S)
+            super().cleanup()
+
+    return Patient
+
+
+def _ray_trial_id(trial: Trial) -> str:
+    return str(trial.trial_id)
+
+
+@contextmanager
+def _local_ray(slots: Slots) -> Iterator[None]:
+    """A Ray of our own, unless this process is connected to one; SIGTERM ends a sweep as cleanly as Ctrl-C does."""
+    settings = {
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            address="local",
+            # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
+            num_cpus=max(1, round(slots.count * slots.cpus_per_trial)),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": settings},
+        )
+    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        if started:
+            ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

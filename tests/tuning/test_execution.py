@@ -1,0 +1,67 @@
+"""The engine on a real Ray, with trainables that misbehave."""
+
+import time
+
+import pytest
+import toys
+from optuna.trial import TrialState
+from ray import cloudpickle
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.tuning.execution import run_trials
+from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.study import SweepStudy, message, stop_reason
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+cloudpickle.register_pickle_by_value(toys)
+
+
+def space(trial):
+    return {"clip_model": "tiny-clip", "training.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2)}
+
+
+def run(tmp_path, trainable, *, num_trials, slots=2, rung_levels=()):
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
+    completed = run_trials(
+        study,
+        space,
+        ProjectConfig().with_overrides,
+        trials_dir=tmp_path / "trials",
+        num_trials=num_trials,
+        slots=Slots(slots, 1, 0),
+        rung_levels=rung_levels,
+        reduction_factor=3,
+        on_event=lambda: None,
+        trainable=trainable,
+    )
+    assert completed
+    return study.trials()
+
+
+def logs(tmp_path):
+    return [folder.joinpath("log").read_text().split("\n")[:-1] for folder in sorted((tmp_path / "trials").iterdir())]
+
+
+def test_cleanups_of_four_seconds_do_not_hang_the_sweep(tmp_path):
+    started = time.monotonic()
+    trials = run(tmp_path, toys.slow_to_clean_up, num_trials=4, slots=1, rung_levels=(100,))
+    assert time.monotonic() - started < 90
+    assert [stop_reason(trial) for trial in trials] == ["budget", "rung_1", "rung_1", "rung_1"]
+    assert logs(tmp_path) == [["100", "200", "300"], *[["100", "cleaned up"]] * 3]
+
+
+def test_a_process_that_dies_is_retried_and_its_trial_goes_on(tmp_path):
+    trials = run(tmp_path, toys.dies_once, num_trials=3)
+    assert logs(tmp_path)[1] == ["100", "died", "200", "300"]
+    for trial in trials:
+        assert trial.state == TrialState.COMPLETE
+        assert trial.intermediate_values == {100: 0.5, 200: 0.5, 300: 0.5}
+
+
+def test_nan_divergence_and_failure_end_their_trial_only(tmp_path):
+    nan, diverged, failed, well = run(tmp_path, toys.goes_wrong, num_trials=4, slots=1, rung_levels=(100, 200))
+    assert (nan.state, stop_reason(nan)) == (TrialState.PRUNED, "rung_1")
+    assert (diverged.state, stop_reason(diverged), diverged.value) == (TrialState.PRUNED, "diverged", 0.0)
+    assert (failed.state, stop_reason(failed), message(failed)) == (TrialState.FAIL, "error", "ValueError: no")
+    assert (well.state, well.value) == (TrialState.COMPLETE, 0.5)
+    assert all(number == trial.number for number, trial in enumerate((nan, diverged, failed, well)))

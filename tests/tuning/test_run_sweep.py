@@ -1,0 +1,110 @@
+"""The script's errors and its dry run: nothing here starts Ray."""
+
+import pytest
+
+FAST = ("--set", "model.pretrained=none", "--set", "training.batch_size=16")
+
+
+def refused(result, *said):
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert err.count("\n") == 1, f"more than one line: {err}"
+    for part in said:
+        assert part in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--space", "nonsense"], ["nonsense", "tiny", "openclip", "published"]),
+        (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha or none"]),
+        (["--num-trials", "0"], ["--num-trials 0", "at least 1"]),
+        (["--max-concurrent", "0"], ["--max-concurrent 0", "at least 1"]),
+        (["--reduction-factor", "1"], ["--reduction-factor 1", "at least 2"]),
+        (["--gpus-per-trial", "1.5"], ["--gpus-per-trial 1.5", "at most 1"]),
+        (["--device", "tpu"], ["tpu", "auto, cpu, cuda"]),
+        (["--set", "training.lerning_rate=1"], ["training.lerning_rate", "training.learning_rate"]),
+        (["--set", "training.learning_rate=fast"], ["training.learning_rate = 'fast'", "a number expected"]),
+        (["--set", "training.epochs"], ["PATH=VALUE"]),
+        (["--set", "train_shards_pattern=nothing.{000000..000003}.tar"], ["nothing.{000000..000003}.tar", "none of its files"]),
+        (["--set", "train_shards_pattern=pipe:cat x.tar"], ["pipe"]),
+        (["--budget-examples", "100"], ["--budget-examples 100", "multiple of 16", "say 96"]),
+        (["--budget-examples", "96", "--grace-examples", "64"], ["--grace-examples 64", "say 128"]),
+        (["--set", "training.batch_size=500"], ["500", "160 photos"]),
+        (["--set", "clip_model=ViT-B-31"], ["ViT-B-31", "ViT-B-32"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_flag_is_one_line_that_says_what_is_allowed(run_sweep, garments, tmp_path, arguments, said):
+    base = () if "training.batch_size" in " ".join(arguments) else FAST
+    result = run_sweep("--data", garments, "--results", tmp_path / "results", *base, *arguments)
+    refused(result, *said)
+    assert not (tmp_path / "results").exists(), "something was started"
+
+
+def test_a_folder_without_shards_is_refused(run_sweep, tmp_path):
+    refused(run_sweep("--data", tmp_path / "nowhere"), "nowhere", "does not exist")
+    (tmp_path / "empty").mkdir()
+    refused(run_sweep("--data", tmp_path / "empty"), "empty", "clip_dataset_train.000000.tar", "prepare")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "def space(trial):\n    return {'training.epochs': trial.suggest_int('epochs', 0, 1)}",
+            ["training.epochs", "at least 1"],
+        ),
+        ("def space(trial):\n    return {'clip_model': 'ViT-Z'}", ["ViT-Z", "ViT-B-32"]),
+        ("def space(trial):\n    return {'learning_rate': 1e-3}", ["'learning_rate' is no setting", "training.learning_rate"]),
+        ("def space(trial):\n    return 3", ["returned int", "dict"]),
+        ("def space(trial):\n    return 1 / 0", ["ZeroDivisionError", "line 2"]),
+        ("import not_there", ["not_there", "line 1"]),
+        ("BASE = {}", ["no function space(trial)"]),
+    ],
+)
+def test_a_wrong_space_is_refused_before_anything_starts(run_sweep, garments, tmp_path, source, said):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    refused(run_sweep("--data", garments, "--space", file, "--results", tmp_path / "results"), "mine.py", *said)
+    assert not (tmp_path / "results").exists()
+
+
+def test_weights_that_cannot_be_fetched_say_where_they_were_looked_for_and_how_to_bring_them(
+    run_sweep, garments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where openclip_cache/ is looked for
+    result = run_sweep("--data", garments, "--space", "published", "--results", tmp_path / "results")
+    err = refused(result, "laion2b_s34b_b", str(tmp_path / "openclip_cache"), "--set model.pretrained=")
+    assert "laion/CLIP" in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_existing_name_needs_resume(run_sweep, garments, tmp_path):
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    refused(run_sweep("--data", garments, "--results", tmp_path / "results", "--name", "mine"), "mine exists", "--resume")
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep, garments, tmp_path):
+    code, out, err = run_sweep("--data", garments, "--results", tmp_path / "results", "--num-trials", "12", "--dry-run", *FAST)
+    assert (code, err) == (0, "")
+    # about 3 epochs of 160 photos, in nine stages of whole batches of 16.
+    for part in (
+        "space:    tiny (clip_model, loss_function, learning_rate, caption, augment_images, image_strength)",
+        "160 photos to train on, 20 to evaluate on",
+        "2 shards",
+        "trials:   12",
+        "budget:   432 examples a trial (2.7 epochs), evaluated every 48",
+        "rungs at 48, 144 examples",
+    ):
+        assert part in out
+    assert not (tmp_path / "results").exists()
+
+
+def test_resume_with_nothing_to_resume_plans_a_new_sweep(run_sweep, garments, tmp_path):
+    code, out, _ = run_sweep("--data", garments, "--results", tmp_path / "results", "--resume", "--dry-run", *FAST)
+    assert code == 0
+    assert "sweep-001" in out

@@ -1,0 +1,236 @@
+"""Real sweeps: real Ray, real Optuna, real training of the tiny towers, real kill signals."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from conftest import sweep_json  # tests/tuning/conftest.py
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def finished(garments, tmp_path_factory, local_ray):
+    """A sweep of six trials in this process, with stages of 16 examples and rungs at 16 and 48."""
+    from rich.console import Console
+
+    from fashionclip_tune.cli import assignments
+    from fashionclip_tune.tuning.plan import SweepSettings
+    from fashionclip_tune.tuning.sweep import sweep
+
+    results = tmp_path_factory.mktemp("results")
+    settings = SweepSettings(data=str(garments), num_trials=6, budget_examples=144, overrides=assignments(SETTINGS[1:4:2]))
+    with open(results / "output", "w") as output:
+        sweep(settings, results=results, name="six", resume=False, dry_run=False, console=Console(file=output, width=200))
+    return results / "six"
+
+
+def test_every_trial_is_in_every_file(finished):
+    content = sweep_json(finished)
+    assert content["state"] == "FINISHED"
+    rows = content["trials"]
+    assert [row["trial_id"] for row in rows] == [f"{number:04d}" for number in range(6)]
+    with open(finished / "trials.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [float(line["recall_at_10"]) for line in table] == [row["recall_at_10"] for row in rows]
+    for row in rows:
+        (folder,) = (finished / "trials").glob(f"{row['trial_id']}-*")
+        loss = row["config"]["loss_function"]
+        assert folder.name == f"{row['trial_id']}-{row['config']['clip_model']}-{loss}"
+        evaluations = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
+        assert [e["examples_seen"] for e in evaluations] == list(range(0, row["examples_seen"] + 1, 16))
+        assert evaluations[-1]["recall_at_10"] == row["recall_at_10"]
+        assert max(e["recall_at_10"] for e in evaluations) == row["max_recall_at_10"]
+        config = json.loads((folder / "config.json").read_text())
+        assert {name: config[name] for name in row["config"]} == row["config"]
+        assert content["zero_shot"][row["config"]["clip_model"]]["recall_at_10"] == evaluations[0]["recall_at_10"]
+
+
+def test_trials_ended_by_budget_or_at_a_rung_and_some_were_stopped(finished):
+    ends = {(row["stop_reason"], row["examples_seen"], row["state"]) for row in sweep_json(finished)["trials"]}
+    assert ends <= {("budget", 144, "COMPLETE"), ("rung_1", 16, "PRUNED"), ("rung_2", 48, "PRUNED")}
+    assert len({end[0] for end in ends}) > 1
+
+
+def test_the_best_trial_is_the_one_with_the_highest_last_recall(finished):
+    content = sweep_json(finished)
+    assert content["best"]["metrics"]["recall_at_10"] == max(row["recall_at_10"] for row in content["trials"])
+
+
+def test_the_winner_loads_with_openclip_and_scores_what_the_sweep_says(finished, garments):
+    """Photos and captions read from the tar by hand, prepared and encoded by OpenCLIP alone, ranked by brute force."""
+    import tarfile
+
+    best = sweep_json(finished)["best"]
+    name = f"local-dir:{finished / 'best'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    model.eval()
+    with tarfile.open(garments / "clip_dataset_valid_aug.000000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    keys = sorted(member[:-4] for member in members if member.endswith(".jpg"))
+    import io
+
+    photos = torch.stack([preprocess(Image.open(io.BytesIO(members[f"{key}.jpg"]))) for key in keys])
+    captions = [members[f"{key}.txt0.txt"].decode() for key in keys]
+    with torch.no_grad():
+        images = model.encode_image(photos, normalize=True)
+        # One encoding for equal captions: their similarities are to tie exactly.
+        rows = {caption: model.encode_text(tokenizer([caption]), normalize=True)[0] for caption in captions}
+    scores = images @ torch.stack([rows[caption] for caption in captions]).T
+
+    def recall(scores):
+        total = 0.0
+        for i, row in enumerate(scores.tolist()):
+            better, tied = sum(s > row[i] for s in row), sum(s == row[i] for s in row)
+            total += min(1.0, max(0.0, (10 - better) / tied))
+        return total / len(scores)
+
+    assert (recall(scores) + recall(scores.T)) / 2 == pytest.approx(best["metrics"]["recall_at_10"], abs=1e-9)
+
+
+def test_tensorboard_shows_a_curve_of_every_trial(finished):
+    for folder in sorted((finished / "trials").iterdir()):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        evaluations = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
+        curve = [(event.step, event.value) for event in events.Scalars("recall_at_10")]
+        expected = [(e["examples_seen"], pytest.approx(e["recall_at_10"], abs=1e-6)) for e in evaluations]
+        assert curve == expected
+        assert {"loss", "learning_rate", "logit_scale", "samples_per_second", "recall_at_5"} <= set(events.Tags()["scalars"])
+
+
+def test_ended_trials_keep_their_weights_and_no_optimizer(finished):
+    for folder in (finished / "trials").iterdir():
+        (checkpoint,) = (folder / "checkpoints").iterdir()
+        assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors"]
+
+
+def test_the_output_names_the_winner_its_gain_and_how_to_load_it(finished):
+    said = (finished.parent / "output").read_text()
+    best = sweep_json(finished)["best"]
+    assert f"best: trial {best['trial_id']}" in said
+    assert "gain +" in said or "gain -" in said
+    assert f"local-dir:{finished / 'best'}" in said
+    assert f"tensorboard --logdir {finished}" in said
+
+
+def test_resuming_a_finished_sweep_says_so_and_changes_nothing(finished, run_sweep):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    code, out, _ = run_sweep("--results", finished.parent, "--name", "six", "--resume")
+    assert code == 0
+    assert "finished: nothing to resume" in out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_sweep_keeps_its_settings(finished, run_sweep):
+    common = ("--results", finished.parent, "--name", "six", "--resume")
+    code, _, err = run_sweep(*common, "--num-trials", "9")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--num-trials 6, not 9" in err
+    code, _, err = run_sweep(*common, "--set", "training.batch_size=32")
+    assert code == 2
+    assert "training.batch_size" in err
+
+
+def test_compare_ranks_a_sweep(finished):
+    done = subprocess.run(
+        [sys.executable, ROOT / "sweeps" / "compare.py", finished], capture_output=True, text=True, check=True, timeout=120
+    )
+    order = [line.split()[0] for line in done.stdout.splitlines() if line[:4].isdigit()]
+    rows = sweep_json(finished)["trials"]
+    expected = sorted(rows, key=lambda row: (-row["recall_at_10"], row["trial_id"]))
+    assert order == [row["trial_id"] for row in expected]
+
+
+class Driver:
+    """``run_sweep.py`` in a process group of its own, as a user's terminal starts it."""
+
+    def __init__(self, results: Path, garments: Path, *more: str) -> None:
+        command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", garments, "--results", results, "--name", "it"]
+        self.sweep_dir = results / "it"
+        self.process = subprocess.Popen(
+            [*map(str, command), "--num-trials", "4", "--max-concurrent", "1", *SETTINGS, *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        )
+
+    def wait_for(self, trials: int, evaluations: int) -> None:
+        """Until so many trials were started and the last of them has so many evaluations."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            folders = sorted((self.sweep_dir / "trials").glob("*"))
+            if len(folders) >= trials and len(list(folders[-1].glob("evaluations/*.json"))) >= evaluations:
+                return
+            assert self.process.poll() is None, self.process.stdout.read()
+            time.sleep(0.01)
+        raise AssertionError("the sweep did not get that far")
+
+    def kill(self, *, whole_group: bool) -> None:
+        (os.killpg if whole_group else os.kill)(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def finish(self) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=240)
+        return self.process.returncode, out
+
+
+def outcome(sweep_dir: Path) -> dict:
+    """All that a resumed sweep must have in common with one that was never stopped."""
+    content = sweep_json(sweep_dir)
+    rows = [{name: value for name, value in row.items() if name != "duration_s"} for row in content["trials"]]
+    histories = {}
+    for folder in sorted((sweep_dir / "trials").iterdir()):
+        rows_of = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
+        timing = ("duration_s", "samples_per_second")
+        histories[folder.name] = [{k: v for k, v in row.items() if k not in timing} for row in rows_of]
+    return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(garments, tmp_path_factory):
+    driver = Driver(tmp_path_factory.mktemp("whole"), garments)
+    code, out = driver.finish()
+    assert code == 0, out
+    return driver.sweep_dir
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_and_interrupted_again_and_again_ends_as_one_that_never_was(garments, tmp_path, never_stopped):
+    """SIGKILL to the whole process group, SIGKILL to the driver alone (its workers live on for seconds), then Ctrl-C."""
+    driver = Driver(tmp_path, garments)
+    driver.wait_for(trials=1, evaluations=3)
+    driver.kill(whole_group=True)
+    assert sweep_json(driver.sweep_dir)["state"] == "RUNNING"
+
+    driver = Driver(tmp_path, garments, "--resume")
+    driver.wait_for(trials=2, evaluations=1)
+    driver.kill(whole_group=False)
+
+    driver = Driver(tmp_path, garments, "--resume")
+    driver.wait_for(trials=3, evaluations=1)
+    driver.process.send_signal(signal.SIGINT)
+    code, out = driver.finish()
+    assert code == 130, out
+    assert "Traceback" not in out
+    assert f"--results {tmp_path} --name it --resume" in out
+    assert sweep_json(driver.sweep_dir)["state"] == "INTERRUPTED"
+
+    code, out = Driver(tmp_path, garments, "--resume").finish()
+    assert code == 0, out
+    assert outcome(driver.sweep_dir) == outcome(never_stopped)

@@ -7,6 +7,7 @@ plain values only) and ``checkpoint.json`` (what, of which run, and the hash of 
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,12 @@ class Checkpoint:
         return self.folder / WEIGHTS_NAME
 
     def training_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = torch.load(self.folder / _STATE_NAME, map_location="cpu", weights_only=True)
+        """Optimizer and scaler; a file that holds anything but tensors and plain values is refused, not executed."""
+        try:
+            state: dict[str, Any] = torch.load(self.folder / _STATE_NAME, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.folder} cannot be resumed from: {_STATE_NAME} is not ours ({reason})") from error
         return state
 
 
@@ -61,6 +67,10 @@ def save_checkpoint(
         shutil.rmtree(final)
     unfinished.replace(final)
     sync_folder(checkpoints)
+    # Later ones were refused on resume; among the newest two they would push this one out.
+    leftovers = [folder for folder in _folders(checkpoints) if folder.name > final.name]
+    for folder in [*leftovers, *checkpoints.glob(".step_*.tmp")]:
+        shutil.rmtree(folder, ignore_errors=True)
     _remove_older(checkpoints, keep=_KEPT)
     return final
 
@@ -91,12 +101,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} is no checkpoint of this project: {_RECORD_NAME}: {error!r}") from error
     if version != _VERSION:
         raise UserError(f"{folder} has format {version}; this version of fashionclip_tune reads {_VERSION}")
+    if set(hashes) != {WEIGHTS_NAME, _STATE_NAME}:
+        raise UserError(f"{folder} is no checkpoint of this project: {_RECORD_NAME} lists {', '.join(hashes) or 'no files'}")
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder} cannot be resumed from: {name} is missing")
         if _hash(folder / name) != expected:
             raise UserError(f"{folder} is damaged: {name} is not what {_RECORD_NAME} says")
     return Checkpoint(folder, record)
+
+
+def weights_at(place: Path) -> Path:
+    """The weights file of a checkpoint, one stripped of its training state included; any other path as it is."""
+    return place / WEIGHTS_NAME if (place / _RECORD_NAME).is_file() else place
 
 
 def newest_weights(run_dir: Path) -> Path | None:

@@ -92,8 +92,8 @@ def _add_synthesize(commands: Any) -> None:
 def _synthesize(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
 
-    if parsed.out.exists() and any(parsed.out.iterdir()):
-        raise UserError(f"--out {parsed.out} is not empty: choose another folder")
+    if parsed.out.exists() and (not parsed.out.is_dir() or any(parsed.out.iterdir())):
+        raise UserError(f"--out {parsed.out} is not an empty folder: choose another")
     recipe = GarmentRecipe(
         num_products=parsed.num_products,
         views_per_product=parsed.views_per_product,
@@ -136,6 +136,6 @@ def _train(parsed: argparse.Namespace) -> None:
 
     config = ProjectConfig(dataset_root=parsed.data).with_overrides(assignments(parsed.set))
     result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
-    if result.num_bad_samples:
-        print(f"{result.num_bad_samples} samples could not be read")
+    for sample in result.bad_samples:
+        print(f"not readable: {sample}")
     print(f"weights: {result.checkpoint}")

@@ -6,6 +6,7 @@ change it; a wrong name or value is a ``UserError`` that names the path and what
 
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -139,9 +140,10 @@ class ModelConfig(_Section):
 
     _prefix: ClassVar[str] = "model."
 
-    pretrained: str | None = "default"
+    pretrained: str | None = field(default="default", metadata=_NO_FINGERPRINT)
     """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments); another OpenCLIP
-    tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none: random weights."""
+    tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none: random weights. A resumed run checks the
+    weights' content, wherever they come from."""
     init_logit_bias: float = -10.0
     """Bias of the sigmoid loss for a model that was pretrained without one (SigLIP, section 3.2)."""
     cache_dir: Path | None = field(default=None, metadata=_NO_FINGERPRINT)
@@ -227,7 +229,7 @@ class ProjectConfig(_Section):
 
     def _check(self) -> None:
         self._require(bool(self.clip_model), "clip_model", "an OpenCLIP architecture name")
-        known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
+        known = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device) is not None
         self._require(known, "device", "auto, cpu, cuda or cuda:N")
         needs_path = self.should_load_checkpoint and self.checkpoint_path is None
         self._require(not needs_path, "checkpoint_path", "a checkpoint, since should_load_checkpoint is set")
@@ -356,6 +358,8 @@ def _converted(value: Any, annotation: Any, path: str) -> Any:
             return value in (True, "true")
     elif annotation in (int, float) and not isinstance(value, bool):
         try:
+            if annotation is int and isinstance(value, int | str) and _WHOLE_NUMBER.fullmatch(str(value)):
+                return int(value)  # exact beyond 2**53, where a float is not
             number = float(value)
             if annotation is int and number == int(number):
                 return int(number)
@@ -366,4 +370,5 @@ def _converted(value: Any, annotation: Any, path: str) -> Any:
     raise UserError(f"{path} = {value!r} is not allowed: {_TYPE_WORDS.get(annotation, annotation)} expected")
 
 
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 _TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}

@@ -5,6 +5,7 @@ to one canvas as uint8; everything else happens in a batch on the training devic
 """
 
 import io
+import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +17,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from fashionclip_tune.config import CaptionChoice, ProjectConfig
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.index import BadSample, ShardIndex, load_index
 from fashionclip_tune.model import LoadedModel, Preprocessing, Tokenizer
+from fashionclip_tune.photos import DECODED_FORMATS
 from fashionclip_tune.seeds import Stream, numpy_generator
 from fashionclip_tune.shards import expand_pattern, find_dataset
 
 # A random resized crop of a canvas a little larger than the model's input stays sharp.
 _CANVAS_FACTOR = 1.25
 _REPLACEMENT_ATTEMPTS = 20
+_JPEG_START = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,27 @@ def decode_photo(data: bytes) -> Tensor:
     Raises:
         ValueError: the bytes are no image that can be decoded.
     """
-    try:
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        photo: Tensor = decode_image(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        return photo
-    except (RuntimeError, ValueError):
-        return torch.from_numpy(np.array(decode_pil(data))).permute(2, 0, 1)
+    # JPEGs only: torchvision's PNG decoder crashes the process on damaged data and gives 16 bits a channel as they are.
+    if data.startswith(_JPEG_START):
+        try:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            photo: Tensor = decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+            return photo
+        except RuntimeError:
+            pass
+    return torch.from_numpy(np.array(decode_pil(data))).permute(2, 0, 1)
 
 
 def decode_pil(data: bytes) -> Image.Image:
-    """An upright RGB image; slower than ``decode_photo`` but knows every format."""
+    """An upright RGB image; slower than ``decode_photo`` but knows every format that is safe to open."""
     try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=DECODED_FORMATS))
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            image = image.point(lambda value: value * (1 / 256)).convert("L")
+        return image.convert("RGB")
+    except UnidentifiedImageError as error:  # its message holds a memory address
+        raise ValueError(f"not a decodable image (none of {', '.join(DECODED_FORMATS)})") from error
+    except Exception as error:  # Pillow raises nearly anything for a broken file
         raise ValueError(f"not a decodable image ({error})") from error
 
 
@@ -229,6 +240,8 @@ def train_loader(
 ) -> Iterator[Iterator[TrainBatch]]:
     """Batches of steps ``first_step`` to ``total_steps`` - 1; workers and files are closed at the end of the block."""
     batches = TrainBatches(config, index, loaded.preprocessing, loaded.tokenizer)
+    # Workers are forked from a server that has imported this module, instead of importing torch each for itself.
+    multiprocessing.set_forkserver_preload([__name__])
     loader = DataLoader(
         batches,
         batch_size=None,

@@ -68,6 +68,7 @@ def evaluate(
         texts_MD = _encode_captions(loaded, photos, batch_size, plan)
     finally:
         network.train(was_training)
+        photos.reader.close()  # opened again when next needed; the set itself is kept
     texts_ND = texts_MD[photos.caption_of[readable_N].to(texts_MD.device)]
     instance_N = torch.arange(len(images_ND), device=images_ND.device)
     return _metrics(retrieval_recall(images_ND, texts_ND, instance_N, instance_N, ks=_KS), len(images_ND))
@@ -141,7 +142,7 @@ def cached_zero_shot(
     loaded: LoadedModel, photos: EvaluationSet, *, batch_size: int, plan: PrecisionPlan, max_bad_share: float
 ) -> dict[str, float]:
     """``evaluate`` of untouched weights, computed once for (weights, preprocessing, data, arithmetic) on this machine."""
-    arithmetic = [batch_size, str(plan), torch.get_num_threads()]
+    arithmetic = [batch_size, str(plan), torch.get_num_threads(), max_bad_share]
     identity: list[Any] = [
         loaded.name,
         loaded.weights_fingerprint,

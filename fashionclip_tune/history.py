@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fashionclip_tune.files import write_json
 Row = dict[str, Any]
 # These say how long it took, not what came out: a stage that is trained again may differ in them.
 _TIMING = ("duration_s", "samples_per_second")
+_TRAINING = ("loss", "learning_rate", "logit_scale", "logit_bias", "samples_per_second")
 
 
 def read_history(run_dir: Path) -> list[Row]:
@@ -32,8 +34,8 @@ class History:
     def record(self, row: Row) -> str | None:
         """Writes a row, and returns how it differs from one that an earlier life of the run recorded, if it does."""
         for name, value in row.items():
-            if isinstance(value, int | float) and name not in ("step", "examples_seen", "num_pairs"):
-                self._writer.add_scalar(name, value, row["examples_seen"])
+            if (tag := _tag(name)) is not None:
+                self._writer.add_scalar(tag, value, row["examples_seen"])
         self._writer.flush()
         earlier = self._recorded.get(row["step"])
         if earlier is None:
@@ -44,6 +46,17 @@ class History:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _tag(name: str) -> str | None:
+    """TensorBoard sorts by group: the recalls come first, each with a chart of its own, then what explains them."""
+    if re.fullmatch(r"recall_at_\d+", name):
+        return name
+    if name.startswith("recall_at_"):
+        return f"recall_by_direction/{name}"
+    if name.startswith("train_recall_at_"):
+        return f"train_eval/{name}"
+    return f"train/{name}" if name in _TRAINING else None
 
 
 def _difference(earlier: Row, row: Row) -> str | None:

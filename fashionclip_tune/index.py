@@ -22,7 +22,7 @@ from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.shards import product_id_from_caption
 
-_FORMAT = 1
+_FORMAT = 2
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _CAPTION_MEMBERS = ("txt0.txt", "txt1.txt", "txt2.txt")
 
@@ -64,7 +64,7 @@ def load_index(shards: Sequence[Path]) -> ShardIndex:
     """The index of these shards, from the cache where a shard has not changed since.
 
     Raises:
-        UserError: a file that is no tar, or no usable sample in all of them.
+        UserError: no usable sample in all of them; what is bad in some of them is listed in ``bad``.
     """
     parts = [_cached_part(shard) for shard in shards]
     if not any(len(part["keys"]) for part in parts):
@@ -98,9 +98,9 @@ def _cached_part(shard: Path) -> _Part:
     identity = f"{_FORMAT}:{shard.absolute()}:{stat.st_size}:{stat.st_mtime_ns}"
     cached = cache_dir() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npz"
     try:
-        with np.load(cached) as arrays:
+        with open(cached, "rb") as opened, np.load(opened) as arrays:  # np.load alone leaves a damaged file open
             return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         part = _read_part(shard)
     cached.parent.mkdir(parents=True, exist_ok=True)
     # Several trials may index the same shard at the same time: each writes aside, the last rename wins.
@@ -114,7 +114,7 @@ class _Sample:
     def __init__(self) -> None:
         self.image: tuple[int, int] | None = None
         self.captions: dict[int, tuple[int, int]] = {}
-        self.first_caption = ""
+        self.texts: dict[int, str] = {}
         self.metadata: dict[str, object] = {}
         self.problems: list[str] = []
 
@@ -123,12 +123,14 @@ def _read_part(shard: Path) -> _Part:
     samples: dict[str, _Sample] = {}
     bad: list[tuple[str, str]] = []
     digest = hashlib.sha256()
+    shard_bytes = shard.stat().st_size
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                if member.isfile():
-                    key, _, suffix = member.name.partition(".")
-                    _add_member(samples.setdefault(key, _Sample()), tar, member, suffix.lower())
+                key, suffix = _key_and_suffix(member.name)
+                if member.isfile() and key:
+                    _add_member(samples.setdefault(key, _Sample()), tar, member, suffix)
+            _refuse_silent_end(tar)
     except (tarfile.TarError, EOFError, OSError) as error:
         # What stands before the break is good; a truncated tail costs its own samples only.
         bad.append(("(rest of the shard)", f"not a readable tar from there on ({error})"))
@@ -136,6 +138,8 @@ def _read_part(shard: Path) -> _Part:
     for key, sample in samples.items():
         if sample.image is None:
             sample.problems.append("no image")
+        elif sum(sample.image) > shard_bytes:
+            sample.problems.append("truncated")
         if 0 not in sample.captions:
             sample.problems.append("no caption")
         if sample.problems:
@@ -147,9 +151,12 @@ def _read_part(shard: Path) -> _Part:
     for row, (key, sample) in enumerate(good):
         for column, span in sample.captions.items():
             caption_spans[row, column] = span
-        product_ids.append(str(sample.metadata.get("product_id") or product_id_from_caption(sample.first_caption)))
-        sizes = [sample.image[1] if sample.image else 0, *(size for _, size in sorted(sample.captions.values()))]
-        digest.update(f"{key}\0{sizes}\0{sample.first_caption}\0{product_ids[-1]}\n".encode())
+        product_id = sample.metadata.get("product_id")
+        if product_id is None or product_id == "":
+            product_id = product_id_from_caption(sample.texts[0])
+        product_ids.append(str(product_id))
+        content = [key, sample.image[1] if sample.image else 0, sorted(sample.texts.items()), product_ids[-1]]
+        digest.update(f"{json.dumps(content)}\n".encode())
     return {
         "keys": np.array([key for key, _ in good], dtype=np.str_),
         "product_ids": np.array(product_ids, dtype=np.str_),
@@ -158,6 +165,24 @@ def _read_part(shard: Path) -> _Part:
         "bad": np.array(bad, dtype=np.str_).reshape(-1, 2),
         "fingerprint": np.array(digest.hexdigest()),
     }
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    """Cut at the first dot of the file's name, as WebDataset does: ``./a.b/000.txt0.txt`` is ``a.b/000``, ``txt0.txt``.
+
+    A hidden file has no key: macOS' tar adds one to each member.
+    """
+    folder, _, file_name = name.removeprefix("./").rpartition("/")
+    stem, _, suffix = file_name.partition(".")
+    return (f"{folder}/{stem}" if folder and stem else stem), suffix.lower()
+
+
+def _refuse_silent_end(tar: tarfile.TarFile) -> None:
+    """``tarfile`` takes a damaged or cut header for the end; the true one is a block of zeros."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("damaged or cut off")
 
 
 def _add_member(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> None:
@@ -172,8 +197,7 @@ def _add_member(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, 
         if not text.strip():
             sample.problems.append(f"caption {suffix} is empty or not UTF-8")
         sample.captions[column] = span
-        if column == 0:
-            sample.first_caption = text
+        sample.texts[column] = text
     elif suffix == "json":
         try:
             record = json.loads(_member_text(sample, tar, member))

@@ -3,7 +3,7 @@
 Shape legend: B photos and as many captions in the batch, D embedding size.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ def info_nce(
     References:
         Radford et al. 2021, CLIP, figure 3. Equal mass on all positives: Yang et al. 2022, UniCL, equations 3 and 4.
     """
+    _check(positives)
     logits_BB = logit_scale * image_BD @ text_BD.T
     if positives_BB is None:
         target_B = torch.arange(len(logits_BB), device=logits_BB.device)
@@ -71,6 +72,7 @@ def sigmoid_bce(
     References:
         Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training, equation 1 and algorithm 1.
     """
+    _check(positives)
     logits_BB = logit_scale * image_BD @ text_BD.T + logit_bias
     diagonal_BB = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
     attract_BB = diagonal_BB if positives_BB is None or positives == "mask" else positives_BB
@@ -78,6 +80,11 @@ def sigmoid_bce(
     if positives_BB is not None and positives == "mask":
         pair_losses_BB = pair_losses_BB.masked_fill(_off_diagonal(positives_BB), 0.0)
     return pair_losses_BB.sum() / len(logits_BB)
+
+
+def _check(positives: str) -> None:
+    if positives not in get_args(Positives):
+        raise ValueError(f"positives = {positives!r} is not allowed: {' or '.join(get_args(Positives))}")
 
 
 def _off_diagonal(positives_BB: Tensor) -> Tensor:

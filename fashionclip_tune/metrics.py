@@ -48,12 +48,14 @@ def retrieval_recall(
         ks: cut-offs, each at least 1.
 
     Raises:
-        ValueError: shapes that do not fit, or no query with a relevant item in one of the directions.
+        ValueError: shapes that do not fit, or no embeddings, or no query with a relevant item in one of the directions.
     """
     if len(image_embeddings) != len(image_groups) or len(text_embeddings) != len(text_groups):
         raise ValueError("one group id is needed for each embedding")
     if image_embeddings.shape[1:] != text_embeddings.shape[1:] or image_embeddings.ndim != 2:
         raise ValueError(f"embeddings are {tuple(image_embeddings.shape)} and {tuple(text_embeddings.shape)}")
+    if not len(image_embeddings) or not len(text_embeddings):
+        raise ValueError(f"{len(image_embeddings)} images and {len(text_embeddings)} texts: both are needed")
     images, texts = F.normalize(image_embeddings.float(), dim=1), F.normalize(text_embeddings.float(), dim=1)
     text_to_image, num_text_queries = _recall_one_way(texts, images, text_groups, image_groups, ks)
     image_to_text, num_image_queries = _recall_one_way(images, texts, image_groups, text_groups, ks)
@@ -70,11 +72,14 @@ def retrieval_recall(
 def _recall_one_way(
     queries_QD: Tensor, items_ND: Tensor, query_groups_Q: Tensor, item_groups_N: Tensor, ks: Sequence[int]
 ) -> tuple[dict[int, float], int]:
-    chunk = max(1, _CHUNK_ELEMENTS // max(1, len(items_ND)))
+    chunk = max(1, _CHUNK_ELEMENTS // len(items_ND))
+    # At the edges of its tiles a matrix product gives equal items unequal scores: each distinct one is multiplied once.
+    distinct_UD, distinct_of_N = torch.unique(items_ND, dim=0, return_inverse=True)
+    all_differ = len(distinct_UD) == len(items_ND)
     hits = dict.fromkeys(ks, 0.0)
     num_queries = 0
     for queries_CD, groups_C in zip(queries_QD.split(chunk), query_groups_Q.split(chunk), strict=True):
-        scores_CN = queries_CD @ items_ND.T
+        scores_CN = queries_CD @ items_ND.T if all_differ else (queries_CD @ distinct_UD.T)[:, distinct_of_N]
         relevant_CN = groups_C[:, None] == item_groups_N[None, :]
         best_C = scores_CN.masked_fill(~relevant_CN, -torch.inf).amax(dim=1)
         tied_CN = scores_CN == best_C[:, None]

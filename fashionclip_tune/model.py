@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import open_clip
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -107,24 +108,36 @@ def _logit_bias(network: nn.Module) -> Tensor | None:
 def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) -> LoadedModel:
     model_config = check_architecture(name)
     source = _weights_source(name, pretrained)
-    arguments: dict[str, Any] = {"pretrained_text": False, "cache_dir": str(cache_dir)}
+    # A folder without weights would silently give random ones.
+    arguments: dict[str, Any] = {
+        "pretrained_text": False,
+        "cache_dir": str(cache_dir),
+        "require_pretrained": source is not None,
+    }
     if isinstance(source, Path) and source.is_dir():
         arguments["model_name"] = f"local-dir:{source}"
         model_config = _local_model_config(source, name)
     else:
         arguments |= {"model_name": name, "pretrained": str(source) if source else None}
         arguments["force_preprocess_cfg"] = _preprocessing_of(name, source)
+        if "init_logit_bias" not in model_config and _has_logit_bias(
+            source
+        ):  # of a CLIP model that was trained with the sigmoid loss
+            arguments["init_logit_bias"] = 0.0
+            model_config = {**model_config, "init_logit_bias": 0.0}
     torch.manual_seed(seed)  # random weights are part of the run's definition
-    # OpenCLIP warns on the root logger that random weights are random: we asked for them.
-    logging.getLogger().addFilter(_no_warning)
+    # OpenCLIP warns on the root logger that random weights are random, which we asked for, and logs errors that it raises.
+    logging.getLogger().addFilter(_no_record)
     try:
         network = open_clip.create_model(**arguments)
         tokenizer = _tokenizer(name, cache_dir, source)
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
         raise UserError(_weights_message(name, pretrained, source, cache_dir, error)) from error
     finally:
-        logging.getLogger().removeFilter(_no_warning)
+        logging.getLogger().removeFilter(_no_record)
     preprocess = network.visual.preprocess_cfg
+    if preprocess["resize_mode"] not in ("shortest", "squash"):
+        raise UserError(f"{name}: photos resized by {preprocess['resize_mode']!r} are not supported, only shortest and squash")
     size = preprocess["size"]
     preprocessing = Preprocessing(
         size=size if isinstance(size, int) else size[0],
@@ -140,12 +153,22 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) 
         tokenizer=tokenizer,
         model_config=model_config,
         weights_fingerprint=_fingerprint(network),
-        clamps_logit_scale=_logit_bias(network) is None,
+        clamps_logit_scale="init_logit_bias" not in check_architecture(name),
     )
 
 
-def _no_warning(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.WARNING
+def _no_record(record: logging.LogRecord) -> bool:
+    return False
+
+
+def _has_logit_bias(source: str | Path | None) -> bool:
+    if not isinstance(source, Path) or source.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(source, "pt") as file:
+            return "logit_bias" in file.keys()  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError):
+        return False  # OpenCLIP says why it cannot be loaded
 
 
 def check_architecture(name: str) -> dict[str, Any]:
@@ -227,7 +250,7 @@ def _local_model_config(folder: Path, name: str) -> dict[str, Any]:
     """The ``model_cfg`` of an OpenCLIP folder, which must be of the named architecture but for a logit bias."""
     path = folder / _CONFIG_NAME
     try:
-        local: dict[str, Any] = json.loads(path.read_text())["model_cfg"]
+        local: dict[str, Any] = dict(json.loads(path.read_text())["model_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"model.pretrained = {folder} is no OpenCLIP folder: {path.name} cannot be read ({error})") from error
     expected = open_clip.get_model_config(name)

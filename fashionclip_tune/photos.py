@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Only these are decoded: Pillow would hand an EPS file to Ghostscript, which runs what is written in it.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+DECODED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _MAX_SHORT_SIDE = 288  # a little more than the 256 pixels of the largest model, to leave room for random crops
 _MAX_KEY_LENGTH = 80  # USTAR names have 100 characters, and a member adds its extension
 _EXIF_ORIENTATION = 0x0112
@@ -44,7 +44,7 @@ def photo_as_jpeg(path: Path) -> bytes:
     Raises nearly anything for a broken file, as Pillow does: OSError, SyntaxError, struct.error.
     """
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+    with Image.open(io.BytesIO(data), formats=DECODED_FORMATS) as opened:
         rotated = opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
         plain = opened.format == "JPEG" and opened.mode in ("RGB", "L") and "progressive" not in opened.info
         if plain and not rotated and min(opened.size) <= _MAX_SHORT_SIDE:

@@ -40,14 +40,15 @@ def pretrain_missing(models: Sequence[str], say: Callable[[str], None]) -> None:
     data = cached_dataset(recipe, cache_dir())
     # Fresh processes: each has one thread of its own, and none inherits what this one has loaded.
     with ProcessPoolExecutor(len(missing), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for name, recall in pool.map(_pretrain, missing, [data] * len(missing)):
-            say(f"{name}: recall_at_10 {recall:.3f} on held-out garments of its own collection")
+        list(pool.map(_pretrain, missing, [data] * len(missing)))
 
 
-def _pretrain(name: str, data: Path) -> tuple[str, float]:
+def _pretrain(name: str, data: Path) -> None:
     target = pretrained_tiny_dir(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
+        if target.is_dir():  # made by another process while this one waited
+            return
         loss = LossFunctionOptions.SIGLIP if name == "tiny-sig" else LossFunctionOptions.CONTRASTIVE
         config = ProjectConfig(clip_model=name, loss_function=loss, device="cpu", dataset_root=data).with_overrides(
             {
@@ -64,7 +65,7 @@ def _pretrain(name: str, data: Path) -> tuple[str, float]:
         )
         run_dir = target.with_name(f"{target.name}.run")
         shutil.rmtree(run_dir, ignore_errors=True)  # of an earlier process that was killed
-        result = train(config, run_dir)
+        train(config, run_dir)
         loaded = load_model(config)
         weights = newest_weights(run_dir)
         assert weights is not None
@@ -72,7 +73,5 @@ def _pretrain(name: str, data: Path) -> tuple[str, float]:
         unfinished = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         export_openclip(loaded, unfinished)
-        if not target.is_dir():
-            unfinished.rename(target)
+        unfinished.rename(target)
         shutil.rmtree(run_dir)
-    return name, float(result.metrics["recall_at_10"])

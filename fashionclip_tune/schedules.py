@@ -11,7 +11,7 @@ def learning_rate_factor(step: int, total_steps: int, schedule: ScheduleConfig) 
     Linear warm-up over the first ``warmup_ratio`` of the steps, reaching 1 at the first step after it; then constant, or
     a half cosine that reaches 0 after the last step (Loshchilov and Hutter 2017, SGDR, equation 5, a single period).
     """
-    warmup_steps = math.ceil(total_steps * schedule.warmup_ratio)
+    warmup_steps = round(total_steps * schedule.warmup_ratio)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if schedule.name is LearningRateSchedule.CONSTANT:

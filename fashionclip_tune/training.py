@@ -1,5 +1,6 @@
 """Assembles a run from a configuration. ``train`` is the one entry point of notebook, command line and trial alike."""
 
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from typing import Any
 
 import torch
 
-from fashionclip_tune.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint, weights_at
+from fashionclip_tune.config import ProjectConfig, override_paths
 from fashionclip_tune.data import BadSamples, RunShards, TrainBatch, cached_index, run_shards, train_loader
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row, read_history
+from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import load_model, load_weights
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.trainer import StageStats, Trainer
@@ -38,7 +40,8 @@ class TrainResult:
     out_dir: Path
     checkpoint: Path
     history: tuple[Row, ...]
-    num_bad_samples: int
+    bad_samples: tuple[BadSample, ...]
+    """Of the training set: which could not be read, and why."""
 
     @property
     def metrics(self) -> Row:
@@ -82,15 +85,21 @@ def train(
         BadDataError: too many samples cannot be read.
     """
     out_dir = Path(out_dir).absolute()
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file: give a folder for the run")
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     plan = plan_precision(config)
     shards = run_shards(config)
-    resumed, refused = newest_checkpoint(Path(resume_from).absolute()) if resume_from is not None else (None, [])
+    source = Path(resume_from).absolute() if resume_from is not None else None
+    resumed, refused = newest_checkpoint(source) if source is not None else (None, [])
     for reason in refused:
         warnings.warn(f"passed over: {reason}", stacklevel=2)
-    if resume_from is None and (read_history(out_dir) or newest_checkpoint(out_dir) != (None, [])):
+    goes_on_here = source is not None and source.is_relative_to(out_dir)
+    if not goes_on_here and (read_history(out_dir) or newest_checkpoint(out_dir) != (None, [])):
         raise UserError(f"{out_dir} holds a run already: give another folder, or resume it (resume_from=the folder)")
+    if goes_on_here and resumed is None and (out_dir / "config.json").is_file():  # killed before its first checkpoint
+        _check_same(json.loads((out_dir / "config.json").read_text()), config, out_dir)
     return _Run(config, out_dir, plan, shards, resumed).run(on_eval or (lambda row: None))
 
 
@@ -111,7 +120,7 @@ class _Run:
         self._loaded = load_model(_starting_point(config))
         self._fingerprint = config.fingerprint(
             data=f"{self._index.fingerprint}:{cached_index(shards.valid).fingerprint}",
-            weights=self._loaded.weights_fingerprint,
+            weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
         )
         self._rows: list[Row] = []
         self._earlier_s = 0.0
@@ -124,7 +133,8 @@ class _Run:
 
     def _restore(self, resumed: Checkpoint) -> None:
         if resumed.record["fingerprint"] != self._fingerprint:
-            raise UserError(f"{resumed.folder} is of another run: {_changed(resumed.record, self._config)}")
+            _check_same(resumed.record["config"], self._config, resumed.folder)
+            raise UserError(f"{resumed.folder} is of another run: its data or its first weights have changed")
         load_weights(self._trainer.network, resumed.weights_file)
         self._trainer.load_state_dict(resumed.training_state())
         self._rows = list(resumed.record["history"])
@@ -132,24 +142,21 @@ class _Run:
         self._checkpoint = resumed.folder
 
     def run(self, on_eval: OnEval) -> TrainResult:
-        write_json(self._out_dir / "config.json", self._config.to_dict())
         total_steps, trainer = self._run_plan.total_steps, self._trainer
-        history = History(self._out_dir, first_new_examples=trainer.step * self._config.training.batch_size)
-        pin_memory = self._plan.device.type == "cuda"
-        try:
-            if self._rows:
+        with train_loader(
+            self._config,
+            self._index,
+            self._loaded,
+            first_step=trainer.step,
+            total_steps=total_steps,
+            pin_memory=self._plan.device.type == "cuda",
+        ) as batches:  # first of all: it refuses a batch larger than the data before anything is written
+            write_json(self._out_dir / "config.json", self._config.to_dict())
+            history = History(self._out_dir, first_new_examples=trainer.step * self._config.training.batch_size)
+            try:
+                if not self._rows:
+                    self._rows.append(self._row(self._zero_shot(), None))
                 self._report(self._rows[-1], history, on_eval)
-            else:
-                self._rows.append(self._row(self._zero_shot(), None))
-                self._report(self._rows[-1], history, on_eval)
-            with train_loader(
-                self._config,
-                self._index,
-                self._loaded,
-                first_step=trainer.step,
-                total_steps=total_steps,
-                pin_memory=pin_memory,
-            ) as batches:
                 while trainer.step < total_steps:
                     num_steps = min(self._run_plan.stage_steps, total_steps - trainer.step)
                     stats = trainer.run_stage(batches, num_steps, self._on_batch)
@@ -157,10 +164,10 @@ class _Run:
                     if self._checkpoint_is_due():
                         self._save_checkpoint()
                     self._report(self._rows[-1], history, on_eval)
-        finally:
-            history.close()
+            finally:
+                history.close()
         assert self._checkpoint is not None
-        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), len(self._bad.found))
+        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), tuple(self._bad.found.values()))
 
     def _on_batch(self, batch: TrainBatch) -> None:
         self._bad.add(batch.bad)
@@ -172,7 +179,7 @@ class _Run:
                 message += " (same machine type, library versions and hardware.threads give equal numbers)"
             warnings.warn(message, stacklevel=2)
         try:
-            on_eval(row)
+            on_eval(dict(row))
         except BaseException:
             at_this_step = self._checkpoint is not None and self._checkpoint.name.endswith(f"_{row['step']:08d}")
             if row["step"] > 0 and not at_this_step:
@@ -237,13 +244,15 @@ def _starting_point(config: ProjectConfig) -> ProjectConfig:
     if not config.should_load_checkpoint:
         return config
     assert config.checkpoint_path is not None
-    return config.with_overrides({"model.pretrained": str(config.checkpoint_path)})
+    return config.with_overrides({"model.pretrained": str(weights_at(config.checkpoint_path))})
 
 
-def _changed(record: dict[str, Any], config: ProjectConfig) -> str:
-    before, now = record["config"], config.to_dict()
-    changes = [f"{path} was {before[path]!r}, is {now[path]!r}" for path in before if now[path] != before[path]]
-    return "; ".join(changes) or "its data or its first weights have changed"
+def _check_same(before: dict[str, Any], config: ProjectConfig, where: Path) -> None:
+    now = config.to_dict()
+    counted = override_paths(only_fingerprinted=True)
+    changes = [f"{path} was {before[path]!r}, is {now[path]!r}" for path in counted if now[path] != before[path]]
+    if changes:
+        raise UserError(f"{where} is of another run: {'; '.join(changes)}")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import ranked, read_sweep, trials_table, winner_lines
+from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
@@ -110,7 +111,9 @@ def _prepare_models(plan: SweepPlan, say: Any) -> None:
     """Makes or fetches weights once, before trials would do so side by side."""
     configs = plan.check.config_of_model
     pretrain_missing([name for name, config in configs.items() if config.model.pretrained == "default"], say)
-    for config in configs.values():
+    for name, config in configs.items():
+        if name not in TINY_MODELS:
+            say(f"weights of {name}: from {config.model_cache_dir}, else from the hub")
         fetch_weights(config)
 
 

@@ -109,7 +109,8 @@ def test_tensorboard_shows_a_curve_of_every_trial(finished):
         curve = [(event.step, event.value) for event in events.Scalars("recall_at_10")]
         expected = [(e["examples_seen"], pytest.approx(e["recall_at_10"], abs=1e-6)) for e in evaluations]
         assert curve == expected
-        assert {"loss", "learning_rate", "logit_scale", "samples_per_second", "recall_at_5"} <= set(events.Tags()["scalars"])
+        tags = set(events.Tags()["scalars"])
+        assert {"train/loss", "train/learning_rate", "train/logit_scale", "train/samples_per_second", "recall_at_5"} <= tags
 
 
 def test_ended_trials_keep_their_weights_and_no_optimizer(finished):

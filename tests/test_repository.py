@@ -1,0 +1,101 @@
+"""Promises of the repository as a whole: what it imports, what it installs, what it carries."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fashionclip_tune
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_environment_yml_names_the_dependencies_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip_section,) = (entry["pip"] for entry in dependencies if isinstance(entry, dict))
+    packages = [line for line in pip_section if line != "--editable ."]
+    assert "--editable ." in pip_section
+    assert sorted(packages) == sorted(project["dependencies"] + project["optional-dependencies"]["dev"])
+    assert [entry for entry in dependencies if isinstance(entry, str)] == [f"python{project['requires-python']}", "pip"]
+
+
+def test_no_image_or_archive_is_tracked() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    tracked = [Path(ROOT, name) for name in listed.stdout.decode().split("\0") if name]
+    assert ROOT / "pyproject.toml" in tracked
+    suffixes = r"\.(jpe?g|png|gif|bmp|webp|tiff?|avif|tar|t?gz|zip|npz|npy|h5|safetensors|pt|pth|ckpt|parquet)$"
+    starts = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\x1f\x8b", b"PK\x03\x04", b"\x89HDF")
+    for path in tracked:
+        assert not re.search(suffixes, path.name, re.IGNORECASE), path
+        if path.is_file():
+            head = path.read_bytes()[:512]
+            assert not head.startswith(starts), path
+            assert head[257:262] != b"ustar", path
+
+
+def test_only_tuning_imports_ray_and_only_tuning_and_report_import_optuna() -> None:
+    """Every module is imported in one process, those that may import more last."""
+    code = """
+import importlib, json, pkgutil, sys
+import fashionclip_tune
+found = [module.name for module in pkgutil.iter_modules(fashionclip_tune.__path__, "fashionclip_tune.")
+         if module.name not in ("fashionclip_tune.tuning", "fashionclip_tune.__main__")]
+found.sort(key=lambda name: name.endswith(".report"))
+imported = {}
+for name in found:
+    importlib.import_module(name)
+    imported[name] = [package for package in ("ray", "optuna") if package in sys.modules]
+print(json.dumps(imported))
+"""
+    imported = json.loads(python(code))
+    assert {"fashionclip_tune.training", "fashionclip_tune.cli", "fashionclip_tune.report"} <= set(imported)
+    assert {name: packages for name, packages in imported.items() if "ray" in packages} == {}
+    assert [name for name, packages in imported.items() if "optuna" in packages and not name.endswith(".report")] == []
+
+
+def test_the_package_itself_imports_without_torch() -> None:
+    assert (
+        python("import sys, fashionclip_tune; print('torch' in sys.modules, 'open_clip' in sys.modules)").split()
+        == ["False"] * 2
+    )
+
+
+def test_public_names_are_importable_from_the_package() -> None:
+    from fashionclip_tune import (
+        ClipModelOptions,
+        LossFunctionOptions,
+        ProjectConfig,
+        TrainingConfig,
+        losses,
+        metrics,
+        train,
+        training_prep,
+    )
+
+    assert {option.name: option.value for option in ClipModelOptions} == {
+        "ViT_B_32": "ViT-B-32",
+        "ViT_B_16": "ViT-B-16",
+        "ViT_SigLIP_2_16": "ViT-B-16-SigLIP2-256",
+    }
+    assert {option.name for option in LossFunctionOptions} == {"CONTRASTIVE", "SIGLIP"}
+    assert isinstance(ProjectConfig().training, TrainingConfig)
+    functions = (train, training_prep, metrics.retrieval_recall, losses.info_nce, losses.sigmoid_bce)
+    assert all(callable(function) for function in functions)
+    with pytest.raises(AttributeError, match="has no attribute 'tranining'"):
+        fashionclip_tune.tranining  # noqa: B018

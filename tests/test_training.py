@@ -1,0 +1,518 @@
+"""``train``: interrupted runs equal uninterrupted ones bit for bit, and what a run leaves on the disk."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fashionclip_tune import training as training_module
+from fashionclip_tune.checkpoint import newest_checkpoint, strip_training_state
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import DivergedError, UserError
+from fashionclip_tune.history import read_history
+from fashionclip_tune.model import export_openclip, load_model
+from fashionclip_tune.training import RunPlan, TrainResult, plan_run, train, training_prep
+
+TIMES = ("duration_s", "samples_per_second")
+STEPS = (0, 2, 4, 6, 8, 10)
+
+
+def untimed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """A nested state as {path: tensor or number}."""
+    if isinstance(value, dict):
+        return {key: leaf for name, part in value.items() for key, leaf in leaves(part, f"{path}/{name}").items()}
+    if isinstance(value, list | tuple):
+        return leaves(dict(enumerate(value)), path)
+    return {path: value}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Weights, optimizer and scaler, and everything that was reported."""
+    first, second = (newest_checkpoint(run)[0] for run in (one, other))
+    assert first is not None
+    assert second is not None
+    assert first.step == second.step
+    for ours, theirs in (
+        (load_file(first.weights_file), load_file(second.weights_file)),
+        (leaves(first.training_state()), leaves(second.training_state())),
+    ):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]
+            assert same, key
+    assert untimed(first.record["history"]) == untimed(second.record["history"])
+    assert untimed(read_history(one)) == untimed(read_history(other))
+
+
+def scalars(run: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def stop_at(step: int, exception: BaseException, seen: list[int] | None = None) -> Callable[[dict[str, Any]], None]:
+    def on_eval(row: dict[str, Any]) -> None:
+        if seen is not None:
+            seen.append(row["step"])
+        if row["step"] == step:
+            raise exception
+
+    return on_eval
+
+
+def hard(config: ProjectConfig, name: str = "tiny-clip", loss: str = "contrastive") -> ProjectConfig:
+    """Everything random is switched on, and batches run across the border of an epoch (of 160) at step 9 of 9."""
+    return replace(config, clip_model=name, loss_function=loss).with_overrides(
+        {
+            "augmentation.image_strength": 0.5,
+            "augmentation.caption": "uniform",
+            "training.batch_size": 20,
+            "training.stage_examples": 60,
+            "training.budget_examples": 180,
+            "training.shuffle_buffer": 50,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ProjectConfig], Path]:
+    """Uninterrupted runs, one a configuration."""
+    made: dict[str, Path] = {}
+
+    def run(config: ProjectConfig) -> Path:
+        key = json.dumps(config.to_dict(), sort_keys=True)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole")
+            train(config, made[key])
+        return made[key]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "stops"),
+    [("tiny-clip", "contrastive", (0, 3, 6, 9)), ("tiny-clip", "siglip", (6,)), ("tiny-sig", "siglip", (3, 6))],
+)
+def test_stopped_after_any_stage_and_resumed_equals_never_stopped(
+    tiny_config: ProjectConfig,
+    tmp_path: Path,
+    whole_runs: Callable[[ProjectConfig], Path],
+    name: str,
+    loss: str,
+    stops: tuple[int, ...],
+) -> None:
+    config = hard(tiny_config, name, loss)
+    expected = whole_runs(config)
+    for stage, step in enumerate(stops):
+        exception = (SystemExit, KeyboardInterrupt)[stage % 2]("stop")
+        run = tmp_path / str(step)
+        with pytest.raises(type(exception)):
+            train(config, run, on_eval=stop_at(step, exception))
+        torch.rand(stage + 1)
+        seen: list[int] = []
+        result = train(config, run, on_eval=lambda row, seen=seen: seen.append(row["step"]), resume_from=run)
+        assert seen == list(range(step, 10, 3))
+        assert_same_end(run, expected)
+        assert untimed(result.history) == untimed(read_history(expected))
+
+
+def test_stopped_at_every_stage_and_not_saving_in_between_equals_never_stopped(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    """No checkpoint is due (60 minutes), so each stop has to write its own."""
+    config = hard(tiny_config)
+    lazy = config.with_overrides({"training.checkpoint_minutes": 60})
+    for step in (0, 3, 6, 9):
+        with pytest.raises(SystemExit):
+            train(lazy, tmp_path, on_eval=stop_at(step, SystemExit()), resume_from=tmp_path)
+        assert [row["step"] for row in read_history(tmp_path)] == list(range(0, step + 1, 3))
+        found, _ = newest_checkpoint(tmp_path)
+        assert (found.step if found else 0) == step
+    train(lazy, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(config))
+    steps = [step for step, _ in scalars(tmp_path, "recall_at_10")]
+    assert steps == [0, 60, 120, 180]
+
+
+def test_the_number_of_workers_changes_no_bit(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    config = hard(tiny_config)
+    train(config.with_overrides({"training.num_workers": 2}), tmp_path)
+    assert_same_end(tmp_path, whole_runs(config))
+
+
+def test_killed_by_sigkill_within_a_stage_and_resumed_equals_never_stopped(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    config = hard(tiny_config)
+    run = tmp_path / "run"
+    settings = {path: value for path, value in config.to_dict().items() if value is not None and path != "dataset_root"}
+    command = [sys.executable, "-m", "fashionclip_tune", "train", "--resume"]
+    command += ["--data", str(config.dataset_dir), "--out", str(run)]
+    for path, value in {**settings, "model.pretrained": "none", "should_load_checkpoint": "false"}.items():
+        command += ["--set", f"{path}={str(value).lower() if isinstance(value, bool) else value}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
+    second = run / "evaluations" / "step_00000003.json"
+    deadline = time.monotonic() + 120
+    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.stdout is not None
+    output = process.stdout.read().decode()
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL, output
+    assert not (run / "evaluations" / "step_00000009.json").exists()
+
+    train(config, run, resume_from=run)  # another process, and a warning would be an error
+    assert_same_end(run, whole_runs(config))
+    assert [step for step, _ in scalars(run, "recall_at_10")] == [0, 60, 120, 180]
+
+
+def lost_since(tmp_path: Path, config: ProjectConfig, step: int) -> Path:
+    """A run that reported all its stages, then lost its machine: the last checkpoint left is of ``step``."""
+    run = tmp_path / "lost"
+    with pytest.raises(SystemExit):
+        train(config, run, on_eval=stop_at(step, SystemExit()))
+    checkpoint = run / "checkpoints" / f"step_{step:08d}"
+    shutil.copytree(checkpoint, tmp_path / "kept")
+    train(config, run, resume_from=run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    (tmp_path / "kept").rename(checkpoint)
+    return run
+
+
+def test_stages_trained_again_are_compared_and_not_recorded_twice(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    run = lost_since(tmp_path, tiny_config, 4)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / "evaluations").iterdir()}
+    seen: list[int] = []
+    train(tiny_config, run, on_eval=lambda row: seen.append(row["step"]), resume_from=run)  # a warning would be an error
+    assert seen == [4, 6, 8, 10]
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / "evaluations").iterdir()} == before
+    assert_same_end(run, whole_runs(tiny_config))
+    assert [step for step, _ in scalars(run, "recall_at_10")] == [16 * step for step in STEPS]
+
+
+def test_a_stage_that_comes_out_otherwise_is_warned_about(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    run = lost_since(tmp_path, tiny_config, 4)
+    altered = run / "evaluations" / "step_00000008.json"
+    row = json.loads(altered.read_text())
+    row["loss"] += 1e-7
+    altered.write_text(json.dumps(row))
+    with pytest.warns(UserWarning, match=r"trained again came out otherwise: at step 8, loss was .* hardware\.threads"):
+        train(tiny_config, run, resume_from=run)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    with pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(6, SystemExit()))
+    state = tmp_path / "checkpoints" / "step_00000006" / "training_state.pt"
+    state.write_bytes(state.read_bytes()[:-5])
+    with pytest.warns(UserWarning, match=r"passed over: .*step_00000006 is damaged: training_state\.pt"):
+        train(tiny_config, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_over_and_keeps_what_it_writes(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    train(tiny_config, tmp_path)
+    for state in tmp_path.glob("checkpoints/*/training_state.pt"):
+        state.write_bytes(b"")
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(4, SystemExit()), resume_from=tmp_path)
+    found, refused = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, refused) == (4, [])
+    train(tiny_config, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def test_a_finished_run_that_is_resumed_reports_its_last_row_and_changes_nothing(
+    tiny_config: ProjectConfig, tmp_path: Path
+) -> None:
+    first = train(tiny_config, tmp_path)
+    seen: list[dict[str, Any]] = []
+    again = train(tiny_config, tmp_path, on_eval=seen.append, resume_from=tmp_path)
+    assert seen == [first.metrics]
+    assert again.history == first.history
+    assert again.checkpoint == first.checkpoint
+    assert [step for step, _ in scalars(tmp_path, "recall_at_10")] == [16 * step for step in STEPS]
+
+
+def test_a_stage_ends_with_evaluation_then_checkpoint_then_record_then_callback(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    evaluate, save = training_module.evaluate, training_module.save_checkpoint
+
+    def evaluated(*arguments: Any, **options: Any) -> Any:
+        order.append("evaluation")
+        return evaluate(*arguments, **options)
+
+    def saved(*arguments: Any) -> Any:
+        order.append("checkpoint")
+        assert not (tmp_path / "evaluations" / "step_00000002.json").exists()
+        return save(*arguments)
+
+    def on_eval(row: dict[str, Any]) -> None:
+        order.append("callback")
+        assert read_history(tmp_path)[-1] == row
+        if row["step"]:
+            found, _ = newest_checkpoint(tmp_path)
+            assert found is not None
+            assert found.record["history"][-1] == row
+
+    monkeypatch.setattr(training_module, "evaluate", evaluated)
+    monkeypatch.setattr(training_module, "save_checkpoint", saved)
+    train(tiny_config.with_overrides({"training.budget_examples": 32}), tmp_path, on_eval=on_eval)
+    assert order == ["callback", "evaluation", "checkpoint", "callback"]
+
+
+def test_a_callback_that_changes_its_row_changes_no_record(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    config = tiny_config.with_overrides({"training.budget_examples": 32})
+    result = train(config, tmp_path, on_eval=dict.clear)
+    assert [row["step"] for row in result.history] == [0, 2]
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert [row["step"] for row in found.record["history"]] == [0, 2]
+
+
+def test_checkpoints_are_written_when_due_and_at_the_end(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    lazy = tiny_config.with_overrides({"training.checkpoint_minutes": 60})
+    seen: list[list[str]] = []
+    train(lazy, tmp_path, on_eval=lambda row: seen.append([path.name for path in tmp_path.glob("checkpoints/*")]))
+    assert seen == [[], [], [], [], [], ["step_00000010"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("training.learning_rate", 2e-3, r"training\.learning_rate was 0\.001, is 0\.002"),
+        ("augmentation.caption", "uniform", r"augmentation\.caption was 'original', is 'uniform'"),
+        ("loss_function", "siglip", r"loss_function was 'contrastive', is 'siglip'"),
+        ("clip_model", "tiny-sig", r"clip_model was 'tiny-clip', is 'tiny-sig'"),
+        ("training.budget_examples", 320, r"training\.budget_examples was 160, is 320"),
+        ("hardware.threads", 2, r"hardware\.threads was 1, is 2"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused_with_what_changed(
+    tiny_config: ProjectConfig, whole_runs: Callable[[ProjectConfig], Path], path: str, value: Any, reason: str
+) -> None:
+    run = whole_runs(tiny_config)
+    before = sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*"))
+    try:
+        with pytest.raises(UserError, match=reason):
+            train(tiny_config.with_overrides({path: value}), run, resume_from=run)
+    finally:
+        torch.set_num_threads(1)
+    assert sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*")) == before
+
+
+def test_settings_that_change_no_number_may_change_on_resume(
+    tiny_config: ProjectConfig, tmp_path: Path, garments: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    """Another folder for run and data, too: what counts is what is in them."""
+    with pytest.raises(SystemExit):
+        train(tiny_config, tmp_path / "here", on_eval=stop_at(4, SystemExit()))
+    (tmp_path / "here").rename(tmp_path / "there")
+    shutil.copytree(garments, tmp_path / "data")
+    elsewhere = replace(tiny_config, dataset_root=tmp_path / "data").with_overrides({"training.checkpoint_minutes": 3})
+    train(elsewhere, tmp_path / "there", resume_from=tmp_path / "there")
+    assert_same_end(tmp_path / "there", whole_runs(tiny_config))
+
+
+def test_other_data_under_the_same_name_is_refused(
+    tiny_config: ProjectConfig, tmp_path: Path, garments: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    shutil.copytree(garments, tmp_path / "data")
+    shutil.copy(garments / "clip_dataset_test_aug.000000.tar", tmp_path / "data" / "clip_dataset_valid_aug.000000.tar")
+    with pytest.raises(UserError, match="its data or its first weights have changed"):
+        train(replace(tiny_config, dataset_root=tmp_path / "data"), tmp_path, resume_from=whole_runs(tiny_config))
+
+
+def test_a_folder_with_a_run_in_it_is_refused_unless_it_is_resumed(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(0, SystemExit()))
+    with pytest.raises(UserError, match=f"{tmp_path} holds a run already"):
+        train(tiny_config, tmp_path)
+    train(tiny_config, tmp_path, resume_from=tmp_path)
+    strip_training_state(tmp_path)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(tiny_config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, RunPlan(5 * 1000 // 64, 500)),
+        ({"training.epochs": 1, "training.batch_size": 300}, RunPlan(3, 500)),
+        ({"training.epochs": 1, "training.batch_size": 2000}, RunPlan(1, 500)),
+        ({"training.max_steps": 7}, RunPlan(7, 500)),
+        ({"training.max_steps": 7, "training.checkpoint_interval": 3}, RunPlan(7, 3)),
+        ({"training.max_steps": 7, "training.stage_examples": 640}, RunPlan(7, 10)),
+        ({"training.max_steps": 7, "training.budget_examples": 640, "training.stage_examples": 128}, RunPlan(10, 2)),
+        ({"training.budget_examples": 64000}, RunPlan(1000, 500)),
+    ],
+)
+def test_budget_goes_before_steps_and_steps_before_epochs(overrides: dict[str, Any], expected: RunPlan) -> None:
+    assert plan_run(ProjectConfig().with_overrides(overrides), 1000) == expected
+
+
+def test_the_last_stage_may_be_shorter(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    config = tiny_config.with_overrides(
+        {
+            "training.budget_examples": None,
+            "training.stage_examples": None,
+            "training.max_steps": 5,
+            "training.checkpoint_interval": 2,
+        }
+    )
+    result = train(config, tmp_path)
+    assert [row["step"] for row in result.history] == [0, 2, 4, 5]
+    assert [row["examples_seen"] for row in result.history] == [0, 32, 64, 80]
+    assert [row["epoch"] for row in result.history] == [0, 0.2, 0.4, 0.5]
+
+
+def test_training_shards_evaluated_too_have_rows_of_their_own(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    config = replace(
+        tiny_config,
+        train_eval_shards_pattern="clip_dataset_train_aug.{000000..000000}.tar",
+        valid_eval_shards_pattern="clip_dataset_test_aug.000000.tar",
+    ).with_overrides({"training.budget_examples": 32})
+    result = train(config, tmp_path)
+    for row in result.history:
+        assert (row["train_num_pairs"], row["num_pairs"]) == (160, 20)
+        # 160 photos are harder to tell apart than 20
+        assert 0 <= row["train_recall_at_10"] < row["recall_at_10"] <= 1
+    assert [step for step, _ in scalars(tmp_path, "train_eval/train_recall_at_10")] == [0, 32]
+
+
+def test_what_a_run_leaves(tiny_config: ProjectConfig, whole_runs: Callable[[ProjectConfig], Path]) -> None:
+    run = whole_runs(tiny_config)
+    assert ProjectConfig.from_dict(json.loads((run / "config.json").read_text())) == tiny_config
+    assert [path.name for path in sorted((run / "evaluations").iterdir())] == [f"step_{step:08d}.json" for step in STEPS]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000008", "step_00000010"]
+    rows = read_history(run)
+    assert [row["examples_seen"] for row in rows] == [16 * step for step in STEPS]
+    durations = [row["duration_s"] for row in rows]
+    assert durations == sorted(durations)
+    for tag, expected in (("recall_at_10", rows), ("train/loss", rows[1:])):
+        steps, values = zip(*scalars(run, tag), strict=True)
+        name = tag.rpartition("/")[2]
+        assert list(steps) == [row["examples_seen"] for row in expected]
+        assert values == pytest.approx([row[name] for row in expected])
+    assert rows[-1]["loss"] < rows[1]["loss"]
+
+
+def test_durations_go_on_where_the_last_life_stopped(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(4, SystemExit()))
+    result = train(tiny_config, tmp_path, resume_from=tmp_path)
+    durations = [row["duration_s"] for row in result.history]
+    assert all(earlier < later for earlier, later in pairwise(durations))
+
+
+def first_row(config: ProjectConfig, run: Path) -> dict[str, Any]:
+    with pytest.raises(SystemExit):
+        train(config, run, on_eval=stop_at(0, SystemExit()))
+    return read_history(run)[0]
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "siglip"])
+def test_a_run_can_start_from_another_ones_checkpoint_or_from_an_openclip_folder(
+    tiny_config: ProjectConfig, tmp_path: Path, loss: str
+) -> None:
+    config = replace(tiny_config, loss_function=loss)
+    first: TrainResult = train(config, tmp_path / "first")
+    loaded = load_model(config)
+    loaded.network.load_state_dict(load_file(first.checkpoint / "model.safetensors"))
+    export_openclip(loaded, tmp_path / "folder")
+    places = {
+        "checkpoint": first.checkpoint,
+        "file": first.checkpoint / "model.safetensors",
+        "folder": tmp_path / "folder",
+    }
+    for name, place in places.items():
+        row = first_row(replace(config, should_load_checkpoint=True, checkpoint_path=place), tmp_path / name)
+        assert row["recall_at_10"] == first.metrics["recall_at_10"] != first.history[0]["recall_at_10"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_good_checkpoint(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info_nce = training_module.Trainer._loss
+
+    def breaks_at_step_5(self: Any, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        return info_nce(self, image_BD, text_BD) * (torch.nan if self.step == 4 else 1)
+
+    monkeypatch.setattr(training_module.Trainer, "_loss", breaks_at_step_5)
+    with pytest.raises(DivergedError, match="within the 2 steps up to step 6"):
+        train(tiny_config, tmp_path)
+    assert [row["step"] for row in read_history(tmp_path)] == [0, 2, 4]
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 4
+
+
+def test_the_published_example_runs_in_the_working_directory(
+    tmp_path: Path, garments: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fashionclip_tune import LossFunctionOptions, TrainingConfig
+
+    monkeypatch.chdir(tmp_path)
+    config = ProjectConfig(
+        clip_model="tiny-sig",
+        loss_function=LossFunctionOptions.SIGLIP,
+        on_colab=False,
+        device="cpu",
+        dataset_root=garments,
+        training=TrainingConfig(
+            batch_size=64, num_workers=0, learning_rate=1e-5, checkpoint_interval=500, max_steps=None, epochs=1
+        ),
+        train_shards_pattern="clip_dataset_train_aug.{000000..000000}.tar",
+        valid_shards_pattern="clip_dataset_valid_aug.{000000..000000}.tar",
+        train_eval_shards_pattern="clip_dataset_train_aug.{000000..000000}.tar",
+        valid_eval_shards_pattern="clip_dataset_valid_aug.{000000..000000}.tar",
+        shardshuffle=False,
+    ).with_overrides({"model.pretrained": None, "hardware.threads": 1})
+    training_prep(config).train()
+    assert sorted(path.name for path in config.checkpoint_dir.iterdir()) == ["step_00000002"]
+    assert [json.loads(path.read_text())["step"] for path in sorted(config.evaluation_dir.iterdir())] == [0, 2]
+    assert config.checkpoint_dir.parent == tmp_path
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "untouched weights" in lines[0]
+    assert "recall_at_10" in lines[1]
+
+
+def test_training_prep_refuses_what_cannot_be_trained(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mount Google Drive"):
+        training_prep(replace(tiny_config, on_colab=True))
+    with pytest.raises(UserError, match=r"clip_dataset_train\.000000\.tar"):
+        training_prep(replace(tiny_config, train_shards_pattern="clip_dataset_train.{000000..000003}.tar"))
+    with pytest.raises(UserError, match="does not exist"):
+        training_prep(replace(tiny_config, dataset_root=tmp_path / "nowhere"))

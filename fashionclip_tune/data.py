@@ -33,6 +33,7 @@ from fashionclip_tune.shards import expand_pattern, find_dataset
 # A random resized crop of a canvas a little larger than the model's input stays sharp.
 _CANVAS_FACTOR = 1.25
 _REPLACEMENT_ATTEMPTS = 20
+_KEPT_CAPTIONS = 100_000  # 60 MB at 77 tokens
 _JPEG_START = b"\xff\xd8\xff"
 
 
@@ -169,6 +170,7 @@ class TrainBatches(Dataset[TrainBatch]):
         self._reader = ShardReader(index)
         self._preprocessing = preprocessing
         self._tokenizer = tokenizer
+        self._known_tokens: dict[str, Tensor] = {}
         self._side = preprocessing.size
         if config.augmentation.image_strength > 0:
             self._side = round(preprocessing.size * _CANVAS_FACTOR)
@@ -176,15 +178,27 @@ class TrainBatches(Dataset[TrainBatch]):
     def __getitem__(self, step: int) -> TrainBatch:
         samples = self._samples_of(step)
         caption_draws = numpy_generator(self._training.seed, Stream.CAPTION, step).random(len(samples))
-        images, captions, keys, bad = [], [], [], list[BadSample]()
+        # Pixel by pixel as the decoder writes them: to separate the colours is left to the device.
+        images_BHWC = torch.empty(len(samples), self._side, self._side, 3, dtype=torch.uint8)
+        captions, keys, bad = [], [], list[BadSample]()
         for slot, sample in enumerate(samples):
-            image, sample = self._image_or_replacement(int(sample), step, slot, bad)
+            image_CHW, sample = self._image_or_replacement(int(sample), step, slot, bad)
+            images_BHWC[slot] = image_CHW.permute(1, 2, 0)
             choices = self._reader.captions(sample)
             wanted = 0 if self._caption is CaptionChoice.ORIGINAL else int(caption_draws[slot] * len(choices))
-            images.append(image)
             captions.append(choices[wanted])
             keys.append(str(self._reader.index.keys[sample]))
-        return TrainBatch(torch.stack(images), self._tokenizer(captions), tuple(keys), tuple(bad))
+        return TrainBatch(images_BHWC.permute(0, 3, 1, 2), self._tokens(captions), tuple(keys), tuple(bad))
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        """[B, L]; photos of a product share captions, and epochs repeat them, so tokens are kept for the next time."""
+        unknown = [caption for caption in dict.fromkeys(captions) if caption not in self._known_tokens]
+        if unknown:
+            if len(self._known_tokens) + len(unknown) > _KEPT_CAPTIONS:
+                self._known_tokens.clear()
+                unknown = list(dict.fromkeys(captions))
+            self._known_tokens.update(zip(unknown, self._tokenizer(unknown), strict=True))
+        return torch.stack([self._known_tokens[caption] for caption in captions])
 
     def _samples_of(self, step: int) -> npt.NDArray[np.int64]:
         batch_size, num_samples = self._training.batch_size, len(self._reader.index)
@@ -205,13 +219,14 @@ class TrainBatches(Dataset[TrainBatch]):
 
     def _image_or_replacement(self, sample: int, step: int, slot: int, bad: list[BadSample]) -> tuple[Tensor, int]:
         """The sample's canvas; if it cannot be decoded, that of another sample, drawn as a function of (step, slot)."""
-        draws = numpy_generator(self._training.seed, Stream.REPLACEMENT, step, slot)
+        draws: np.random.Generator | None = None
         for _ in range(_REPLACEMENT_ATTEMPTS):
             try:
                 photo = decode_photo(self._reader.image(sample))
                 return self._preprocessing.resize_to_canvas(photo, self._side), sample
             except ValueError as error:
                 bad.append(self._reader.bad(sample, str(error)))
+            draws = draws or numpy_generator(self._training.seed, Stream.REPLACEMENT, step, slot)
             sample = int(draws.integers(len(self._reader.index)))
         raise BadDataError(f"{_REPLACEMENT_ATTEMPTS} photos in a row cannot be read, such as {bad[-1]}")
 

@@ -52,8 +52,14 @@ class Preprocessing:
         return self._centre(resized_CHW, self.size)
 
     def resize_to_canvas(self, image_CHW: Tensor, side: int) -> Tensor:
-        """[3, side, side] uint8 from a decoded photo, by the same geometry: what augmentation crops from."""
-        return self._centre(self._to_size(image_CHW, side), side)
+        """[3, side, side] uint8 from a decoded photo, by the same geometry: what augmentation crops from.
+
+        What the centre crop would cut off is cut off first, and not resized.
+        """
+        if self.resize_mode == "shortest":
+            image_CHW = self._centre(image_CHW, min(image_CHW.shape[1:]))
+        resized_CHW: Tensor = self._to_size(image_CHW, side) if image_CHW.shape[1:] != (side, side) else image_CHW
+        return resized_CHW
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Floats in [0, 1] to the model's input."""

@@ -1,0 +1,221 @@
+#!/usr/bin/env python
+"""Samples per second and core of this project's loader, side by side with others on the same shards.
+
+    python benchmarks/loader.py --images PHOTOS --rounds 5
+
+Photos are enlarged or reduced to a short side of 256 pixels first (JPEG, quality 90), so that figures compare with those
+of Fashion-Gen; without --images, synthetic garments are rendered at that size. Each pipeline runs in a process of its own,
+in turn, on one thread and without worker processes; rates are per second of that process's CPU time. open_clip_train's
+loader does not run on webdataset 1.0: give it an older one with
+``pip install --no-deps --target DIR webdataset==0.2.86`` and ``--old-webdataset DIR``; without it, it is left out.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+
+_BATCH_SIZE = 64
+_SHORT_SIDE = 256
+_SIZE = 224
+
+
+def write_photos(images: Path | None, out: Path, count: int) -> None:
+    """Shards that all pipelines read: ``KEY.jpg`` and a plain ``KEY.txt``."""
+    import webdataset
+
+    from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
+
+    if images is None:
+        recipe = GarmentRecipe(num_products=max(10, count // 2), views_per_product=2, image_size=_SHORT_SIDE)
+        render_dataset(out / "garments", recipe)
+        tar = webdataset.WebDataset([str(p) for p in sorted((out / "garments").glob("*train*.tar"))], shardshuffle=False)
+        photos = (sample["jpg"] for sample in tar)
+    else:
+        photos = (path.read_bytes() for path in sorted(images.glob("*.jpg")))
+    for number in range(2):
+        with webdataset.TarWriter(str(out / f"photos.{number:06d}.tar"), encoder=False) as tar:
+            for index in range(count // 2):
+                photo = Image.open(io.BytesIO(next(photos))).convert("RGB")
+                scale = _SHORT_SIDE / min(photo.size)
+                photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+                jpeg = io.BytesIO()
+                photo.save(jpeg, "JPEG", quality=90)
+                caption = f"Women Navy Striped Short Sleeve Crew Neck T-Shirt {index}"
+                tar.write({"__key__": f"{number}{index:06d}", "jpg": jpeg.getvalue(), "txt": caption.encode()})
+
+
+def ours(shards: list[Path]) -> Iterator[int]:
+    """What a worker does: read, decode, resize to the canvas as uint8, tokenise."""
+    from fashionclip_tune.data import train_loader
+    from fashionclip_tune.index import load_index
+
+    config, loaded = _run()
+    with train_loader(config, load_index(shards), loaded, first_step=0, total_steps=10**6, pin_memory=False) as batches:
+        for batch in batches:
+            yield len(batch.keys)
+
+
+def device_work(shards: list[Path]) -> Iterator[int]:
+    """What the training device does to a uint8 batch, here on the CPU: augmentation and normalisation."""
+    from fashionclip_tune.augment import augment, draw_augmentation
+    from fashionclip_tune.data import TrainBatches
+    from fashionclip_tune.index import load_index
+
+    config, loaded = _run(image_strength=0.5)
+    images = TrainBatches(config, load_index(shards), loaded.preprocessing, loaded.tokenizer)[0].images_BCHW
+    while True:
+        draws = draw_augmentation(len(images), 0.5, torch.Generator().manual_seed(0))
+        loaded.preprocessing.normalise(augment(images.float() / 255, draws, loaded.preprocessing.size))
+        yield len(images)
+
+
+def _run(**augmentation: Any) -> tuple[Any, Any]:
+    import open_clip
+
+    from fashionclip_tune.config import AugmentationConfig, ProjectConfig, TrainingConfig
+    from fashionclip_tune.model import LoadedModel, Preprocessing
+
+    training = TrainingConfig(batch_size=_BATCH_SIZE, num_workers=0)
+    config = ProjectConfig(training=training, augmentation=AugmentationConfig(**augmentation))
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    preprocessing = Preprocessing(_SIZE, mean, std, "shortest", "bicubic")
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    # The loader needs no network: this spares the benchmark a model.
+    return config, LoadedModel("ViT-B-32", torch.nn.Identity(), preprocessing, tokenizer, {}, "", True)
+
+
+def open_clip_train(shards: list[Path]) -> Iterator[int]:
+    """open_clip_train.data.get_wds_dataset, OpenCLIP's training transform."""
+    import open_clip
+    from open_clip_train.data import get_wds_dataset
+
+    args = SimpleNamespace(
+        train_data="::".join(map(str, shards)),
+        train_num_samples=10**7,
+        train_data_upsampling_factors=None,
+        dataset_resampled=True,
+        batch_size=_BATCH_SIZE,
+        workers=0,
+        world_size=1,
+        seed=0,
+    )
+    transform = open_clip.transform.image_transform(_SIZE, is_train=True)
+    data = get_wds_dataset(args, transform, is_train=True, tokenizer=open_clip.get_tokenizer("ViT-B-32"))
+    for images, _ in data.dataloader:
+        yield len(images)
+
+
+def published(shards: list[Path]) -> Iterator[int]:
+    """As the published runs read: webdataset, Pillow, OpenCLIP's training transform, shard order."""
+    import open_clip
+    import webdataset
+
+    transform, tokenizer = open_clip.transform.image_transform(_SIZE, is_train=True), open_clip.get_tokenizer("ViT-B-32")
+    data = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False).repeat().decode("pil")
+    data = data.to_tuple("jpg", "txt").map_tuple(transform, lambda text: tokenizer([text])[0]).batched(_BATCH_SIZE)
+    for images, _ in data:
+        yield len(images)
+
+
+def bare_decode(shards: list[Path]) -> Iterator[int]:
+    """torchvision's JPEG decoder on bytes in memory: the limit."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    from fashionclip_tune.data import ShardReader
+    from fashionclip_tune.index import load_index
+
+    index = load_index(shards)
+    reader = ShardReader(index)
+    photos = [torch.frombuffer(bytearray(reader.image(sample)), dtype=torch.uint8) for sample in range(len(index))]
+    while True:
+        for start in range(0, len(photos) - _BATCH_SIZE, _BATCH_SIZE):
+            for photo in photos[start : start + _BATCH_SIZE]:
+                decode_jpeg(photo, mode=ImageReadMode.RGB)
+            yield _BATCH_SIZE
+
+
+def tar_reading(shards: list[Path]) -> Iterator[int]:
+    """webdataset reading tars, decoding nothing."""
+    import webdataset
+
+    data = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False).repeat()
+    for number, _ in enumerate(data, 1):
+        if number % _BATCH_SIZE == 0:
+            yield _BATCH_SIZE
+
+
+PIPELINES: dict[str, Callable[[list[Path]], Iterator[int]]] = {
+    "ours": ours,
+    "open_clip_train": open_clip_train,
+    "published": published,
+    "bare_decode": bare_decode,
+    "tar_reading": tar_reading,
+    "device_work": device_work,
+}
+
+
+def measure(name: str, shards: list[Path], seconds: float) -> float:
+    """Samples per second of CPU time, after three batches that do not count."""
+    torch.set_num_threads(1)
+    batches = PIPELINES[name](shards)
+    for _ in range(3):
+        next(batches)
+    samples, started = 0, time.process_time()
+    while time.process_time() - started < seconds:
+        samples += next(batches)
+    return samples / (time.process_time() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of JPEG photos (default: synthetic garments)")
+    parser.add_argument("--count", type=int, default=2_000, help="photos (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of CPU time a pipeline and round (default: %(default)s)")
+    parser.add_argument("--old-webdataset", type=Path, help="folder with webdataset 0.2.86, for open_clip_train")
+    parser.add_argument("--only", nargs=2, metavar=("PIPELINE", "SHARDS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        name, folder = arguments.only
+        print(json.dumps(measure(name, sorted(Path(folder).glob("photos.*.tar")), arguments.seconds)))
+        return
+    rates: dict[str, list[float]] = {name: [] for name in PIPELINES}
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(arguments.images, Path(folder), arguments.count)
+        environment = {**os.environ, "FASHIONCLIP_CACHE": f"{folder}/cache", "PYTHONWARNINGS": "ignore"}
+        for _ in range(arguments.rounds):
+            for name, measured in rates.items():
+                if name == "open_clip_train" and arguments.old_webdataset is None:
+                    continue
+                path = str(arguments.old_webdataset) if name == "open_clip_train" else ""
+                command = [sys.executable, __file__, "--only", name, folder, "--seconds", str(arguments.seconds)]
+                done = subprocess.run(
+                    command, env={**environment, "PYTHONPATH": path}, check=True, stdout=subprocess.PIPE, text=True
+                )
+                measured.append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{arguments.count:,} photos, short side {_SHORT_SIDE}; {platform.machine()}, Python {platform.python_version()}")
+    print("| pipeline | samples/s and core, median | lowest | highest | ours over it, median of the rounds |")
+    print("|---|---|---|---|---|")
+    for name, measured in rates.items():
+        if measured:
+            ratio = statistics.median(a / b for a, b in zip(rates["ours"], measured, strict=True))
+            figures = " | ".join(f"{value:,.0f}" for value in (statistics.median(measured), min(measured), max(measured)))
+            print(f"| {name} | {figures} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

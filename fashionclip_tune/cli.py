@@ -5,25 +5,32 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from fashionclip_tune.errors import BadDataError, DivergedError, UserError
 
 
-class UserErrorExit:
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with an argument."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists what is allowed)\n")
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
     """Turns a mistake of the user into one line on stderr and exit status 2; a run that failed into status 1."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        if isinstance(error, BadDataError | DivergedError):
-            print(f"stopped: {error}", file=sys.stderr)
-            sys.exit(1)
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (BadDataError, DivergedError) as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def assignments(texts: Sequence[str]) -> dict[str, str]:
@@ -48,12 +55,12 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fashionclip_tune", description="Fine-tune OpenCLIP models on photos.")
+    parser = Parser(prog="python -m fashionclip_tune", description="Fine-tune OpenCLIP models on photos.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train):
         add(commands)
     parsed = parser.parse_args(arguments)
-    with UserErrorExit():
+    with user_errors():
         parsed.run(parsed)
 
 

@@ -6,10 +6,10 @@ batch sizes differ in the last bits, enough to break ties.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,14 @@ _KS = (1, 5, 10)
 _KEPT_PIXELS_BYTES = 1 << 28
 
 
+class PixelBlock(NamedTuple):
+    """Photos of one block: uint8, zeros behind the last one; the slots that hold one; what could not be read."""
+
+    pixels_BCHW: Tensor
+    good: list[int]
+    bad: tuple[BadSample, ...]
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
     """Photos with their first captions; row i of ``caption_of`` is the distinct caption of photo i."""
@@ -35,6 +43,7 @@ class EvaluationSet:
     captions: tuple[str, ...]
     caption_of: Tensor
     preprocessing: Preprocessing
+    kept_blocks: dict[int, "PixelBlock"] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -100,29 +109,22 @@ def _encode_images(
     return torch.cat(embeddings), torch.tensor(readable)
 
 
-def _block(photos: EvaluationSet, start: int, batch_size: int) -> tuple[Tensor, list[int], tuple[BadSample, ...]]:
-    side = photos.preprocessing.size
-    if len(photos.caption_of) * 3 * side * side <= _KEPT_PIXELS_BYTES:
-        return _kept_block(photos.reader, photos.preprocessing, start, batch_size)
-    return _read_block(photos.reader, photos.preprocessing, start, batch_size)
-
-
-def _read_block(
-    reader: ShardReader, preprocessing: Preprocessing, start: int, batch_size: int
-) -> tuple[Tensor, list[int], tuple[BadSample, ...]]:
-    """[batch_size, 3, S, S] uint8, zeros behind the last photo; the slots that hold a photo; what could not be read."""
-    pixels_BCHW = torch.zeros(batch_size, 3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
+def _block(photos: EvaluationSet, start: int, batch_size: int) -> PixelBlock:
+    if start in photos.kept_blocks and len(photos.kept_blocks[start].pixels_BCHW) == batch_size:
+        return photos.kept_blocks[start]
+    reader, side = photos.reader, photos.preprocessing.size
+    pixels_BCHW = torch.zeros(batch_size, 3, side, side, dtype=torch.uint8)
     good, bad = [], []
     for slot, sample in enumerate(range(start, min(start + batch_size, len(reader.index)))):
         try:
-            pixels_BCHW[slot] = preprocessing.resize(decode_pil(reader.image(sample)))
+            pixels_BCHW[slot] = photos.preprocessing.resize(decode_pil(reader.image(sample)))
             good.append(slot)
         except ValueError as error:
             bad.append(reader.bad(sample, str(error)))
-    return pixels_BCHW, good, tuple(bad)
-
-
-_kept_block = lru_cache(maxsize=4096)(_read_block)
+    block = PixelBlock(pixels_BCHW, good, tuple(bad))
+    if len(reader.index) * 3 * side * side <= _KEPT_PIXELS_BYTES:
+        photos.kept_blocks[start] = block
+    return block
 
 
 @torch.no_grad()

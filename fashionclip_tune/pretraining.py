@@ -10,14 +10,15 @@ from filelock import FileLock
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.checkpoint import newest_weights
-from fashionclip_tune.config import LossFunctionOptions, ProjectConfig
+from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.model import export_openclip, load_model, load_weights
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
 from fashionclip_tune.tiny import (
     PRETRAINING_EXAMPLES,
-    PRETRAINING_LEARNING_RATE,
+    PRETRAINING_LOSSES,
     PRETRAINING_PRODUCTS,
     PRETRAINING_SEED,
+    PRETRAINING_SETTINGS,
     PRETRAINING_VIEWS,
     TINY_MODELS,
     pretrained_tiny_dir,
@@ -49,18 +50,12 @@ def _pretrain(name: str, data: Path) -> None:
     with FileLock(f"{target}.lock"):
         if target.is_dir():  # made by another process while this one waited
             return
-        loss = LossFunctionOptions.SIGLIP if name == "tiny-sig" else LossFunctionOptions.CONTRASTIVE
-        config = ProjectConfig(clip_model=name, loss_function=loss, device="cpu", dataset_root=data).with_overrides(
+        config = ProjectConfig(clip_model=name, device="cpu", dataset_root=data).with_overrides(
             {
-                "model.pretrained": None,
-                "training.learning_rate": PRETRAINING_LEARNING_RATE,
+                **PRETRAINING_SETTINGS,
+                "loss_function": PRETRAINING_LOSSES[name],
                 "training.budget_examples": PRETRAINING_EXAMPLES,
                 "training.stage_examples": PRETRAINING_EXAMPLES,
-                "training.num_workers": 0,
-                "training.seed": PRETRAINING_SEED,
-                "augmentation.caption": "uniform",
-                "augmentation.image_strength": 0.3,
-                "hardware.threads": 1,
             }
         )
         run_dir = target.with_name(f"{target.name}.run")

@@ -13,6 +13,7 @@ from pathlib import Path
 import open_clip
 
 from fashionclip_tune.cache import cache_dir
+from fashionclip_tune.synthetic import RENDERER_VERSION
 
 TINY_MODELS = ("tiny-clip", "tiny-sig")
 # The whole photo: garments are taller than wide, and a centre crop would cut collars and hems off.
@@ -28,7 +29,16 @@ PRETRAINING_SEED = 2026
 PRETRAINING_PRODUCTS = 3_000
 PRETRAINING_VIEWS = 2
 PRETRAINING_EXAMPLES = 24_576
-PRETRAINING_LEARNING_RATE = 1e-3
+PRETRAINING_SETTINGS = {
+    "model.pretrained": None,
+    "training.learning_rate": 1e-3,
+    "training.num_workers": 0,
+    "training.seed": PRETRAINING_SEED,
+    "augmentation.caption": "uniform",
+    "augmentation.image_strength": 0.3,
+    "hardware.threads": 1,
+}
+PRETRAINING_LOSSES = {"tiny-clip": "contrastive", "tiny-sig": "siglip"}
 
 
 @cache
@@ -40,12 +50,7 @@ def register_tiny_models() -> None:
 def pretrained_tiny_dir(model_name: str) -> Path:
     """Folder of the pretrained weights, named by everything that they depend on; may not exist yet."""
     register_tiny_models()
-    recipe = [
-        PRETRAINING_SEED,
-        PRETRAINING_PRODUCTS,
-        PRETRAINING_VIEWS,
-        PRETRAINING_EXAMPLES,
-        PRETRAINING_LEARNING_RATE,
-    ]
-    text = json.dumps([open_clip.get_model_config(model_name), TINY_PREPROCESSING, recipe], sort_keys=True)
+    data = [RENDERER_VERSION, PRETRAINING_SEED, PRETRAINING_PRODUCTS, PRETRAINING_VIEWS]
+    training = [PRETRAINING_EXAMPLES, PRETRAINING_SETTINGS, PRETRAINING_LOSSES[model_name]]
+    text = json.dumps([open_clip.get_model_config(model_name), TINY_PREPROCESSING, data, training], sort_keys=True)
     return cache_dir() / "pretrained" / f"{model_name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

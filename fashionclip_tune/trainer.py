@@ -134,4 +134,5 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run had none: it may go on, scaled, on a card without bf16
+            self._scaler.load_state_dict(state["scaler"])

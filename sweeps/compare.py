@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from fashionclip_tune.cli import UserErrorExit
+from fashionclip_tune.cli import user_errors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sweeps", nargs="+", type=Path, metavar="RESULTS/NAME", help="folders of sweeps, running ones included")
     sweeps = parser.parse_args().sweeps
-    with UserErrorExit():
+    with user_errors():
         from rich.console import Console
 
         from fashionclip_tune.report import comparison

@@ -5,11 +5,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from fashionclip_tune.cli import UserErrorExit, assignments
+from fashionclip_tune.cli import Parser, assignments, user_errors
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data", metavar="DIR", help="folder of shards (default: synthetic garments)")
     add(
@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = vars(parse())
     own = {name: arguments.pop(name) for name in ("name", "results", "dry_run", "resume")}
-    with UserErrorExit():
+    with user_errors():
         from rich.console import Console
 
         from fashionclip_tune.tuning.plan import SweepSettings
@@ -45,7 +45,9 @@ def main() -> None:
 
         settings = SweepSettings(overrides=assignments(arguments.pop("set")), **arguments)
         result = sweep(settings, **own, console=Console())
-    sys.exit(130 if result is not None and result["state"] == "INTERRUPTED" else 0)
+    if result is not None:
+        sys.exit(130 if result["state"] == "INTERRUPTED" else 0 if result["best"] else 1)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

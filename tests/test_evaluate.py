@@ -119,19 +119,24 @@ def test_kept_pixels_and_pixels_read_anew_agree(
     tiny_config: ProjectConfig, garments: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_model(tiny_config)
-    kept = measured(loaded, validation(loaded, garments))
+    photos = validation(loaded, garments)
+    photos.kept_blocks.clear()
     reads = 0
-    read_block = evaluate_module._read_block
+    decode = evaluate_module.decode_pil
 
-    def counting(*arguments: Any) -> Any:
+    def counting(data: bytes) -> Any:
         nonlocal reads
         reads += 1
-        return read_block(*arguments)
+        return decode(data)
 
+    monkeypatch.setattr(evaluate_module, "decode_pil", counting)
+    first, again = measured(loaded, photos), measured(loaded, photos)
+    assert first == again
+    assert reads == 20  # one for each photo: the second evaluation read none
+    photos.kept_blocks.clear()
     monkeypatch.setattr(evaluate_module, "_KEPT_PIXELS_BYTES", 20 * 3 * 32 * 32 - 1)
-    monkeypatch.setattr(evaluate_module, "_read_block", counting)
-    assert measured(loaded, validation(loaded, garments)) == kept
-    assert reads == 3
+    assert [measured(loaded, photos), measured(loaded, photos)] == [first, first]
+    assert reads == 60
 
 
 def test_evaluation_leaves_the_training_mode_as_it_was(tiny_config: ProjectConfig, garments: Path) -> None:

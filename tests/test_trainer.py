@@ -236,3 +236,14 @@ def test_augmentation_depends_on_the_step_and_the_seed_only(tiny_config: Project
     again.step = 1
     assert not torch.equal(again._model_input(batch), first)
     assert not torch.equal(trainer_for(config.with_overrides({"training.seed": 1}))._model_input(batch), first)
+
+
+def test_a_run_without_loss_scaling_goes_on_with_it(tiny_config: ProjectConfig) -> None:
+    """Begun in fp32 or bf16 and resumed on a card that has fp16 only: the saved scaler is empty."""
+    state = trainer_for(tiny_config).state_dict()
+    assert state["scaler"] == {}
+    config = tiny_config.with_overrides({"hardware.precision": "fp16"})
+    scaled = trainer_for(config, plan=plan_precision(config))
+    scaled.load_state_dict(state)
+    steps(scaled, batches(2, side=40))
+    assert scaled.state_dict()["scaler"]["scale"] > 0

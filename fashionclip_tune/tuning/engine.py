@@ -4,7 +4,7 @@ Everything that Ray is told here is in the journal first. Ray's trial ids mean n
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ class TrialPlan:
         return cls(**json.loads(ray_config["plan"]))
 
 
-def trial_folder_name(number: int, config: ProjectConfig) -> str:
-    """``0007-vit-b-32-siglip``."""
-    return f"{number:04d}-{config.model_name.lower()}-{config.loss_function.value}"
+def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
+    """``SWEEP/trials/0007-vit-b-32-siglip``."""
+    name = f"{number:04d}-{settings['clip_model']}-{settings['loss_function']}".lower()
+    return sweep_dir / "trials" / name.replace("/", "-")
 
 
 class _NotPickled:
@@ -57,14 +58,17 @@ class StudySearcher(_NotPickled, Searcher):
         study: SweepStudy,
         space: Space,
         build: Callable[[dict[str, Any]], ProjectConfig],
-        trials_dir: Path,
+        *,
+        sweep_dir: Path,
+        num_trials: int,
         max_concurrent: int,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study = study
         self._space = space
         self._build = build
-        self._trials_dir = trials_dir
+        self._sweep_dir = sweep_dir
+        self._num_trials = num_trials
         self._max_concurrent = max_concurrent
         self._to_continue = study.unfinished()
         self._running: dict[str, int] = {}
@@ -73,15 +77,23 @@ class StudySearcher(_NotPickled, Searcher):
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
         if len(self._running) >= self._max_concurrent:
             return None
+        number, settings = self._next()
+        if settings is None:
+            finished: Any = Searcher.FINISHED
+            return finished  # type: ignore[no-any-return]
+        self._running[trial_id] = number
+        plan = TrialPlan(number, str(trial_dir(self._sweep_dir, number, settings)), self._build(settings).to_dict())
+        return plan.to_ray()
+
+    def _next(self) -> tuple[int, dict[str, Any] | None]:
         if self._to_continue:
             number = self._to_continue.pop(0)
-            overrides = self._study.overrides(number, self._space)
-        else:
-            number, overrides = self._study.suggest(self._space)
-        self._running[trial_id] = number
-        config = self._build(overrides)
-        folder = self._trials_dir / trial_folder_name(number, config)
-        return TrialPlan(number, str(folder), config.to_dict()).to_ray()
+            return number, self._study.settings(number, self._space)
+        while len(self._study.trials()) < self._num_trials:
+            number, settings = self._study.suggest(self._space)
+            if settings is not None:  # else that trial has failed: the space raised, or drew no configuration
+                return number, settings
+        return -1, None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
@@ -111,16 +123,17 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         plan = TrialPlan.from_ray(trial.config)
         if "stop_reason" in result:
-            pruned = result["stop_reason"] == "diverged"
-            state = TrialState.PRUNED if pruned else TrialState.FAIL
+            # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
+            state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL
             self._study.end(plan.number, state, result["stop_reason"], result["message"])
             return str(TrialScheduler.STOP)
         examples_seen, value = int(result["examples_seen"]), float(result[METRIC])
         self._study.record_stage(plan.number, examples_seen, value)
-        if examples_seen not in self._rung_levels or self._study.has_later_stage(plan.number, examples_seen):
+        if examples_seen not in self._rung_levels or examples_seen in self._study.passed_rungs(plan.number):
             return str(TrialScheduler.CONTINUE)
         earlier = self._study.values_at(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
         if survives(value, earlier, self._reduction_factor):
+            self._study.pass_rung(plan.number, examples_seen)
             return str(TrialScheduler.CONTINUE)
         self._study.end(plan.number, TrialState.PRUNED, f"rung_{self._rung_levels.index(examples_seen) + 1}")
         return str(TrialScheduler.STOP)

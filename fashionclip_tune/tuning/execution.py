@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 from ray.train._internal.session import get_session
 from ray.tune import Trainable
@@ -34,7 +35,7 @@ def run_trials(
     space: Space,
     build: Callable[[dict[str, Any]], ProjectConfig],
     *,
-    trials_dir: Path,
+    sweep_dir: Path,
     num_trials: int,
     slots: Slots,
     rung_levels: tuple[int, ...],
@@ -46,7 +47,7 @@ def run_trials(
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
-    searcher = StudySearcher(study, space, build, trials_dir, slots.count)
+    searcher = StudySearcher(study, space, build, sweep_dir=sweep_dir, num_trials=num_trials, max_concurrent=slots.count)
     scheduler = StudyScheduler(study, rung_levels, reduction_factor)
     resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
     with _local_ray(slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
@@ -104,6 +105,7 @@ def _local_ray(slots: Slots) -> Iterator[None]:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",  # this Ray listens to this machine only; else it writes a token to the home folder
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
@@ -113,6 +115,7 @@ def _local_ray(slots: Slots) -> Iterator[None]:
             address="local",
             # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
             num_cpus=max(1, round(slots.count * slots.cpus_per_trial)),
+            num_gpus=torch.cuda.device_count() if slots.gpus_per_trial else 0,  # as the slots were planned
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import optuna
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
@@ -19,6 +21,16 @@ from fashionclip_tune.tuning.space import SearchSpace, SpaceCheck, check_space, 
 
 SCHEDULERS = ("asha", "none")
 _MAX_STARTUP_TRIALS = 10
+# Equal budgets are what makes trials comparable, and the slots are planned for one device.
+_OWNED_BY_FLAGS = {
+    "training.budget_examples": "--budget-examples",
+    "training.max_steps": "--budget-examples",
+    "training.stage_examples": "--grace-examples",
+    "training.checkpoint_interval": "--grace-examples",
+    "training.seed": "--seed",
+    "device": "--device",
+    "dataset_root": "--data",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +52,33 @@ class SweepSettings:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Of ``--set``: hold for all trials, whatever the space says."""
 
-    def check_same(self, saved: "SweepSettings", name: str) -> None:
-        """Raises UserError where a given flag differs from that of the saved sweep."""
-        for f in fields(self):
-            given, was = getattr(self, f.name), getattr(saved, f.name)
-            if f.name == "overrides":
-                changed = {path: value for path, value in given.items() if was.get(path) != value}
-                given, was = changed or None, {path: was.get(path) for path in changed}
-            elif f.name in ("data", "space") and given is not None and was is not None:
-                given, was = _absolute(given), _absolute(was)
-            if given is not None and given != was:
-                flag = "--set" if f.name == "overrides" else "--" + f.name.replace("_", "-")
-                raise UserError(f"sweep {name} was started with {flag} {was}, not {given}: a resumed sweep keeps its settings")
+    def resumed(self, given: "SweepSettings", name: str) -> "SweepSettings":
+        """These settings of a sweep that goes on, with what may change: where its data lies, and how much runs at a time.
+
+        Raises:
+            UserError: another flag was given that differs from what the sweep was started with.
+        """
+        for flag in ("num_trials", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor"):
+            now, before = getattr(given, flag), getattr(self, flag)
+            if now is not None and now != before:
+                raise _differs(name, "--" + flag.replace("_", "-"), before, now)
+        if given.device not in (None, "auto", self.device):
+            raise _differs(name, "--device", self.device, given.device)
+        if given.space is not None and self.space is not None and load_space(given.space).file != load_space(self.space).file:
+            raise _differs(name, "--space", self.space, given.space)
+        for path, value in given.overrides.items():
+            if self.overrides.get(path) != value:
+                raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
+        return replace(
+            self,
+            data=given.data if given.data is not None else self.data,
+            max_concurrent=given.max_concurrent if given.max_concurrent is not None else self.max_concurrent,
+            gpus_per_trial=given.gpus_per_trial if given.gpus_per_trial is not None else self.gpus_per_trial,
+        )
 
 
-def _absolute(path_or_name: str) -> str:
-    return str(Path(path_or_name).absolute()) if Path(path_or_name).exists() else path_or_name
+def _differs(name: str, flag: str, before: object, now: object) -> UserError:
+    return UserError(f"sweep {name} was started with {flag} {before}, not {now}: a resumed sweep keeps its settings")
 
 
 @dataclass(frozen=True)
@@ -76,9 +99,18 @@ class SweepPlan:
     num_valid: int
     data_fingerprint: str
 
-    def build(self, overrides: Mapping[str, Any]) -> ProjectConfig:
-        """A trial's configuration."""
-        return self.base.with_overrides({**overrides, **self.settings.overrides})
+    def draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
+        drawn = self.space.draw(trial)
+        config = self.build({**drawn, **self.settings.overrides})
+        fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
+        paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
+        flat = config.to_dict()
+        return {path: flat[path] for path in paths}
+
+    def build(self, settings: Mapping[str, Any]) -> ProjectConfig:
+        """The configuration of a trial with these settings."""
+        return self.base.with_overrides(settings)
 
     @cached_property
     def num_startup_trials(self) -> int:
@@ -93,7 +125,7 @@ class SweepPlan:
         rungs = ", ".join(f"{rung:,}" for rung in self.rung_levels) if self.rung_levels else "none"
         gpu = f", {self.slots.gpus_per_trial:g} GPU" if self.slots.gpus_per_trial else ""
         return [
-            f"space:    {self.space.name} ({', '.join(self.check.parameters)}), 100 draws are valid configurations",
+            f"space:    {self.space.name}: {'; '.join(self.check.parameters)} (100 draws are valid configurations)",
             f"models:   {', '.join(self.check.config_of_model)}; losses: {', '.join(self.check.losses)}",
             f"data:     {self.base.dataset_dir}: {self.num_shards} shards, {self.num_train:,} photos to train on,"
             f" {self.num_valid:,} to evaluate on",
@@ -111,7 +143,9 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     scheduler, reduction_factor, num_trials, seed = _checked_flags(settings)
-    device = choose_device(ProjectConfig(device=settings.device or "auto").device).type
+    if settings.device not in (None, "auto", "cpu", "cuda"):
+        raise UserError(f"--device {settings.device!r} is not allowed: auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses GPUs)")
+    device = choose_device(settings.device or "auto").type
     space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
     slots = plan_slots(
         device=device,
@@ -119,16 +153,20 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         max_concurrent=settings.max_concurrent,
         gpus_per_trial=settings.gpus_per_trial,
     )
-    overrides = {"hardware.threads": slots.threads, **settings.overrides}
     data_dir = Path(settings.data).absolute() if settings.data else _embedded_data(say)
-    base = ProjectConfig(device=device, dataset_root=data_dir).with_overrides({**space.base, "training.seed": seed})
-    base = base.with_overrides({"model.cache_dir": base.model_cache_dir.absolute(), **overrides})
-    workers = min(base.training.num_workers, int(slots.cpus_per_trial) - (device == "cpu"))
-    base = base.with_overrides({"training.num_workers": max(0, workers)})
+    base = _base_config(settings, space, slots, {"device": device, "dataset_root": data_dir, "training.seed": seed})
+    fixed = {"hardware.threads": base.hardware.threads, **settings.overrides}
 
     shards = run_shards(base)
     train, valid = cached_index(shards.train), cached_index(shards.valid)
-    check = check_space(space, lambda drawn: base.with_overrides({**drawn, **overrides}), seed)
+
+    def build(drawn: dict[str, Any]) -> ProjectConfig:
+        _refuse_owned(drawn, f"space {space.file}")
+        if "training.epochs" in drawn:
+            raise UserError("training.epochs is the same for all trials of a sweep: set it in BASE, or use --budget-examples")
+        return base.with_overrides({**drawn, **fixed})
+
+    check = check_space(space, build, seed)
     largest = check.batch_sizes[-1]
     if largest > len(train):
         raise UserError(f"training.batch_size = {largest} is more than the {len(train)} photos to train on in {data_dir}")
@@ -149,7 +187,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         reduction_factor=reduction_factor,
         gpus_per_trial=slots.gpus_per_trial or None,
         device=device,
-        overrides=overrides,
+        overrides=fixed,
     )
     return SweepPlan(
         settings=filled_in,
@@ -166,6 +204,24 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         num_valid=len(valid),
         data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
     )
+
+
+def _base_config(settings: SweepSettings, space: SearchSpace, slots: Slots, owned: Mapping[str, Any]) -> ProjectConfig:
+    """What all trials share. Later ones win: defaults of a sweep, the space's BASE, ``--set``, what flags own."""
+    _refuse_owned(space.base, f"BASE of {space.file}")
+    _refuse_owned(settings.overrides, "--set")
+    defaults = {"training.checkpoint_minutes": 0, "hardware.threads": slots.threads}
+    base = ProjectConfig().with_overrides({**defaults, **space.base, **settings.overrides, **owned})
+    # A loader process a core that the training itself leaves free; on a GPU it needs little of its own.
+    workers = min(base.training.num_workers, int(slots.cpus_per_trial) - (base.device == "cpu"))
+    changes = {"training.num_workers": max(0, workers), "model.cache_dir": base.model_cache_dir.absolute()}
+    return base.with_overrides(changes)
+
+
+def _refuse_owned(settings: Mapping[str, Any], where: str) -> None:
+    for path, flag in _OWNED_BY_FLAGS.items():
+        if path in settings:
+            raise UserError(f"{where} sets {path}, which is the same for all trials of a sweep: use {flag}")
 
 
 def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:

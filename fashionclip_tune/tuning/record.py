@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import read_history
 from fashionclip_tune.report import best_row, write_trials_csv
+from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.study import METRIC, SweepStudy, message, settings, stop_reason
 
 
@@ -23,7 +24,8 @@ class SweepRecord:
 
     def write(self, state: str) -> dict[str, Any]:
         """Writes both files and returns the content of sweep.json."""
-        rows, best = self.rows(), self.best()
+        rows = self.rows()
+        best = best_row(rows)
         sweep = {
             **self._header,
             "state": state,
@@ -39,18 +41,14 @@ class SweepRecord:
         """One row a trial, by number."""
         return [self._row(trial) for trial in self._study.trials()]
 
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best ended trial."""
-        best = best_row(self.rows())
-        return None if best is None else dict(best)
-
     def _row(self, trial: FrozenTrial) -> dict[str, Any]:
         if trial.number in self._ended_rows:
             return self._ended_rows[trial.number]
         config = settings(trial)
-        folder = self.trial_dir(trial.number)
         # A stage counts once it is in the journal; a file that is ahead of it belongs to a report under way.
-        history = [row for row in read_history(folder) if row["examples_seen"] in trial.intermediate_values] if folder else []
+        recorded = trial.intermediate_values
+        folder = trial_dir(self._sweep_dir, trial.number, config) if config else None
+        history = [row for row in read_history(folder) if row["examples_seen"] in recorded] if folder else []
         last: dict[str, Any] = history[-1] if history else {}
         if history and history[0]["step"] == 0:
             self._zero_shot.setdefault(config["clip_model"], _recalls(history[0]))
@@ -72,10 +70,6 @@ class SweepRecord:
         if trial.state != TrialState.RUNNING:
             self._ended_rows[trial.number] = row
         return row
-
-    def trial_dir(self, number: int) -> Path | None:
-        """The trial's folder, if it has got that far."""
-        return next((self._sweep_dir / "trials").glob(f"{number:04d}-*"), None)
 
 
 def _recalls(row: dict[str, Any]) -> dict[str, Any]:

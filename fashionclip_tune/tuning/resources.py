@@ -1,5 +1,6 @@
 """Slots of a sweep: how many trials run side by side, and what each gets of the machine."""
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ class Slots:
 
 
 def plan_slots(*, device: str, num_trials: int, max_concurrent: int | None, gpus_per_trial: float | None) -> Slots:
-    """On a CPU a slot a core; on GPUs as many as their fractions allow.
+    """On a CPU a slot a core, but a third of the trials at most; on GPUs as many as their fractions allow.
+
+    Trials that start together know nothing of each other's results: with all of them at once nothing would be searched.
 
     Raises:
         UserError: a share outside (0, 1], or no trial at a time.
@@ -33,7 +36,7 @@ def plan_slots(*, device: str, num_trials: int, max_concurrent: int | None, gpus
         raise UserError(f"--gpus-per-trial {gpus_per_trial:g} is not allowed: above 0, at most 1 (a trial runs on one GPU)")
     cores = available_cores()
     if device == "cpu":
-        gpu_share, limit = 0.0, cores
+        gpu_share, limit = 0.0, min(cores, max(2, math.ceil(num_trials / 3)))
     else:
         gpu_share = gpus_per_trial if gpus_per_trial is not None else 1.0
         limit = torch.cuda.device_count() * int(1 / gpu_share)

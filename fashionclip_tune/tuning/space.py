@@ -5,13 +5,16 @@ import importlib.util
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import check_architecture
-from fashionclip_tune.tuning.study import Space, draw_points
+from fashionclip_tune.tuning.study import DrawnPoint, Space, draw_points
 
 SPACES_DIR = Path(__file__).parents[2] / "sweeps" / "spaces"
 _CHECKED_POINTS = 100
@@ -64,34 +67,63 @@ def load_space(name_or_file: str) -> SearchSpace:
     if not callable(draw):
         raise UserError(f"--space {file} has no function space(trial) that returns settings by dotted path")
     base, points = getattr(module, "BASE", {}), getattr(module, "POINTS", ())
-    return SearchSpace(file.stem, file.absolute(), draw, dict(base), tuple(points))
+    if not isinstance(base, dict) or not isinstance(points, list | tuple) or not all(isinstance(p, dict) for p in points):
+        raise UserError(f"--space {file}: BASE is a dict of settings by dotted path, POINTS a list of dicts by parameter name")
+    return SearchSpace(file.stem, file.absolute(), draw, base, tuple(points))
 
 
 def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectConfig], seed: int) -> SpaceCheck:
-    """Draws 100 points and builds the configuration of each.
+    """Draws the space's own points and 100 random ones, and builds the configuration of each.
 
     Raises:
         UserError: names the space, what it drew and what is wrong with it.
     """
     config_of_model: dict[str, ProjectConfig] = {}
-    batch_sizes, losses, parameters = set(), set(), dict[str, None]()
+    batch_sizes, losses = set(), set()
+    distributions: dict[str, BaseDistribution] = {}
     try:
-        drawn = draw_points(space.draw, _CHECKED_POINTS, seed)
+        drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
     except Exception as error:
         raise UserError(f"space {space.file} fails when it is drawn from: {_where(error)}") from error
-    for overrides, distributions in drawn:
-        if not isinstance(overrides, dict):
-            raise UserError(f"space {space.file}: space(trial) returned {type(overrides).__name__}, a dict is expected")
+    for point, wanted in zip_longest(drawn, space.points):
+        _check_point(space, point, wanted or {})
         try:
-            config = build(overrides)
+            config = build(point.settings)
             check_architecture(config.model_name)
         except UserError as error:
-            raise UserError(f"space {space.file} drew {overrides}, which is no valid configuration: {error}") from error
+            raise UserError(f"space {space.file} drew {point.settings}, which is no valid configuration: {error}") from error
         config_of_model.setdefault(config.model_name, config)
         batch_sizes.add(config.training.batch_size)
         losses.add(config.loss_function.value)
-        parameters |= dict.fromkeys(distributions)
-    return SpaceCheck(config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), tuple(parameters))
+        distributions |= point.distributions
+    parameters = tuple(_described(name, distribution) for name, distribution in distributions.items())
+    return SpaceCheck(config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), parameters)
+
+
+def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:
+    if not isinstance(point.settings, dict):
+        raise UserError(f"space {space.file}: space(trial) returned {type(point.settings).__name__}, a dict is expected")
+    for name, value in wanted.items():
+        distribution = point.distributions.get(name)
+        if distribution is None:
+            names = ", ".join(point.distributions)
+            raise UserError(f"space {space.file}: the point {dict(wanted)} sets {name!r}, which is not drawn: {names} are")
+        try:
+            inside = distribution._contains(distribution.to_internal_repr(value))
+        except ValueError:
+            inside = False
+        if not inside:
+            allowed = _described(name, distribution)
+            raise UserError(f"space {space.file}: the point {dict(wanted)} has {name} = {value!r}, allowed is {allowed}")
+
+
+def _described(name: str, distribution: BaseDistribution) -> str:
+    """``learning_rate 0.0001..0.01 log``, ``clip_model tiny-clip|tiny-sig``."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"{name} {'|'.join(map(str, distribution.choices))}"
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        return f"{name} {distribution.low:g}..{distribution.high:g}{' log' if distribution.log else ''}"
+    return name
 
 
 def _where(error: Exception) -> str:

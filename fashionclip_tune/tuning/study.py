@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 Space = Callable[[optuna.trial.Trial], dict[str, Any]]
 
 METRIC = "recall_at_10"
-_OVERRIDES, _STOP_REASON, _MESSAGE = "overrides", "stop_reason", "message"
+_SETTINGS, _PASSED_RUNGS, _END = "settings", "passed_rungs", "end"
 _STUDY_NAME = "sweep"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -39,6 +40,9 @@ class SweepStudy:
         self._study = optuna.create_study(
             study_name=_STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
         )
+        for trial in self.trials():
+            if not trial.state.is_finished() and _END in trial.user_attrs:
+                self._tell_end(trial.number)
         for point in points:  # again after a kill among them: those that are there are not added twice
             self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
@@ -50,15 +54,22 @@ class SweepStudy:
         """Numbers of the trials without an end: running, or interrupted."""
         return [trial.number for trial in self.trials() if not trial.state.is_finished()]
 
-    def suggest(self, space: Space) -> tuple[int, dict[str, Any]]:
-        """A new trial: its number and the settings that the space made of the sampler's draws."""
+    def suggest(self, space: Space) -> tuple[int, dict[str, Any] | None]:
+        """A new trial: its number and the settings that the space made of the sampler's draws.
+
+        None where the space raised, or made settings that are no configuration: that trial has ended as failed.
+        """
         self._study.sampler = self._sampler(len(self.trials()))
         trial = self._study.ask()
-        return trial.number, self._draw(trial, space)
+        try:
+            return trial.number, self._draw(trial, space)
+        except Exception as error:  # of the user's space
+            self.end(trial.number, TrialState.FAIL, "error", f"{type(error).__name__}: {error}")
+            return trial.number, None
 
-    def overrides(self, number: int, space: Space) -> dict[str, Any]:
+    def settings(self, number: int, space: Space) -> dict[str, Any]:
         """The settings of a trial; drawn to the end if the process died while they were drawn."""
-        known = self._frozen(number).user_attrs.get(_OVERRIDES)
+        known = self._frozen(number).user_attrs.get(_SETTINGS)
         if known is not None:
             return dict(known)
         # What it had drawn is in the journal, but where its random stream stood is not: draw all of it again beside.
@@ -72,7 +83,7 @@ class SweepStudy:
 
     def _draw(self, trial: optuna.trial.Trial, space: Space) -> dict[str, Any]:
         overrides = space(trial)
-        trial.set_user_attr(_OVERRIDES, overrides)
+        trial.set_user_attr(_SETTINGS, overrides)
         return overrides
 
     def _sampler(self, number: int) -> TPESampler:
@@ -91,8 +102,14 @@ class SweepStudy:
         if examples_seen not in self._frozen(number).intermediate_values:
             self._storage.set_trial_intermediate_value(self._trial_id(number), examples_seen, value)
 
-    def has_later_stage(self, number: int, examples_seen: int) -> bool:
-        return any(step > examples_seen for step in self._frozen(number).intermediate_values)
+    def passed_rungs(self, number: int) -> list[int]:
+        """Rungs, in examples, from which the trial has been sent on."""
+        return list(self._frozen(number).user_attrs.get(_PASSED_RUNGS, []))
+
+    def pass_rung(self, number: int, examples_seen: int) -> None:
+        """Records that the trial goes on: a resumed one reports its last stage again, and is not to be judged twice."""
+        passed = [*self.passed_rungs(number), examples_seen]
+        self._storage.set_trial_user_attr(self._trial_id(number), _PASSED_RUNGS, passed)
 
     def values_at(self, examples_seen: int, *, clip_model: str, other_than: int) -> list[float]:
         """What the other trials of an architecture had reached at a stage."""
@@ -100,26 +117,28 @@ class SweepStudy:
             trial.intermediate_values[examples_seen]
             for trial in self.trials()
             if trial.number != other_than
-            and trial.user_attrs.get(_OVERRIDES, {}).get("clip_model") == clip_model
+            and trial.user_attrs.get(_SETTINGS, {}).get("clip_model") == clip_model
             and examples_seen in trial.intermediate_values
         ]
 
     def end(self, number: int, state: TrialState, stop_reason: str, message: str = "") -> None:
         """Ends a trial once; its score is its last stage's value. A diverged trial scores 0, so that TPE avoids it."""
+        if not self._frozen(number).state.is_finished():
+            end = {"state": state.name, "stop_reason": stop_reason, "message": message}
+            self._storage.set_trial_user_attr(self._trial_id(number), _END, end)
+            self._tell_end(number)
+
+    def _tell_end(self, number: int) -> None:
+        """The rest of an end, from its record: done again when a study is opened, if a kill came between the two."""
         trial = self._frozen(number)
-        if trial.state.is_finished():
-            return
-        trial_id = self._trial_id(number)
-        self._storage.set_trial_user_attr(trial_id, _STOP_REASON, stop_reason)
-        if message:
-            self._storage.set_trial_user_attr(trial_id, _MESSAGE, message)
-        if state == TrialState.PRUNED and stop_reason == "diverged":
-            self._storage.set_trial_intermediate_value(trial_id, max(trial.intermediate_values, default=0) + 1, 0.0)
-        last = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else math.nan
-        if state == TrialState.COMPLETE and not math.isnan(last):
-            self._study.tell(number, last)
-        else:
-            self._study.tell(number, state=TrialState.FAIL if state == TrialState.COMPLETE else state)
+        state = TrialState[trial.user_attrs[_END]["state"]]
+        values = trial.intermediate_values
+        if trial.user_attrs[_END]["stop_reason"] == "diverged" and values.get(max(values, default=0)) != 0.0:
+            self._storage.set_trial_intermediate_value(trial._trial_id, max(values, default=0) + 1, 0.0)
+        last = values[max(values)] if values else math.nan
+        if state == TrialState.COMPLETE and math.isnan(last):
+            state = TrialState.FAIL
+        self._study.tell(number, last if state == TrialState.COMPLETE else None, state)
 
     def _trial_id(self, number: int) -> int:
         return self._frozen(number)._trial_id
@@ -149,24 +168,36 @@ def _drop_torn_line(journal: Path) -> None:
 
 def stop_reason(trial: FrozenTrial) -> str | None:
     """budget, rung_N, diverged, bad_data or error; None while it runs."""
-    return trial.user_attrs.get(_STOP_REASON)
+    return dict(trial.user_attrs.get(_END, {})).get("stop_reason")
 
 
 def message(trial: FrozenTrial) -> str | None:
     """What a failed trial said."""
-    return trial.user_attrs.get(_MESSAGE)
+    return dict(trial.user_attrs.get(_END, {})).get("message") or None
 
 
 def settings(trial: FrozenTrial) -> dict[str, Any]:
     """What the space drew for a trial, by dotted path; empty if it died while drawing."""
-    return dict(trial.user_attrs.get(_OVERRIDES, {}))
+    return dict(trial.user_attrs.get(_SETTINGS, {}))
 
 
-def draw_points(space: Space, count: int, seed: int) -> list[tuple[dict[str, Any], dict[str, BaseDistribution]]]:
-    """Random settings of a space and their distributions, without a sweep: to check it before anything is started."""
+@dataclass(frozen=True)
+class DrawnPoint:
+    """What a space made of one set of draws, and from which distributions they came."""
+
+    settings: Any
+    params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+
+
+def draw_points(space: Space, count: int, seed: int, points: Sequence[Mapping[str, Any]] = ()) -> Iterator[DrawnPoint]:
+    """The given points, then random ones, without a sweep: to check a space before anything is started."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    drawn = []
-    for _ in range(count):
+    for point in points:
+        study.enqueue_trial(dict(point))
+    for _ in range(len(points) + count):
         trial = study.ask()
-        drawn.append((space(trial), dict(trial.distributions)))
-    return drawn
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a point out of range: who checks the space says so
+            settings = space(trial)
+        yield DrawnPoint(settings, trial.params, trial.distributions)

@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,13 +16,12 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fashionclip_tune.checkpoint import newest_weights, strip_training_state
-from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.files import write_json
 from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import ranked, read_sweep, trials_table, winner_lines
+from fashionclip_tune.report import best_row, ranked, read_sweep, trials_table, winner_lines
 from fashionclip_tune.tiny import TINY_MODELS
+from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
@@ -48,25 +48,27 @@ def sweep(
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
+    if name is not None and (not name or Path(name).name != name):
+        raise UserError(f"--name {name!r} is not allowed: one folder name, without slashes")
     results = results.absolute()
     found = _to_resume(results, name) if resume else None
-    if found is None and name is not None and (results / name).exists():
-        raise UserError(f"sweep {results / name} exists: add --resume to go on with it, or choose another --name")
-    if found is None:
-        plan = plan_sweep(settings, say)
-        sweep_dir = results / name if name is not None else _next_free(results)
-    else:
+    if found is not None:
         sweep_dir = found
         plan = _saved_plan(sweep_dir, settings, say)
+    else:
+        sweep_dir = results / name if name is not None else _next_free(results)
+        # A sweep that was killed before its first file has left its lock at most: it starts afresh.
+        if sweep_dir.exists() and (not resume or any(path.name != ".lock" for path in sweep_dir.iterdir())):
+            raise UserError(f"sweep {sweep_dir} exists: add --resume to go on with it, or choose another --name")
+        plan = plan_sweep(settings, say)
     for line in (f"sweep:    {sweep_dir}", *plan.lines()):
         say(line)
     if dry_run:
         return None
-    if found is not None and read_sweep(found)["state"] == "FINISHED":
-        finished = read_sweep(found)
+    if found is not None and (saved := read_sweep(found))["state"] == "FINISHED":
         say("this sweep is finished: nothing to resume")
-        _print_result(finished, sweep_dir, console)
-        return finished
+        _print_result(saved, sweep_dir, console)
+        return saved
     _prepare_models(plan, say)
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,6 @@ def sweep(
 def _to_resume(results: Path, name: str | None) -> Path | None:
     """The named sweep if it was started at all, or the latest unfinished one."""
     if name is not None:
-        # Killed before its first file: there is nothing to lose, and it starts afresh.
         return results / name if (results / name / "sweep.json").is_file() else None
     sweeps = [(path.parent, read_sweep(path.parent)) for path in results.glob("*/sweep.json")]
     unfinished = [(content["created"], folder) for folder, content in sweeps if content["state"] != "FINISHED"]
@@ -97,9 +98,7 @@ def _next_free(results: Path) -> Path:
 
 def _saved_plan(sweep_dir: Path, given: SweepSettings, say: Any) -> SweepPlan:
     saved = read_sweep(sweep_dir)
-    settings = SweepSettings(**saved["settings"])
-    given.check_same(settings, sweep_dir.name)
-    plan = plan_sweep(settings, say)
+    plan = plan_sweep(SweepSettings(**saved["settings"]).resumed(given, sweep_dir.name), say)
     for what, now in (("space_hash", plan.space.content_hash), ("data_fingerprint", plan.data_fingerprint)):
         if saved[what] != now:
             source = plan.space.file if what == "space_hash" else plan.base.dataset_dir
@@ -110,6 +109,12 @@ def _saved_plan(sweep_dir: Path, given: SweepSettings, say: Any) -> SweepPlan:
 def _prepare_models(plan: SweepPlan, say: Any) -> None:
     """Makes or fetches weights once, before trials would do so side by side."""
     configs = plan.check.config_of_model
+    for config in configs.values():
+        if len(configs) > 1 and config.model.pretrained not in ("default", None) and Path(config.model.pretrained).exists():
+            raise UserError(
+                f"model.pretrained = {config.model.pretrained} holds one model's weights, the space has {', '.join(configs)}: "
+                f"add --set clip_model={config.model_name}"
+            )
     pretrain_missing([name for name, config in configs.items() if config.model.pretrained == "default"], say)
     for name, config in configs.items():
         if name not in TINY_MODELS:
@@ -119,18 +124,19 @@ def _prepare_models(plan: SweepPlan, say: Any) -> None:
 
 @contextmanager
 def _only_driver(sweep_dir: Path) -> Iterator[None]:
+    lock = FileLock(sweep_dir / ".lock")
     try:
-        with FileLock(sweep_dir / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"sweep {sweep_dir} is being run by another process: wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
     header = _header(plan, sweep_dir)
-    if not (sweep_dir / "sweep.json").is_file():
-        empty: dict[str, Any] = {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": []}
-        write_json(sweep_dir / "sweep.json", {**header, **empty})
     study = SweepStudy(
         sweep_dir / "study.journal",
         seed=plan.seed,
@@ -138,25 +144,28 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
         points=plan.space.points,
     )
     record = SweepRecord(sweep_dir, study, header)
+    record.write("RUNNING")
+    stripped: set[str] = set()
     with Progress(console, plan.num_trials) as progress:
 
         def on_event() -> None:
-            progress.show(record.write("RUNNING"))
-            _strip_ended(sweep_dir, record)
+            sweep = record.write("RUNNING")
+            progress.show(sweep)
+            _strip_ended(sweep_dir, sweep["trials"], stripped)
 
         completed = run_trials(
             study,
-            plan.space.draw,
+            plan.draw,
             plan.build,
-            trials_dir=sweep_dir / "trials",
+            sweep_dir=sweep_dir,
             num_trials=plan.num_trials,
             slots=plan.slots,
             rung_levels=plan.rung_levels,
             reduction_factor=plan.reduction_factor,
             on_event=on_event,
         )
-        _strip_ended(sweep_dir, record)
-        _export_best(plan, sweep_dir, record)
+        _strip_ended(sweep_dir, record.rows(), stripped)
+        _export_best(plan, sweep_dir, record.rows())
         result = record.write("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
     return result
@@ -191,28 +200,32 @@ def _git_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _strip_ended(sweep_dir: Path, record: SweepRecord) -> None:
-    """Optimizer states of trials that are over, once their worker has let go of the folder."""
-    for row in record.rows():
-        folder = record.trial_dir(int(row["trial_id"]))
-        if row["state"] == "RUNNING" or folder is None or not (folder / ".lock").exists():
+def _strip_ended(sweep_dir: Path, rows: list[dict[str, Any]], stripped: set[str]) -> None:
+    """Drops optimizer states of trials that are over, once their worker has let go of the folder."""
+    for row in rows:
+        if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in stripped:
             continue
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                strip_training_state(folder)
-        except Timeout:
-            continue
-        (folder / ".lock").unlink(missing_ok=True)  # so that the next event does not look at it again
+        folder = trial_dir(sweep_dir, int(row["trial_id"]), row["config"])
+        if folder.is_dir():
+            try:
+                with FileLock(folder / ".lock", timeout=0):
+                    strip_training_state(folder)
+            except Timeout:
+                continue
+            (folder / ".lock").unlink(missing_ok=True)
+        stripped.add(row["trial_id"])
 
 
-def _export_best(plan: SweepPlan, sweep_dir: Path, record: SweepRecord) -> None:
-    best = record.best()
-    folder = record.trial_dir(int(best["trial_id"])) if best is not None else None
-    weights = newest_weights(folder) if folder is not None else None
-    if best is None or weights is None:
+def _export_best(plan: SweepPlan, sweep_dir: Path, rows: list[dict[str, Any]]) -> None:
+    best = best_row(rows)
+    if best is None:
         return
-    config: ProjectConfig = plan.build(best["config"])
-    loaded = load_model(config)
+    weights = newest_weights(trial_dir(sweep_dir, int(best["trial_id"]), best["config"]))
+    if weights is None or weights.parent.name != f"step_{best['step']:08d}":
+        # Only where checkpoints are not written at every stage: its worker was killed before it could write the last one.
+        warnings.warn(f"the weights of trial {best['trial_id']} at step {best['step']} were lost: no best/", stacklevel=2)
+        return
+    loaded = load_model(plan.build(best["config"]))
     load_weights(loaded.network, weights)
     unfinished, final = sweep_dir / ".best.tmp", sweep_dir / "best"
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,9 +1,12 @@
 """What a Ray worker runs: one trial, through the same ``train`` as everyone else."""
 
+import gc
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from ray import tune
 
@@ -34,14 +37,24 @@ def run_trial(ray_config: dict[str, Any]) -> None:
         with open(trial_dir / "warnings.log", "a") as file:  # nobody sees a worker's own output
             file.write(f"{message}\n")
 
+    # What the actor's last trial left is freed now: its traceback held on to it until it was gone.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     # A worker may outlive its driver for seconds: its successor waits until it is gone.
     with FileLock(trial_dir / ".lock"), warnings.catch_warnings():
         warnings.showwarning = log_warning
+        stop_reason, message = "", ""
         try:
             train(ProjectConfig.from_dict(plan.config), trial_dir, on_eval=report, resume_from=trial_dir)
         except DivergedError as error:
-            tune.report({**reported, "stop_reason": "diverged", "message": str(error)})
+            stop_reason, message = "diverged", str(error)
         except BadDataError as error:
-            tune.report({**reported, "stop_reason": "bad_data", "message": str(error)})
+            stop_reason, message = "bad_data", str(error)
+        except torch.cuda.OutOfMemoryError as error:
+            stop_reason, message = "out_of_memory", str(error)
         except Exception as error:
-            tune.report({**reported, "stop_reason": "error", "message": f"{type(error).__name__}: {error}"})
+            (trial_dir / "error.log").write_text(traceback.format_exc())
+            stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
+        if stop_reason:
+            tune.report({**reported, "stop_reason": stop_reason, "message": message})

@@ -17,16 +17,17 @@ cloudpickle.register_pickle_by_value(toys)
 
 
 def space(trial):
-    return {"clip_model": "tiny-clip", "training.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2)}
+    rate = trial.suggest_float("learning_rate", 1e-5, 1e-2)
+    return {"clip_model": "tiny-clip", "loss_function": "contrastive", "training.learning_rate": rate}
 
 
-def run(tmp_path, trainable, *, num_trials, slots=2, rung_levels=()):
+def run(tmp_path, trainable, *, num_trials, slots=2, rung_levels=(), space=space):
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
     completed = run_trials(
         study,
         space,
         ProjectConfig().with_overrides,
-        trials_dir=tmp_path / "trials",
+        sweep_dir=tmp_path,
         num_trials=num_trials,
         slots=Slots(slots, 1, 0),
         rung_levels=rung_levels,
@@ -65,3 +66,25 @@ def test_nan_divergence_and_failure_end_their_trial_only(tmp_path):
     assert (failed.state, stop_reason(failed), message(failed)) == (TrialState.FAIL, "error", "ValueError: no")
     assert (well.state, well.value) == (TrialState.COMPLETE, 0.5)
     assert all(number == trial.number for number, trial in enumerate((nan, diverged, failed, well)))
+
+
+def test_a_resumed_trial_is_not_judged_again_at_a_rung_that_it_has_passed(tmp_path):
+    """It passed rung 100 with 0.5; two better ones passed after it; then the driver died, and it reports that stage again."""
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
+    for value in (0.5, 0.8, 0.9):
+        number, _ = study.suggest(space)
+        study.record_stage(number, 100, value)
+        study.pass_rung(number, 100)
+    trials = run(tmp_path, toys.dies_once, num_trials=3, rung_levels=(100,))
+    assert [stop_reason(trial) for trial in trials] == ["budget"] * 3
+    assert [trial.intermediate_values[100] for trial in trials] == [0.5, 0.8, 0.9]
+
+
+def test_a_space_that_fails_now_and_then_costs_those_trials_only(tmp_path):
+    def sometimes(trial):
+        if trial.number in (0, 2):
+            raise ZeroDivisionError("division by zero")
+        return space(trial)
+
+    trials = run(tmp_path, toys.dies_once, num_trials=4, space=sometimes)
+    assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]

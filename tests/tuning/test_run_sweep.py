@@ -25,7 +25,7 @@ def refused(result, *said):
         (["--max-concurrent", "0"], ["--max-concurrent 0", "at least 1"]),
         (["--reduction-factor", "1"], ["--reduction-factor 1", "at least 2"]),
         (["--gpus-per-trial", "1.5"], ["--gpus-per-trial 1.5", "at most 1"]),
-        (["--device", "tpu"], ["tpu", "auto, cpu, cuda"]),
+        (["--device", "tpu"], ["tpu", "auto, cpu or cuda"]),
         (["--set", "training.lerning_rate=1"], ["training.lerning_rate", "training.learning_rate"]),
         (["--set", "training.learning_rate=fast"], ["training.learning_rate = 'fast'", "a number expected"]),
         (["--set", "training.epochs"], ["PATH=VALUE"]),
@@ -35,6 +35,11 @@ def refused(result, *said):
         (["--budget-examples", "96", "--grace-examples", "64"], ["--grace-examples 64", "say 128"]),
         (["--set", "training.batch_size=500"], ["500", "160 photos"]),
         (["--set", "clip_model=ViT-B-31"], ["ViT-B-31", "ViT-B-32"]),
+        (["--set", "training.budget_examples=640"], ["training.budget_examples", "--budget-examples"]),
+        (["--set", "device=cpu"], ["--device"]),
+        (["--num-trials", "many"], ["--num-trials", "many"]),
+        (["--name", "a/b"], ["'a/b'", "without slashes"]),
+        (["--device", "cuda:1"], ["cuda:1", "CUDA_VISIBLE_DEVICES"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -51,12 +56,17 @@ def test_a_folder_without_shards_is_refused(run_sweep, tmp_path):
     refused(run_sweep("--data", tmp_path / "empty"), "empty", "clip_dataset_train.000000.tar", "prepare")
 
 
+RATE = """def space(trial):
+    return {'training.learning_rate': trial.suggest_float('learning_rate', 1e-5, 1e-2, log=True)}
+"""
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         (
             "def space(trial):\n    return {'training.epochs': trial.suggest_int('epochs', 0, 1)}",
-            ["training.epochs", "at least 1"],
+            ["training.epochs", "--budget-examples"],
         ),
         ("def space(trial):\n    return {'clip_model': 'ViT-Z'}", ["ViT-Z", "ViT-B-32"]),
         ("def space(trial):\n    return {'learning_rate': 1e-3}", ["'learning_rate' is no setting", "training.learning_rate"]),
@@ -64,6 +74,11 @@ def test_a_folder_without_shards_is_refused(run_sweep, tmp_path):
         ("def space(trial):\n    return 1 / 0", ["ZeroDivisionError", "line 2"]),
         ("import not_there", ["not_there", "line 1"]),
         ("BASE = {}", ["no function space(trial)"]),
+        ("BASE = 3\ndef space(trial):\n    return {}", ["BASE is a dict"]),
+        ("BASE = {'training.seed': 1}\ndef space(trial):\n    return {}", ["BASE", "training.seed", "--seed"]),
+        ("def space(trial):\n    return {'training.max_steps': 10}", ["training.max_steps", "--budget-examples"]),
+        ("POINTS = [{'rate': 1e-3}]\n" + RATE, ["'rate'", "not drawn", "learning_rate"]),
+        ("POINTS = [{'learning_rate': 5.0}]\n" + RATE, ["learning_rate = 5.0", "1e-05..0.01 log"]),
     ],
 )
 def test_a_wrong_space_is_refused_before_anything_starts(run_sweep, garments, tmp_path, source, said):
@@ -93,7 +108,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep, garments, tmp_p
     assert (code, err) == (0, "")
     # about 3 epochs of 160 photos, in nine stages of whole batches of 16.
     for part in (
-        "space:    tiny (clip_model, loss_function, learning_rate, caption, augment_images, image_strength)",
+        "space:    tiny: clip_model tiny-clip|tiny-sig; loss_function contrastive|siglip; learning_rate 0.0001..0.01 log; ",
         "160 photos to train on, 20 to evaluate on",
         "2 shards",
         "trials:   12",

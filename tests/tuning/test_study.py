@@ -62,8 +62,8 @@ def test_a_trial_that_died_while_its_settings_were_drawn_gets_the_rest_of_them(t
         open_study(tmp_path / "killed").suggest(killed)
     again = open_study(tmp_path / "killed")
     assert again.unfinished() == [0]
-    assert (0, again.overrides(0, space)) == expected
-    assert open_study(tmp_path / "killed").overrides(0, None) == expected[1]  # recorded: not drawn again
+    assert (0, again.settings(0, space)) == expected
+    assert open_study(tmp_path / "killed").settings(0, None) == expected[1]  # recorded: not drawn again
 
 
 def test_stages_and_ends_are_recorded_once(tmp_path):
@@ -71,9 +71,7 @@ def test_stages_and_ends_are_recorded_once(tmp_path):
     number, _ = study.suggest(space)
     study.record_stage(number, 100, 0.4)
     study.record_stage(number, 100, 0.9)
-    assert not study.has_later_stage(number, 100)
     study.record_stage(number, 200, 0.5)
-    assert study.has_later_stage(number, 100)
     study.end(number, TrialState.PRUNED, "rung_1")
     study.end(number, TrialState.COMPLETE, "budget")
     (trial,) = open_study(tmp_path).trials()
@@ -105,6 +103,47 @@ def test_a_rung_knows_the_other_trials_of_its_architecture_only(tmp_path):
     assert study.values_at(100, clip_model="a", other_than=5) == of_a
     assert len(of_a) < 7, "the space drew one architecture only: this test says nothing"
     assert study.values_at(200, clip_model="a", other_than=5) == []
+
+
+def test_a_rung_that_was_passed_stays_passed(tmp_path):
+    study = open_study(tmp_path)
+    number, _ = study.suggest(space)
+    assert study.passed_rungs(number) == []
+    study.pass_rung(number, 100)
+    study.pass_rung(number, 300)
+    assert open_study(tmp_path).passed_rungs(number) == [100, 300]
+
+
+def test_an_end_that_was_recorded_but_not_told_is_told_when_the_study_is_opened(tmp_path, monkeypatch):
+    study = open_study(tmp_path)
+    diverged, _ = study.suggest(space)
+    study.record_stage(diverged, 100, 0.7)
+    complete, _ = study.suggest(space)
+    study.record_stage(complete, 100, 0.6)
+    monkeypatch.setattr(SweepStudy, "_tell_end", lambda *_: None)  # killed after the record
+    study.end(diverged, TrialState.PRUNED, "diverged", "the loss is nan")
+    study.end(complete, TrialState.COMPLETE, "budget")
+    monkeypatch.undo()
+    again = open_study(tmp_path)
+    first, second = again.trials()
+    assert (first.state, first.value, stop_reason(first)) == (TrialState.PRUNED, 0.0, "diverged")
+    assert (second.state, second.value, stop_reason(second)) == (TrialState.COMPLETE, 0.6, "budget")
+    assert again.unfinished() == []
+
+
+def test_a_space_that_raises_fails_its_trial_only(tmp_path):
+    study = open_study(tmp_path)
+
+    def broken(trial):
+        trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
+        raise ZeroDivisionError("division by zero")
+
+    assert study.suggest(broken) == (0, None)
+    number, settings_of_next = study.suggest(space)
+    assert number == 1
+    assert settings_of_next is not None
+    (failed, _) = study.trials()
+    assert (failed.state, message(failed)) == (TrialState.FAIL, "ZeroDivisionError: division by zero")
 
 
 def test_a_line_that_a_killed_process_left_unfinished_costs_nothing_else(tmp_path):

@@ -156,6 +156,36 @@ def test_compare_ranks_a_sweep(finished):
     assert order == [row["trial_id"] for row in expected]
 
 
+def test_tables_say_what_was_trained_not_what_the_space_drew(garments, tmp_path, run_sweep, local_ray):
+    """``--set`` overrules the space, which may also leave model and loss to its BASE."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "BASE = {'clip_model': 'tiny-sig'}\n"
+        "def space(trial):\n"
+        "    return {'training.learning_rate': trial.suggest_float('learning_rate', 1e-5, 1e-2, log=True)}\n"
+    )
+    fixed = ("--set", "training.learning_rate=0.001", "--budget-examples", "48", "--grace-examples", "16")
+    arguments = ("--data", garments, "--results", tmp_path, "--name", "mine", "--space", file, "--num-trials", "3")
+    code, out, err = run_sweep(*arguments, *SETTINGS[:4], *fixed)
+    assert code == 0, err
+    content = sweep_json(tmp_path / "mine")
+    for row in content["trials"]:
+        assert row["config"] == {
+            "clip_model": "tiny-sig",
+            "loss_function": "contrastive",
+            "training.learning_rate": 0.001,
+            "model.pretrained": None,
+            "training.batch_size": 16,
+        }
+    assert list(content["zero_shot"]) == ["tiny-sig"]
+    # The rungs know the architecture: equal runs score equally, and none is below the others.
+    assert {row["stop_reason"] for row in content["trials"]} == {"budget"}
+    # What started it goes on with it: here it is finished.
+    code, out, err = run_sweep(*arguments, *SETTINGS[:4], *fixed, "--device", "auto", "--max-concurrent", "1", "--resume")
+    assert (code, err) == (0, "")
+    assert "nothing to resume" in out
+
+
 class Driver:
     """``run_sweep.py`` in a process group of its own, as a user's terminal starts it."""
 

@@ -135,8 +135,8 @@ def bare_decode(shards: list[Path]) -> Iterator[int]:
     """torchvision's JPEG decoder on bytes in memory: the limit."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    from fashionclip_tune.data import ShardReader
     from fashionclip_tune.index import load_index
+    from fashionclip_tune.reader import ShardReader
 
     index = load_index(shards)
     reader = ShardReader(index)

@@ -35,6 +35,7 @@ class LossFunctionOptions(str, Enum):
 class CaptionChoice(str, Enum):
     ORIGINAL = "original"  # the first caption, always
     UNIFORM = "uniform"  # any of the sample's captions, drawn anew each time
+    WEIGHTED = "weighted"  # the first with a set probability, else any of the others
 
 
 class Precision(str, Enum):
@@ -104,6 +105,8 @@ class TrainingConfig(_Section):
     """A stage writes no checkpoint if the last one is younger; 0: every stage does."""
     shuffle_buffer: int = 20_000
     """Photos are permuted within windows of this many; 0: read in the order of the shards."""
+    unique_products: bool = False
+    """Never two photos of one product in a batch, where each would be a false negative of the other; it waits instead."""
     max_bad_share: float = field(default=0.01, metadata=_NO_FINGERPRINT)
     """The run stops when more than this share of its photos cannot be read."""
     seed: int = 0
@@ -169,11 +172,14 @@ class AugmentationConfig(_Section):
     _prefix: ClassVar[str] = "augmentation."
 
     caption: CaptionChoice = CaptionChoice.ORIGINAL
+    original_caption_probability: float = 0.5
+    """Of the first caption, where ``caption`` is weighted."""
     image_strength: float = 0.0
     """0: none; up to 1: random resized crop, flip and colour jitter of that strength."""
 
     def _check(self) -> None:
         self._require(0 <= self.image_strength <= 1, "image_strength", "from 0 to 1")
+        self._require(0 <= self.original_caption_probability < 1, "original_caption_probability", "at least 0, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

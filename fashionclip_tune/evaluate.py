@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fashionclip_tune.cache import cache_dir
-from fashionclip_tune.data import BadSamples, ShardReader, cached_index, decode_pil
+from fashionclip_tune.data import BadSamples, cached_index
 from fashionclip_tune.files import write_json
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.metrics import RetrievalRecall, retrieval_recall
 from fashionclip_tune.model import LoadedModel, Preprocessing
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.reader import ShardReader, decode_pil
 
 _KS = (1, 5, 10)
 # A validation set whose pixels fit is decoded once a process; a larger one is read again at each evaluation.

@@ -22,17 +22,16 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import (
     BadSamples,
     RunShards,
-    ShardReader,
     TrainBatch,
     TrainBatches,
-    decode_photo,
-    epoch_order,
     run_shards,
     train_loader,
 )
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.index import ShardIndex, load_index
 from fashionclip_tune.model import LoadedModel, load_model
+from fashionclip_tune.order import epoch_order
+from fashionclip_tune.reader import ShardReader, decode_photo
 
 CAPTIONS = ("original of {key}", "second of {key}", "third of {key}")
 
@@ -526,3 +525,13 @@ def test_a_reader_opens_files_anew_in_another_process(index: ShardIndex, loaded:
     batches_here.close()
     assert_equal([copied[0]], [first])
     copied.close()
+
+
+def test_a_photo_that_claims_to_be_huge_is_refused_before_it_is_decoded() -> None:
+    """The frame header says 60,000 x 60,000: ten gigabytes, were it believed."""
+    data = bytearray(encoded(Image.new("RGB", (48, 32))))
+    start = data.index(b"\xff\xc0")
+    assert data[start + 5 : start + 9] == bytes([0, 32, 0, 48])
+    data[start + 5 : start + 9] = (60_000).to_bytes(2, "big") * 2
+    with pytest.raises(ValueError, match="60000 x 60000 pixels"):
+        decode_photo(bytes(data))

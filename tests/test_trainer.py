@@ -245,5 +245,5 @@ def test_a_run_without_loss_scaling_goes_on_with_it(tiny_config: ProjectConfig) 
     config = tiny_config.with_overrides({"hardware.precision": "fp16"})
     scaled = trainer_for(config, plan=plan_precision(config))
     scaled.load_state_dict(state)
-    steps(scaled, batches(2, side=40))
+    steps(scaled, batches(2))
     assert scaled.state_dict()["scaler"]["scale"] > 0

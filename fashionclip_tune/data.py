@@ -170,6 +170,11 @@ def train_loader(
         batches.close()
 
 
+def leaking_products(train: ShardIndex, valid: ShardIndex) -> list[str]:
+    """Products with photos in both: what is measured on them is memory."""
+    return sorted(set(train.product_ids.tolist()) & set(valid.product_ids.tolist()))
+
+
 class BadSamples:
     """Counts distinct bad samples of a run, and ends it when they are more than the allowed share."""
 

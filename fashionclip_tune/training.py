@@ -12,7 +12,15 @@ import torch
 
 from fashionclip_tune.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint, weights_at
 from fashionclip_tune.config import ProjectConfig, override_paths
-from fashionclip_tune.data import BadSamples, RunShards, TrainBatch, cached_index, run_shards, train_loader
+from fashionclip_tune.data import (
+    BadSamples,
+    RunShards,
+    TrainBatch,
+    cached_index,
+    leaking_products,
+    run_shards,
+    train_loader,
+)
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
 from fashionclip_tune.files import write_json
@@ -116,6 +124,11 @@ class _Run:
         self._shards = shards
         self._resumed = resumed
         self._index = cached_index(shards.train)
+        if leaking := leaking_products(self._index, cached_index(shards.valid)):
+            warnings.warn(
+                f"{len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter",
+                stacklevel=4,
+            )
         self._bad = BadSamples(self._index, config.training.max_bad_share)
         self._loaded = load_model(_starting_point(config))
         self._fingerprint = config.fingerprint(

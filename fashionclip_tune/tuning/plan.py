@@ -11,7 +11,7 @@ import optuna
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.data import cached_index, run_shards
+from fashionclip_tune.data import cached_index, leaking_products, run_shards
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
@@ -159,6 +159,11 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
 
     shards = run_shards(base)
     train, valid = cached_index(shards.train), cached_index(shards.valid)
+
+    if leaking := leaking_products(train, valid):
+        say(
+            f"warning: {len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter"
+        )
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         _refuse_owned(drawn, f"space {space.file}")

@@ -123,3 +123,16 @@ def test_resume_with_nothing_to_resume_plans_a_new_sweep(run_sweep, garments, tm
     code, out, _ = run_sweep("--data", garments, "--results", tmp_path / "results", "--resume", "--dry-run", *FAST)
     assert code == 0
     assert "sweep-001" in out
+
+
+def test_a_product_in_both_training_and_evaluation_is_told_before_anything_starts(run_sweep, tmp_path):
+    from fashionclip_tune.shards import ShardSample, write_split
+
+    def photos(products):
+        return [ShardSample(key=name, jpeg=b"x", captions=(name,), product_id=name) for name in products]
+
+    write_split(tmp_path, "train", photos([f"P{number}" for number in range(40)]))
+    write_split(tmp_path, "valid", photos(["P7", "Q1", "P8"]))
+    code, out, _ = run_sweep("--data", tmp_path, "--dry-run", *FAST)
+    assert code == 0
+    assert "2 products are in both training and evaluation, such as 'P7'" in out

@@ -65,24 +65,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _add_prepare(commands: Any) -> None:
-    parser = commands.add_parser("prepare", help="a table and a folder of photos to shards")
-    parser.add_argument("--table", type=Path, required=True, help="CSV file, one row a photo")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the photos")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards, new or empty")
-    for purpose in ("image", "caption", "id", "category", "split", "group"):
+    parser = commands.add_parser(
+        "prepare",
+        help="tables and photos to shards",
+        description="Tables and photos to shards, with a report on the data. Stopped and started again, it goes on.",
+    )
+    parser.add_argument(
+        "--table",
+        dest="tables",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        required=True,
+        help="CSV or Parquet file, one row a photo or a product, or Fashion-Gen's HDF5 (.h5); may be given again: then "
+        "train, valid or test in the names of the files is the split, where no column says it",
+    )
+    parser.add_argument("--images", type=Path, help="folder of the photos (an .h5 file holds them)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards: new, empty, or of a stopped prepare")
+    parser.add_argument(
+        "--image-column",
+        dest="image_columns",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="may be given again; a cell holds a name, several separated by | or ;, or a glob such as 1163_*.jpg "
+        "(default: guessed by its name)",
+    )
+    parser.add_argument(
+        "--caption",
+        dest="captions",
+        action="append",
+        default=[],
+        metavar="TEMPLATE",
+        help="such as '{title}. {colour} {category}', instead of --caption-column; given two or three times, the first is "
+        "the original caption and the others are further ones, in _aug shards",
+    )
+    for purpose in ("caption", "id", "category", "split", "group"):
         parser.add_argument(f"--{purpose}-column", metavar="NAME", help="default: guessed by its name")
-    parser.add_argument("--valid-share", type=float, default=0.1, help="where no column says the split (default: %(default)s)")
+    parser.add_argument("--valid-share", type=float, default=0.1, help="where nothing says the split (default: %(default)s)")
     parser.add_argument("--test-share", type=float, default=0.1, help="likewise (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--size", type=int, default=288, help="pixels of a photo's short side; smaller ones stay (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, help="processes that encode photos (default: one for each available core)")
     parser.set_defaults(run=_prepare)
 
 
 def _prepare(parsed: argparse.Namespace) -> None:
-    from fashionclip_tune.prepare import PrepareOptions, prepare
+    from fashionclip_tune.prepare import prepare
+    from fashionclip_tune.prepare.options import PrepareOptions
 
-    options = PrepareOptions(**{name: value for name, value in vars(parsed).items() if name != "run"})
-    with progress_bar("preparing photos") as on_progress:
-        report = prepare(options, on_progress=on_progress)
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items() if name != "run"
+    }
+    try:
+        with progress_bar("preparing photos") as on_progress:
+            report = prepare(PrepareOptions(**given), on_progress=on_progress, on_note=print)
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on", file=sys.stderr)
+        sys.exit(130)
     print(report)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from fashionclip_tune.index import BadSample, ShardIndex
-from fashionclip_tune.photos import DECODED_FORMATS
+from fashionclip_tune.shards import DECODED_FORMATS
 
 _JPEG_START = b"\xff\xd8\xff"
 # A photo of more pixels is refused before it is decoded: a few bytes can claim gigabytes.

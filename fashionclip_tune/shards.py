@@ -22,6 +22,8 @@ from fashionclip_tune.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 SAMPLES_PER_SHARD = 1_000
+# Only these are decoded: Pillow would hand an EPS file to Ghostscript, which runs what is written in it.
+DECODED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SHARD_NAME = re.compile(r"clip_dataset_(train|valid|test)(_aug)?\.(\d{6})\.tar")
 # Fashion-Gen as published has 33 validation shards and no test shards: the first seven were used for tuning.
 _PUBLISHED_VALID_SHARDS = 33

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fashionclip_tune.cli import UserErrorExit, assignments, main, progress_bar
+from fashionclip_tune.cli import assignments, main, progress_bar, user_errors
 from fashionclip_tune.errors import BadDataError, DivergedError, UserError
 from fashionclip_tune.shards import find_dataset
 
@@ -185,14 +185,14 @@ def test_an_output_that_is_a_file_is_refused(
 
 @pytest.mark.parametrize("error", [BadDataError("3 of 9 samples:\n  a: b"), DivergedError("the loss is nan")])
 def test_a_run_that_failed_says_so_with_status_1(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
-    with pytest.raises(SystemExit) as ended, UserErrorExit():
+    with pytest.raises(SystemExit) as ended, user_errors():
         raise error
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"stopped: {error}\n"
 
 
 def test_an_error_of_ours_keeps_its_traceback() -> None:
-    with pytest.raises(KeyError), UserErrorExit():
+    with pytest.raises(KeyError), user_errors():
         raise KeyError("a bug")
 
 

@@ -19,10 +19,10 @@ from filelock import FileLock
 from PIL import Image, ImageChops, ImageFilter
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.garment_captions import write_captions
-from fashionclip_tune.garment_drawing import garment_images, tinted
-from fashionclip_tune.garments import Colour, random_garment
 from fashionclip_tune.shards import SPLITS, ShardSample, write_dataset_json, write_split
+from fashionclip_tune.synthetic.captions import write_captions
+from fashionclip_tune.synthetic.drawing import garment_images, tinted
+from fashionclip_tune.synthetic.garments import Colour, random_garment
 
 COLLECTIONS = ("sweep", "pretraining")
 # Part of the cache folder's name: increase it with every change that alters pixels or captions.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fashionclip_tune.photos import find_photo, photo_as_jpeg
+from fashionclip_tune.prepare.photos import find_photo, photo_as_jpeg
 
 
 def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> bytes:

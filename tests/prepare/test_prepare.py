@@ -14,12 +14,13 @@ import pytest
 import webdataset
 from PIL import Image
 
-from fashionclip_tune import prepare as prepare_module
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare import PrepareOptions, PrepareReport, prepare
+from fashionclip_tune.prepare import photo_encoding, prepare
+from fashionclip_tune.prepare.options import PrepareOptions
+from fashionclip_tune.prepare.report import PrepareReport
 from fashionclip_tune.shards import SPLITS, find_dataset, product_id_from_caption
 
-FPI60 = Path(__file__).parents[2] / "shared/data/fpi60"
+FPI60 = Path(__file__).parents[3] / "shared/data/fpi60"
 # WebDataset leaves closing a shard to the garbage collector.
 ignore_open_shards = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
@@ -58,7 +59,7 @@ class Shop:
         return [{"image": f"{i}.jpg", "caption": f"Red shirt {i}", "split": "train" if i else "valid"} for i in range(count)]
 
     def prepare(self, **options: Any) -> PrepareReport:
-        return prepare(PrepareOptions(**{"table": self.table, "images": self.images, "out": self.out, **options}))
+        return prepare(PrepareOptions(**{"tables": (self.table,), "images": self.images, "out": self.out, **options}))
 
     def samples(self) -> dict[str, dict[str, bytes]]:
         """{key: {extension: bytes}} of all shards, read with tarfile."""
@@ -103,15 +104,17 @@ def test_members_and_layout(shop: Shop) -> None:
     ]
     shop.write_table(rows)
     progress: list[tuple[int, int]] = []
-    options = PrepareOptions(table=shop.table, images=shop.images, out=shop.out)
+    options = PrepareOptions(tables=(shop.table,), images=shop.images, out=shop.out)
     report = prepare(options, on_progress=lambda done, total: progress.append((done, total)))
 
     assert progress == [(i, 8) for i in range(1, 9)]
-    assert sorted(path.name for path in shop.out.iterdir()) == [
+    assert sorted(path.name for path in shop.out.glob("[!.]*")) == [
         "clip_dataset_test.000000.tar",
         "clip_dataset_train.000000.tar",
         "clip_dataset_valid.000000.tar",
         "dataset.json",
+        "prepare.json",
+        "report.json",
     ]
     samples = shop.samples()
     assert sorted(samples) == [str(i) for i in range(8)]
@@ -227,8 +230,8 @@ def test_without_ids_the_caption_is_the_product(shop: Shop) -> None:
         ({"valid_share": 0.0}, "--valid-share 0.0"),
         ({"valid_share": float("nan")}, "--valid-share nan"),
         ({"valid_share": 0.5, "test_share": 0.5}, "their sum below 1"),
-        ({"table": Path("nowhere.csv")}, "nowhere.csv does not exist"),
-        ({"table": Path("/")}, "/ is a folder"),
+        ({"tables": (Path("nowhere.csv"),)}, "nowhere.csv does not exist"),
+        ({"tables": (Path("/"),)}, "/ is a folder"),
         ({"images": Path("nowhere")}, "--images nowhere is not a folder"),
     ],
 )
@@ -265,7 +268,7 @@ def test_empty_images_folder_is_refused(shop: Shop) -> None:
 
 
 def test_wrong_images_folder_is_refused_before_decoding(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "photo_as_jpeg", lambda path: pytest.fail("decoded an image"))
+    monkeypatch.setattr(photo_encoding, "photo_as_jpeg", lambda path, size: pytest.fail("decoded an image"))
     rows = shop.add_items()
     for row in rows[:11]:
         row["image"] = f"elsewhere/{row['image']}"
@@ -327,7 +330,7 @@ def test_the_same_bytes_for_any_order_of_the_table(shop: Shop, tmp_path: Path) -
     for name, table, seed in (("a", rows, 0), ("b", rows, 0), ("c", rows[::-1], 0), ("d", rows, 1)):
         shop.write_table(table)
         shop.prepare(out=tmp_path / name, seed=seed)
-        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())})
+        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).glob("[cd]*"))})
     assert contents[0] == contents[1] == contents[2] != contents[3]
     shop.out = tmp_path / "a"
     assert list(shop.samples()) != sorted(shop.samples(), key=int)  # shuffled
@@ -380,7 +383,7 @@ def test_a_leak_in_the_users_split_is_kept_and_reported(shop: Shop) -> None:
 
 @pytest.mark.skipif(not FPI60.is_dir(), reason=f"real data not there: {FPI60}")
 def test_real_catalogue(tmp_path: Path) -> None:
-    report = prepare(PrepareOptions(table=FPI60 / "items.csv", images=FPI60 / "images", out=tmp_path / "shards"))
+    report = prepare(PrepareOptions(tables=(FPI60 / "items.csv",), images=FPI60 / "images", out=tmp_path / "shards"))
     counts = {split: (c.samples, c.products, c.shards) for split, c in report.splits.items()}
     assert counts == {"train": (9755, 9755, 10), "valid": (1188, 1188, 2), "test": (1057, 1057, 2)}
     assert report.dropped == {}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from fashionclip_tune.garments import COLOURS, KINDS, Colour, Garment
+from fashionclip_tune.synthetic.garments import COLOURS, KINDS, Colour, Garment
 
 Point = tuple[float, float]
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.splits import Tie, count_leaking_products, drawn_splits, given_splits, refuse_if_empty
+from fashionclip_tune.prepare.splits import Tie, count_leaking_products, drawn_splits, given_splits, refuse_if_empty
 
 
 def random_rows(seed: int, *, products: int) -> list[list[Tie]]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fashionclip_tune import synthetic
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.garments import KINDS
 from fashionclip_tune.shards import SPLITS, find_dataset
 from fashionclip_tune.synthetic import COLLECTIONS, GarmentRecipe, cached_dataset, render_dataset
+from fashionclip_tune.synthetic import dataset as synthetic
+from fashionclip_tune.synthetic.garments import KINDS
 
 SMALL = GarmentRecipe(num_products=20, views_per_product=2, image_size=32)
 

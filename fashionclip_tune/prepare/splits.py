@@ -11,6 +11,11 @@ from fashionclip_tune.errors import UserError
 
 Tie = tuple[str, str]
 
+
+class UselessDataError(UserError):
+    """The photos themselves cannot make a data set: going on later would not help."""
+
+
 _SPLIT_VALUES = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
     ("valid", "val", "validation", "dev"), "valid"
 )
@@ -74,4 +79,4 @@ def count_leaking_products(rows: Sequence[Sequence[Tie]], splits: Sequence[str])
 def refuse_if_empty(splits: Sequence[str], advice: str) -> None:
     for split in ("train", "valid"):
         if split not in splits:
-            raise UserError(f"no usable row is in the {split} split, and a sweep needs both train and valid: {advice}")
+            raise UselessDataError(f"no usable row is in the {split} split, and a sweep needs both train and valid: {advice}")

@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from fashionclip_tune.garment_captions import write_captions
-from fashionclip_tune.garment_drawing import garment_images
-from fashionclip_tune.garments import KINDS, random_garment
+from fashionclip_tune.synthetic.captions import write_captions
+from fashionclip_tune.synthetic.drawing import garment_images
+from fashionclip_tune.synthetic.garments import KINDS, random_garment
 
 
 @pytest.mark.parametrize("kind", KINDS)

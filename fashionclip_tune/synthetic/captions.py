@@ -2,7 +2,7 @@
 
 import random
 
-from fashionclip_tune.garments import Garment
+from fashionclip_tune.synthetic.garments import Garment
 
 # fmt: off
 # Other words that the paraphrases of "sweep" may use for a title's.

@@ -1,0 +1,190 @@
+"""What a data set's owner should know before training on it. Warnings only: nothing is dropped here."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from fashionclip_tune.prepare.languages import RULE, looks_foreign
+from fashionclip_tune.prepare.lookalikes import (
+    MAX_COLOUR_DIFFERENCE,
+    MAX_DIFFERENT_BITS,
+    Pairs,
+    count_same,
+    same_across_splits,
+    similar_across_splits,
+)
+from fashionclip_tune.prepare.photo_encoding import Looks
+from fashionclip_tune.shards import SPLITS
+
+CLIP_CONTEXT = 77
+"""Tokens that CLIP's text towers read, the two that mark start and end included."""
+_NUM_EXAMPLES = 3
+_SHOWN_LETTERS = 60
+
+
+@dataclass(frozen=True)
+class ReportedPhoto:
+    """A photo as it was written."""
+
+    file: str
+    split: str
+    product_id: str
+    captions: tuple[str, ...]
+    looks: Looks
+
+
+@dataclass(frozen=True)
+class PhotosPerProduct:
+    fewest: int
+    median: float
+    most: int
+    share_with_several: float
+
+
+@dataclass(frozen=True)
+class CaptionWarning:
+    """How many distinct captions, with some of them."""
+
+    captions: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PhotoWarning:
+    """How many photos, with some of them: (the photo in the earlier split, the photo), each "split: file"."""
+
+    photos: int
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """``lines()`` is for people, ``as_json()`` for programs."""
+
+    num_photos: int
+    num_captions: int  # distinct
+    photos_per_product: PhotosPerProduct
+    too_long: CaptionWarning
+    longest_tokens: int | None  # of the captions that may be too long; None where there is none
+    same_photos: int
+    same_across_splits: PhotoWarning
+    similar_across_splits: PhotoWarning
+    foreign: dict[str, CaptionWarning]  # by language, the most frequent first
+
+    def as_json(self) -> dict[str, Any]:
+        rules = {
+            "too_long": f"more than {CLIP_CONTEXT - 2} tokens of CLIP's tokenizer",
+            "similar": f"at most {MAX_DIFFERENT_BITS} of 64 bits of dHash differ, and 8x8 thumbnails by at most "
+            f"{MAX_COLOUR_DIFFERENCE:.0%} of their contrast; another colour of a small product can pass",
+            "foreign": RULE,
+        }
+        return {**asdict(self), "rules": rules}
+
+    def lines(self) -> list[str]:
+        each = self.photos_per_product
+        lines = [
+            f"photos a product: {each.fewest} to {each.most}, median {each.median:g}; "
+            f"{each.share_with_several:.0%} of the products have several"
+        ]
+        if each.share_with_several > 0.5:
+            lines.append(
+                "  most products have several photos: at instance level a product's other photos count as wrong, the "
+                "`product` protocol counts them together"
+            )
+        lines += self._caption_lines()
+        if self.same_photos:
+            lines.append(f"the same photo again: {self.same_photos:,} of {self.num_photos:,} photos")
+        across = "warning: photos that are {} one of an earlier split, so that scores will flatter: {:,} ({})"
+        if self.same_across_splits.photos:
+            shown = "; ".join(" = ".join(pair) for pair in self.same_across_splits.examples)
+            lines.append(across.format("the same as", self.same_across_splits.photos, shown))
+        if self.similar_across_splits.photos:
+            shown = "; ".join(" ~ ".join(pair) for pair in self.similar_across_splits.examples)
+            lines.append(across.format("nearly the same as", self.similar_across_splits.photos, shown))
+            lines.append(f"  judged by: {self.as_json()['rules']['similar']}")
+        if not self.same_across_splits.photos and not self.similar_across_splits.photos:
+            lines.append("photos that are the same or nearly the same in several splits: none found")
+        return lines
+
+    def _caption_lines(self) -> list[str]:
+        lines: list[str] = []
+        of = f"of {self.num_captions:,} distinct captions"
+        if self.too_long.captions:
+            lines.append(
+                f"warning: {of}, longer than CLIP reads ({CLIP_CONTEXT} tokens; the longest has {self.longest_tokens}) "
+                f"and so cut off: {self.too_long.captions:,} ({_shown(self.too_long.examples)})"
+            )
+        else:
+            lines.append(f"captions: {self.num_captions:,} distinct, all within CLIP's {CLIP_CONTEXT} tokens")
+        if self.foreign:
+            count = sum(found.captions for found in self.foreign.values())
+            lines.append(
+                f"warning: {of}, looking non-English, which the LAION models hardly know and SigLIP2 does: {count:,}. "
+                + "; ".join(
+                    f"{language} {found.captions:,} ({_shown(found.examples)})" for language, found in self.foreign.items()
+                )
+            )
+            lines.append(f"  judged by: {RULE}")
+        else:
+            lines.append("captions that look non-English: none found")
+        return lines
+
+
+def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
+    """Looks at photos and captions as they were written."""
+    captions = list(dict.fromkeys(caption for photo in photos for caption in photo.captions))
+    lengths = token_counts(captions)
+    too_long = sorted((c for c, tokens in lengths.items() if tokens > CLIP_CONTEXT), key=lambda c: -lengths[c])
+    foreign: defaultdict[str, list[str]] = defaultdict(list)
+    for caption in captions:
+        if language := looks_foreign(caption):
+            foreign[language].append(caption)
+    looks = [photo.looks for photo in photos]
+    splits = [SPLITS.index(photo.split) for photo in photos]
+    per_product = list(Counter(photo.product_id for photo in photos).values())
+    return DataReport(
+        num_photos=len(photos),
+        num_captions=len(captions),
+        photos_per_product=PhotosPerProduct(
+            fewest=min(per_product),
+            median=median(per_product),
+            most=max(per_product),
+            share_with_several=sum(count > 1 for count in per_product) / len(per_product),
+        ),
+        too_long=_warning(too_long),
+        longest_tokens=max(lengths.values(), default=None),
+        same_photos=count_same(looks),
+        same_across_splits=_pairs(photos, same_across_splits(looks, splits)),
+        similar_across_splits=_pairs(photos, similar_across_splits(looks, splits)),
+        foreign={name: _warning(some) for name, some in sorted(foreign.items(), key=lambda item: (-len(item[1]), item[0]))},
+    )
+
+
+def token_counts(captions: Sequence[str]) -> dict[str, int]:
+    """Tokens of CLIP's tokenizer, start and end included, of the captions that may have more than CLIP reads.
+
+    A token stands for at least one byte. Lower case and mended text may have more bytes than the caption, not twice.
+    """
+    maybe = [caption for caption in captions if len(caption.encode()) > CLIP_CONTEXT // 2]
+    if not maybe:
+        return {}
+    from open_clip.tokenizer import SimpleTokenizer  # imports torch
+
+    tokenizer = SimpleTokenizer()
+    return {caption: len(tokenizer.encode(caption)) + 2 for caption in maybe}
+
+
+def _warning(captions: Sequence[str]) -> CaptionWarning:
+    return CaptionWarning(len(captions), tuple(captions[:_NUM_EXAMPLES]))
+
+
+def _pairs(photos: Sequence[ReportedPhoto], pairs: Pairs) -> PhotoWarning:
+    named = [tuple(f"{photos[number].split}: {photos[number].file}" for number in pair) for pair in pairs.examples]
+    return PhotoWarning(pairs.photos, tuple((first, second) for first, second in named))
+
+
+def _shown(captions: Sequence[str]) -> str:
+    cut = (caption if len(caption) <= _SHOWN_LETTERS else caption[: _SHOWN_LETTERS - 3] + "..." for caption in captions[:2])
+    return ", ".join(map(repr, cut))

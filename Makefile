@@ -16,7 +16,7 @@ sweep: setup
 	$(BIN)/python sweeps/run_sweep.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from fashionclip_tune.precision import choose_device
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
 from fashionclip_tune.tuning import asha
 from fashionclip_tune.tuning.resources import Slots, plan_slots
-from fashionclip_tune.tuning.space import SearchSpace, SpaceCheck, check_space, load_space
+from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
 
 SCHEDULERS = ("asha", "none")
 _MAX_STARTUP_TRIALS = 10
@@ -102,6 +102,7 @@ class SweepPlan:
     def draw(self, trial: optuna.Trial) -> dict[str, Any]:
         """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
         drawn = self.space.draw(trial)
+        _refuse_shared(drawn, f"space {self.space.file}")
         config = self.build({**drawn, **self.settings.overrides})
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
         paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
@@ -122,7 +123,10 @@ class SweepPlan:
         budget, stage = self.base.training.budget_examples, self.base.training.stage_examples
         assert budget is not None
         assert stage is not None
-        rungs = ", ".join(f"{rung:,}" for rung in self.rung_levels) if self.rung_levels else "none"
+        stopping = "none: every trial runs to its budget"
+        if self.rung_levels:
+            rungs = ", ".join(f"{rung:,}" for rung in self.rung_levels)
+            stopping = f"{self.settings.scheduler}, rungs at {rungs} examples, the best 1/{self.reduction_factor} go on"
         gpu = f", {self.slots.gpus_per_trial:g} GPU" if self.slots.gpus_per_trial else ""
         return [
             f"space:    {self.space.name}: {'; '.join(self.check.parameters)} (100 draws are valid configurations)",
@@ -132,7 +136,7 @@ class SweepPlan:
             f"trials:   {self.num_trials}, {self.slots.count} side by side, each {self.slots.cpus_per_trial:g} CPU{gpu}"
             f" on {self.base.device}",
             f"budget:   {budget:,} examples a trial ({budget / self.num_train:.1f} epochs), evaluated every {stage:,}",
-            f"stopping: {self.settings.scheduler}, rungs at {rungs} examples, the best 1/{self.reduction_factor} go on",
+            f"stopping: {stopping}",
         ]
 
 
@@ -166,9 +170,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         )
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
-        _refuse_owned(drawn, f"space {space.file}")
-        if "training.epochs" in drawn:
-            raise UserError("training.epochs is the same for all trials of a sweep: set it in BASE, or use --budget-examples")
+        _refuse_shared(drawn, f"space {space.file}")
         return base.with_overrides({**drawn, **fixed})
 
     check = check_space(space, build, seed)
@@ -182,7 +184,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
     filled_in = replace(
         settings,
         data=str(data_dir) if settings.data else None,
-        space=space.name if str(space.file).startswith(str(Path(__file__).parents[2])) else str(space.file),
+        space=space.name if space.file.parent == SPACES_DIR else str(space.file),
         num_trials=num_trials,
         max_concurrent=slots.count,
         seed=seed,
@@ -227,6 +229,12 @@ def _refuse_owned(settings: Mapping[str, Any], where: str) -> None:
     for path, flag in _OWNED_BY_FLAGS.items():
         if path in settings:
             raise UserError(f"{where} sets {path}, which is the same for all trials of a sweep: use {flag}")
+
+
+def _refuse_shared(drawn: Mapping[str, Any], where: str) -> None:
+    _refuse_owned(drawn, where)
+    if "training.epochs" in drawn:
+        raise UserError(f"{where} draws training.epochs, the same for all trials of a sweep: use BASE or --budget-examples")
 
 
 def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:

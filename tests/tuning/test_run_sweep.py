@@ -66,7 +66,7 @@ RATE = """def space(trial):
     [
         (
             "def space(trial):\n    return {'training.epochs': trial.suggest_int('epochs', 0, 1)}",
-            ["training.epochs", "--budget-examples"],
+            ["draws training.epochs", "--budget-examples"],
         ),
         ("def space(trial):\n    return {'clip_model': 'ViT-Z'}", ["ViT-Z", "ViT-B-32"]),
         ("def space(trial):\n    return {'learning_rate': 1e-3}", ["'learning_rate' is no setting", "training.learning_rate"]),

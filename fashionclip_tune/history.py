@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class History:
         """``first_new_examples``: a resumed run writes from there on; TensorBoard drops what an earlier life wrote later."""
         self._run_dir = run_dir
         self._recorded = {row["step"]: row for row in read_history(run_dir)}
+        _wait_for_a_later_name(run_dir)
         self._writer = SummaryWriter(str(run_dir), purge_step=first_new_examples)
 
     def record(self, row: Row) -> str | None:
@@ -46,6 +48,16 @@ class History:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _wait_for_a_later_name(run_dir: Path) -> None:
+    """TensorBoard reads event files by name, which starts with the second of their making.
+
+    A life that follows another within a second could be read before it, and what it wrote taken for overtaken.
+    """
+    made = [int(path.name.split(".")[3]) for path in run_dir.glob("events.out.tfevents.*")]
+    while made and int(time.time()) == max(made):
+        time.sleep(0.05)
 
 
 def _tag(name: str) -> str | None:

@@ -84,3 +84,14 @@ def test_half_a_row_left_by_a_kill_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "evaluations" / ".step_00000004.json.77.tmp").write_text('{"step": 4, "rec')
     assert [each["step"] for each in read_history(tmp_path)] == [2]
     assert json.loads((tmp_path / "evaluations" / "step_00000002.json").read_text()) == row(2, 0.5)
+
+
+def test_lives_that_follow_at_once_are_read_in_their_order(tmp_path: Path) -> None:
+    """Five lives within a moment: their event files are named by the second, and read in the order of their names."""
+    for life in range(5):
+        history = History(tmp_path, first_new_examples=16 * life)
+        history.record(row(life, 0.1 * life))
+        history.close()
+    made = [int(path.name.split(".")[3]) for path in tmp_path.glob("events.out.tfevents.*")]
+    assert len(set(made)) == 5
+    assert [step for step, _ in scalars(tmp_path, "recall_at_10")] == [0, 16, 32, 48, 64]

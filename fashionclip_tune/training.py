@@ -4,7 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,6 @@ class _Run:
         self._out_dir = out_dir
         self._plan = plan
         self._shards = shards
-        self._resumed = resumed
         self._index = cached_index(shards.train)
         if leaking := leaking_products(self._index, cached_index(shards.valid)):
             warnings.warn(
@@ -288,7 +287,7 @@ def training_prep(config: ProjectConfig) -> PreparedTraining:
     if config.on_colab and not config.base_path.parent.is_dir():
         raise UserError(f"on_colab is set but {config.base_path.parent} is not there: mount Google Drive first")
     run_shards(config)
-    return PreparedTraining(replace(config))
+    return PreparedTraining(config)
 
 
 def print_row(row: Row) -> None:

@@ -7,16 +7,15 @@ change it; a wrong name or value is a ``UserError`` that names the path and what
 import hashlib
 import json
 import re
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.sections import NO_FINGERPRINT, Section, dotted_paths, plain, value_at
 
 
 class ClipModelOptions(str, Enum):
@@ -50,39 +49,15 @@ class LearningRateSchedule(str, Enum):
     CONSTANT = "constant"
 
 
-# Of a field that changes no number of a run: paths, the device, logging, how data is fetched.
-_NO_FINGERPRINT = {"fingerprint": False}
-
-
-class _Section:
-    """Converts and checks each field by its annotation, then calls ``_check`` for what a type cannot say."""
-
-    _prefix: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        section: Any = type(self)
-        for name, annotation in _annotations(section).items():
-            value = _converted(getattr(self, name), annotation, self._prefix + name)
-            object.__setattr__(self, name, value)
-        self._check()
-
-    def _check(self) -> None:
-        pass
-
-    def _require(self, condition: bool, name: str, allowed: str) -> None:
-        if not condition:
-            raise UserError(f"{self._prefix}{name} = {getattr(self, name)!r} is not allowed: {allowed}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Optimisation, budget and data order of a run."""
 
     _prefix: ClassVar[str] = "training."
 
     batch_size: int = 64
     """Effective batch: photos whose embeddings meet in one loss."""
-    num_workers: int = field(default=2, metadata=_NO_FINGERPRINT)
+    num_workers: int = field(default=2, metadata=NO_FINGERPRINT)
     """Loader processes; 0 loads in the training process. Changes no number."""
     learning_rate: float = 1e-5
     weight_decay: float = 0.05
@@ -101,13 +76,13 @@ class TrainingConfig(_Section):
     """Overrides ``max_steps`` and ``epochs``; a multiple of the stage. A sweep sets it, equal for all its trials."""
     stage_examples: int | None = None
     """Examples between evaluations; a multiple of the batch size. Overrides ``checkpoint_interval``."""
-    checkpoint_minutes: float = field(default=10.0, metadata=_NO_FINGERPRINT)
+    checkpoint_minutes: float = field(default=10.0, metadata=NO_FINGERPRINT)
     """A stage writes no checkpoint if the last one is younger; 0: every stage does."""
     shuffle_buffer: int = 20_000
     """Photos are permuted within windows of this many; 0: read in the order of the shards."""
     unique_products: bool = False
     """Never two photos of one product in a batch, where each would be a false negative of the other; it waits instead."""
-    max_bad_share: float = field(default=0.01, metadata=_NO_FINGERPRINT)
+    max_bad_share: float = field(default=0.01, metadata=NO_FINGERPRINT)
     """The run stops when more than this share of its photos cannot be read."""
     seed: int = 0
 
@@ -138,23 +113,23 @@ class TrainingConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Where the weights come from."""
 
     _prefix: ClassVar[str] = "model."
 
-    pretrained: str | None = field(default="default", metadata=_NO_FINGERPRINT)
+    pretrained: str | None = field(default="default", metadata=NO_FINGERPRINT)
     """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments); another OpenCLIP
     tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none: random weights. A resumed run checks the
     weights' content, wherever they come from."""
     init_logit_bias: float = -10.0
     """Bias of the sigmoid loss for a model that was pretrained without one (SigLIP, section 3.2)."""
-    cache_dir: Path | None = field(default=None, metadata=_NO_FINGERPRINT)
+    cache_dir: Path | None = field(default=None, metadata=NO_FINGERPRINT)
     """Where downloaded weights are kept; none: ``openclip_cache/`` below ``base_path``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """Learning rate over the run's whole budget."""
 
     _prefix: ClassVar[str] = "schedule."
@@ -168,7 +143,7 @@ class ScheduleConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentationConfig(_Section):
+class AugmentationConfig(Section):
     _prefix: ClassVar[str] = "augmentation."
 
     caption: CaptionChoice = CaptionChoice.ORIGINAL
@@ -183,7 +158,7 @@ class AugmentationConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     _prefix: ClassVar[str] = "evaluation."
 
     batch_size: int = 64
@@ -194,7 +169,7 @@ class EvaluationConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardwareConfig(_Section):
+class HardwareConfig(Section):
     _prefix: ClassVar[str] = "hardware."
 
     precision: Precision = Precision.AUTO
@@ -206,25 +181,25 @@ class HardwareConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectConfig(_Section):
+class ProjectConfig(Section):
     """A whole run. The first block of fields is the published interface; the sections below it are ours."""
 
     clip_model: ClipModelOptions | str = ClipModelOptions.ViT_B_32
     loss_function: LossFunctionOptions = LossFunctionOptions.CONTRASTIVE
-    on_colab: bool = field(default=False, metadata=_NO_FINGERPRINT)
-    device: str = field(default="auto", metadata=_NO_FINGERPRINT)
+    on_colab: bool = field(default=False, metadata=NO_FINGERPRINT)
+    device: str = field(default="auto", metadata=NO_FINGERPRINT)
     """``auto``: a GPU where there is one; else ``cpu``, ``cuda`` or ``cuda:N``."""
-    dataset_root: Path | None = field(default=None, metadata=_NO_FINGERPRINT)
-    train_shards_pattern: str | None = field(default=None, metadata=_NO_FINGERPRINT)
+    dataset_root: Path | None = field(default=None, metadata=NO_FINGERPRINT)
+    train_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     """Brace notation below ``dataset_root``; none: what the folder's dataset.json or its file names say."""
-    valid_shards_pattern: str | None = field(default=None, metadata=_NO_FINGERPRINT)
-    train_eval_shards_pattern: str | None = field(default=None, metadata=_NO_FINGERPRINT)
+    valid_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
+    train_eval_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     """Shards of the training set to be evaluated too, to see overfitting; none: not evaluated."""
-    valid_eval_shards_pattern: str | None = field(default=None, metadata=_NO_FINGERPRINT)
+    valid_eval_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     """Shards that the metrics come from; none: those of ``valid_shards_pattern``."""
     shardshuffle: bool = True
-    should_load_checkpoint: bool = field(default=False, metadata=_NO_FINGERPRINT)
-    checkpoint_path: Path | None = field(default=None, metadata=_NO_FINGERPRINT)
+    should_load_checkpoint: bool = field(default=False, metadata=NO_FINGERPRINT)
+    checkpoint_path: Path | None = field(default=None, metadata=NO_FINGERPRINT)
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -286,7 +261,7 @@ class ProjectConfig(_Section):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, flat by dotted path, as JSON types: what ``with_overrides`` takes."""
-        return {path: _plain(_at(self, path)) for path in override_paths()}
+        return {path: plain(value_at(self, path)) for path in override_paths()}
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> "ProjectConfig":
@@ -294,7 +269,7 @@ class ProjectConfig(_Section):
 
     def fingerprint(self, *, data: str, weights: str) -> str:
         """A hash of whatever changes the run's numbers, given the content hashes of its data and its first weights."""
-        settings = {path: _plain(_at(self, path)) for path in override_paths(only_fingerprinted=True)}
+        settings = {path: plain(value_at(self, path)) for path in override_paths(only_fingerprinted=True)}
         text = json.dumps({**settings, "data": data, "weights": weights}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -302,79 +277,4 @@ class ProjectConfig(_Section):
 @cache
 def override_paths(*, only_fingerprinted: bool = False) -> tuple[str, ...]:
     """Every dotted path that ``ProjectConfig.with_overrides`` accepts."""
-
-    def walk(section: type, prefix: str) -> list[str]:
-        paths = []
-        for name, annotation in _annotations(section).items():
-            counts = section.__dataclass_fields__[name].metadata.get("fingerprint", True)  # type: ignore[attr-defined]
-            if is_dataclass(annotation):
-                paths += walk(typing.cast(type, annotation), f"{name}.")
-            elif counts or not only_fingerprinted:
-                paths.append(prefix + name)
-        return paths
-
-    return tuple(walk(ProjectConfig, ""))
-
-
-@cache
-def _annotations(section: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(section)
-    return {f.name: hints[f.name] for f in fields(section)}
-
-
-def _at(config: ProjectConfig, path: str) -> Any:
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    return str(value) if isinstance(value, Path) else value
-
-
-def _converted(value: Any, annotation: Any, path: str) -> Any:
-    """``value`` as the annotated type, text included; raises UserError where that is not possible."""
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        options = typing.get_args(annotation)
-        if type(None) in options and (value is None or value == "none"):
-            return None
-        for option in options:
-            try:
-                if option is not type(None):
-                    return _converted(value, option, path)
-            except UserError:
-                if option is options[-1] or options[-1] is type(None):
-                    raise
-        raise AssertionError(annotation)
-    if annotation is Path and isinstance(value, str | Path):
-        return Path(value).expanduser()
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        for member in annotation:
-            if value is member or value in (member.value, member.name):
-                return member
-        raise UserError(f"{path} = {value!r} is not allowed: one of {', '.join(m.value for m in annotation)}")
-    if is_dataclass(annotation) or annotation is str:
-        if isinstance(value, typing.cast(type, annotation)):
-            return value
-    elif annotation is bool:
-        if isinstance(value, bool) or value in ("true", "false"):
-            return value in (True, "true")
-    elif annotation in (int, float) and not isinstance(value, bool):
-        try:
-            if annotation is int and isinstance(value, int | str) and _WHOLE_NUMBER.fullmatch(str(value)):
-                return int(value)  # exact beyond 2**53, where a float is not
-            number = float(value)
-            if annotation is int and number == int(number):
-                return int(number)
-            if annotation is float and number == number and abs(number) != float("inf"):
-                return number
-        except (TypeError, ValueError, OverflowError):
-            pass
-    raise UserError(f"{path} = {value!r} is not allowed: {_TYPE_WORDS.get(annotation, annotation)} expected")
-
-
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return tuple(dotted_paths(ProjectConfig, only_fingerprinted=only_fingerprinted))

@@ -22,7 +22,7 @@ from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.shards import product_id_from_caption
 
-_FORMAT = 2
+_FORMAT = 3
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _CAPTION_MEMBERS = ("txt0.txt", "txt1.txt", "txt2.txt")
 
@@ -50,6 +50,7 @@ class ShardIndex:
     shard_of: npt.NDArray[np.int64]  # [samples]
     keys: npt.NDArray[np.str_]  # [samples]
     product_ids: npt.NDArray[np.str_]  # [samples]
+    categories: npt.NDArray[np.str_]  # [samples]; empty where KEY.json names none
     image_spans: npt.NDArray[np.int64]  # [samples, 2]
     caption_spans: npt.NDArray[np.int64]  # [samples, 3, 2]
     bad: tuple[BadSample, ...]
@@ -79,6 +80,7 @@ def load_index(shards: Sequence[Path]) -> ShardIndex:
         shard_of=np.repeat(np.arange(len(shards)), sizes),
         keys=np.concatenate([part["keys"] for part in parts]),
         product_ids=np.concatenate([part["product_ids"] for part in parts]),
+        categories=np.concatenate([part["categories"] for part in parts]),
         image_spans=np.concatenate([part["image_spans"] for part in parts]),
         caption_spans=np.concatenate([part["caption_spans"] for part in parts]),
         bad=tuple(
@@ -147,7 +149,7 @@ def _read_part(shard: Path) -> _Part:
         else:
             good.append((key, sample))
     caption_spans = np.zeros((len(good), len(_CAPTION_MEMBERS), 2), dtype=np.int64)
-    product_ids = []
+    product_ids, categories = [], []
     for row, (key, sample) in enumerate(good):
         for column, span in sample.captions.items():
             caption_spans[row, column] = span
@@ -155,11 +157,14 @@ def _read_part(shard: Path) -> _Part:
         if product_id is None or product_id == "":
             product_id = product_id_from_caption(sample.texts[0])
         product_ids.append(str(product_id))
-        content = [key, sample.image[1] if sample.image else 0, sorted(sample.texts.items()), product_ids[-1]]
+        categories.append(str(sample.metadata.get("category") or ""))
+        image_bytes = sample.image[1] if sample.image else 0
+        content = [key, image_bytes, sorted(sample.texts.items()), product_ids[-1], categories[-1]]
         digest.update(f"{json.dumps(content)}\n".encode())
     return {
         "keys": np.array([key for key, _ in good], dtype=np.str_),
         "product_ids": np.array(product_ids, dtype=np.str_),
+        "categories": np.array(categories, dtype=np.str_),
         "image_spans": np.array([sample.image for _, sample in good], dtype=np.int64).reshape(-1, 2),
         "caption_spans": caption_spans,
         "bad": np.array(bad, dtype=np.str_).reshape(-1, 2),

@@ -231,6 +231,13 @@ def test_the_product_is_the_one_named_else_a_hash_of_the_normalised_first_captio
     assert other != hashed
 
 
+def test_the_category_is_the_one_named_else_empty(tmp_path: Path) -> None:
+    named = sample("named") | {"named.json": b'{"category": "DRESSES"}'}
+    null = sample("null") | {"null.json": b'{"category": null}'}
+    index = load_index([write_tar(tmp_path / "a.tar", named | null | sample("none"))])
+    assert index.categories.tolist() == ["DRESSES", "", ""]
+
+
 def test_a_second_load_reads_the_cache_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [write_tar(tmp_path / "a.tar", sample("one") | {"bad.jpg": b"x"}), write_tar(tmp_path / "b.tar", sample("two"))]
     first = load_index(shards)
@@ -281,9 +288,10 @@ BASE = sample("one", "abc", b"12345") | {"one.txt1.txt": b"variant 1", "one.json
         {"one.txt2.txt": b"variant 1"},
         {"one.jpg": b"123456"},
         {"one.json": b'{"product_id": "q"}'},
+        {"one.json": b'{"product_id": "p", "category": "c"}'},
         {"three.jpg": b"12345", "three.txt": b"abc"},
     ],
-    ids=["caption", "variant of the same length", "one more variant", "image size", "product", "one more sample"],
+    ids=["caption", "variant of the same length", "one more variant", "image size", "product", "category", "one more sample"],
 )
 def test_the_fingerprint_changes_with_what_training_sees(tmp_path: Path, change: Members) -> None:
     before = load_index([write_tar(tmp_path / "a.tar", BASE)])

@@ -150,7 +150,11 @@ class AugmentationConfig(Section):
     original_caption_probability: float = 0.5
     """Of the first caption, where ``caption`` is weighted."""
     image_strength: float = 0.0
-    """0: none; up to 1: random resized crop, flip and colour jitter of that strength."""
+    """0: none; up to 1: random resized crop, flip and colour jitter of that strength, and what is switched on below."""
+    rand_augment: bool = False
+    """RandAugment, two operations a photo, in the place of the colour jitter."""
+    erasing: bool = False
+    """Random erasing: a rectangle of one colour covers a part of every other photo."""
 
     def _check(self) -> None:
         self._require(0 <= self.image_strength <= 1, "image_strength", "from 0 to 1")

@@ -105,9 +105,12 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
 
 
 def _augmentation(config: Mapping[str, Any]) -> str:
-    captions = "any cap" if config.get("augmentation.caption") == "uniform" else "1st cap"
+    captions = {"uniform": "any cap", "weighted": "mix cap"}.get(config.get("augmentation.caption", ""), "1st cap")
     strength = config.get("augmentation.image_strength", 0.0)
-    return f"{captions} {strength:.2f}" if strength else captions
+    if not strength:
+        return captions
+    switched_on = "+RA" * config.get("augmentation.rand_augment", False) + "+E" * config.get("augmentation.erasing", False)
+    return f"{captions} {strength:.2f}{switched_on}"
 
 
 def _figure(value: float | None) -> str:

@@ -110,10 +110,16 @@ class Trainer:
 
     def _model_input(self, batch: TrainBatch) -> Tensor:
         images_BCHW = batch.images_BCHW.to(self._plan.device, non_blocking=True).float() / 255
-        strength = self._config.augmentation.image_strength
-        if strength > 0:
+        wanted = self._config.augmentation
+        if wanted.image_strength > 0:
             seed = torch_seed(self._config.training.seed, Stream.AUGMENTATION, self.step)
-            draws = draw_augmentation(len(images_BCHW), strength, torch.Generator().manual_seed(seed))
+            draws = draw_augmentation(
+                len(images_BCHW),
+                wanted.image_strength,
+                torch.Generator().manual_seed(seed),
+                rand_augment=wanted.rand_augment,
+                erasing=wanted.erasing,
+            )
             images_BCHW = augment(images_BCHW, draws, self._loaded.preprocessing.size)
         return self._loaded.preprocessing.normalise(images_BCHW)
 

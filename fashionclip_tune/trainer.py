@@ -109,13 +109,16 @@ class Trainer:
         return loss.detach()
 
     def _model_input(self, batch: TrainBatch) -> Tensor:
-        images_BCHW = batch.images_BCHW.to(self._plan.device, non_blocking=True).float() / 255
+        preprocessing = self._loaded.preprocessing
+        canvases_BCHW = batch.images_BCHW.to(self._plan.device, non_blocking=True)
         strength = self._config.augmentation.image_strength
-        if strength > 0:
+        if strength == 0:
+            images_BCHW = preprocessing.resize_canvas(canvases_BCHW).float() / 255
+        else:
             seed = torch_seed(self._config.training.seed, Stream.AUGMENTATION, self.step)
-            draws = draw_augmentation(len(images_BCHW), strength, torch.Generator().manual_seed(seed))
-            images_BCHW = augment(images_BCHW, draws, self._loaded.preprocessing.size)
-        return self._loaded.preprocessing.normalise(images_BCHW)
+            draws = draw_augmentation(len(canvases_BCHW), strength, torch.Generator().manual_seed(seed))
+            images_BCHW = augment(canvases_BCHW.float() / 255, draws, preprocessing.size)
+        return preprocessing.normalise(images_BCHW)
 
     def _loss(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
         scale = self.network.logit_scale.exp()

@@ -60,8 +60,8 @@ def write_photos(images: Path | None, out: Path, count: int) -> None:
 
 def ours(shards: list[Path]) -> Iterator[int]:
     """What a worker does: read, decode, resize to the canvas as uint8, tokenise."""
-    from fashionclip_tune.data import train_loader
     from fashionclip_tune.index import load_index
+    from fashionclip_tune.loader import train_loader
 
     config, loaded = _run()
     with train_loader(config, load_index(shards), loaded, first_step=0, total_steps=10**6, pin_memory=False) as batches:

@@ -19,13 +19,14 @@ from fashionclip_tune.data import (
     cached_index,
     leaking_products,
     run_shards,
-    train_loader,
+    storage_of,
 )
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row, read_history
 from fashionclip_tune.index import BadSample
+from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.trainer import StageStats, Trainer
@@ -122,8 +123,10 @@ class _Run:
         self._out_dir = out_dir
         self._plan = plan
         self._shards = shards
-        self._index = cached_index(shards.train)
-        if leaking := leaking_products(self._index, cached_index(shards.valid)):
+        self._storage = storage_of(config)
+        self._index = cached_index(shards.train, self._storage)
+        valid = cached_index(shards.valid, self._storage)
+        if leaking := leaking_products(self._index, valid):
             warnings.warn(
                 f"{len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter",
                 stacklevel=4,
@@ -131,7 +134,7 @@ class _Run:
         self._bad = BadSamples(self._index, config.training.max_bad_share)
         self._loaded = load_model(_starting_point(config))
         self._fingerprint = config.fingerprint(
-            data=f"{self._index.fingerprint}:{cached_index(shards.valid).fingerprint}",
+            data=f"{self._index.fingerprint}:{valid.fingerprint}",
             weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
         )
         self._rows: list[Row] = []
@@ -208,7 +211,7 @@ class _Run:
         metrics: dict[str, float] = {}
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
-                photos = evaluation_set(shards, self._loaded.preprocessing)
+                photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
                 measured = measure(
                     self._loaded,
                     photos,

@@ -11,7 +11,7 @@ import optuna
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.data import cached_index, leaking_products, run_shards
+from fashionclip_tune.data import cached_index, leaking_products, run_shards, storage_of
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
@@ -162,7 +162,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
     fixed = {"hardware.threads": base.hardware.threads, **settings.overrides}
 
     shards = run_shards(base)
-    train, valid = cached_index(shards.train), cached_index(shards.valid)
+    train, valid = (cached_index(some, storage_of(base)) for some in (shards.train, shards.valid))
 
     if leaking := leaking_products(train, valid):
         say(

@@ -114,7 +114,8 @@ def augment(images_BCHW: Tensor, draws: AugmentationDraws, size: int) -> Tensor:
     if (draws.colour_B3 != 1).any():
         result_BCSS = _jitter(result_BCSS, draws.colour_B3.to(result_BCSS.device, non_blocking=True))
     result_BCSS = result_BCSS.clamp(0, 1)
-    change_colours(result_BCSS, draws.operations_BN, draws.magnitudes_BN)
+    if draws.operations_BN.any():
+        change_colours(result_BCSS, draws.operations_BN, draws.magnitudes_BN)
     if (draws.erased_B4[:, 2:] > 0).any():
         result_BCSS = _erase(result_BCSS, draws)
     return result_BCSS

@@ -4,8 +4,10 @@ What step k sees is a pure function of (configuration, seed, k). Workers read, d
 is not of the canvas' shape, resize it as uint8; everything else happens in a batch on the training device.
 """
 
+import csv
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from fashionclip_tune.storage import Ahead, ShardStorage
 _REPLACEMENT_ATTEMPTS = 20
 _LOOK_EVERY = 16  # steps between looks at which shards come next
 _KEPT_CAPTIONS = 100_000  # 60 MB at 77 tokens
+_KEPT_INDEXES = 8
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,27 @@ class BadSamples:
                 f"{self._max_share:g} allows ({count_kinds(tuple(self.found.values()))}):\n{listed}"
             )
 
+    def write_csv(self, path: Path) -> None:
+        """Lists what was found, if anything was."""
+        if self.found:
+            with open(path, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(BadSample._fields)
+                writer.writerows(self.found.values())
 
-@lru_cache(maxsize=8)
-def cached_index(shards: tuple[Shard, ...], storage: ShardStorage | None = None) -> ShardIndex:
+
+_indexes: dict[tuple[tuple[Shard, ...], ShardStorage | None], ShardIndex] = {}
+
+
+def cached_index(
+    shards: tuple[Shard, ...],
+    storage: ShardStorage | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ShardIndex:
     """``load_index``, kept in memory: the trials of one process share their data."""
-    return load_index(shards, storage)
+    if (shards, storage) not in _indexes:
+        _indexes[shards, storage] = load_index(shards, storage, on_progress=on_progress)
+        while len(_indexes) > _KEPT_INDEXES:
+            del _indexes[next(iter(_indexes))]
+    return _indexes[shards, storage]

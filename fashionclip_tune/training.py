@@ -77,8 +77,9 @@ def train(
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
-    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two) and
-    TensorBoard events. A stage ends with its evaluation, a checkpoint, its record and ``on_eval(row)``, in this order.
+    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two),
+    TensorBoard events and, where photos could not be read, ``bad_samples.csv``. A stage ends with its evaluation, a
+    checkpoint, its record and ``on_eval(row)``, in this order.
 
     Args:
         config: the run; ``config.dataset_dir`` holds the shards.
@@ -181,6 +182,7 @@ class _Run:
                     self._report(self._rows[-1], history, on_eval)
             finally:
                 history.close()
+                self._bad.write_csv(self._out_dir / "bad_samples.csv")
         assert self._checkpoint is not None
         return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), tuple(self._bad.found.values()))
 

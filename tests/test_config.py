@@ -64,6 +64,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "augmentation.original_caption_probability": (0.2, True),
     "augmentation.image_strength": (0.5, True),
     "evaluation.batch_size": (32, True),
+    "evaluation.protocol": ("product", True),
     "hardware.precision": ("bf16", True),
     "hardware.threads": (2, True),
 }
@@ -142,6 +143,7 @@ def with_one(path: str, value: Any) -> ProjectConfig:
         ("augmentation.image_strength", 1.1, "from 0 to 1"),
         ("augmentation.image_strength", -0.1, "from 0 to 1"),
         ("evaluation.batch_size", 0, "at least 1"),
+        ("evaluation.protocol", "shop", "one of instance, product, candidates_101, all_captions"),
         ("hardware.precision", "fp8", "one of auto, fp32, fp16, bf16"),
         ("hardware.threads", 0, "at least 1, or none"),
     ],

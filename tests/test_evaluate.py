@@ -11,11 +11,12 @@ import torch
 import webdataset
 from PIL import Image
 
-from fashionclip_tune import evaluate as evaluate_module
+from fashionclip_tune import evaluation_set as evaluation_set_module
 from fashionclip_tune.cache import cache_dir
-from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.errors import BadDataError
-from fashionclip_tune.evaluate import EvaluationSet, cached_zero_shot, evaluate, evaluation_set
+from fashionclip_tune.evaluate import Evaluation, cached_zero_shot, evaluate
+from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.model import LoadedModel, load_model
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.shards import ShardSample, find_dataset, write_split
@@ -29,8 +30,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def measured(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, float]:
+def evaluated(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> Evaluation:
     return evaluate(loaded, photos, **{"batch_size": 8, "plan": CPU, "max_bad_share": 0.01, **changes})
+
+
+def measured(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, Any]:
+    return evaluated(loaded, photos, **changes).metrics
 
 
 def validation(loaded: LoadedModel, root: Path) -> EvaluationSet:
@@ -122,19 +127,19 @@ def test_kept_pixels_and_pixels_read_anew_agree(
     photos = validation(loaded, garments)
     photos.kept_blocks.clear()
     reads = 0
-    decode = evaluate_module.decode_pil
+    decode = evaluation_set_module.decode_pil
 
     def counting(data: bytes) -> Any:
         nonlocal reads
         reads += 1
         return decode(data)
 
-    monkeypatch.setattr(evaluate_module, "decode_pil", counting)
+    monkeypatch.setattr(evaluation_set_module, "decode_pil", counting)
     first, again = measured(loaded, photos), measured(loaded, photos)
     assert first == again
     assert reads == 20  # one for each photo: the second evaluation read none
     photos.kept_blocks.clear()
-    monkeypatch.setattr(evaluate_module, "_KEPT_PIXELS_BYTES", 20 * 3 * 32 * 32 - 1)
+    monkeypatch.setattr(evaluation_set_module, "_KEPT_PIXELS_BYTES", 20 * 3 * 32 * 32 - 1)
     assert [measured(loaded, photos), measured(loaded, photos)] == [first, first]
     assert reads == 60
 
@@ -175,8 +180,8 @@ def test_more_unreadable_photos_than_allowed_stop_with_the_list(tiny_config: Pro
         measured(loaded, evaluation_set(damaged, loaded.preprocessing), max_bad_share=0.049)
 
 
-def zero_shot(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, float]:
-    return cached_zero_shot(loaded, photos, **{"batch_size": 8, "plan": CPU, "max_bad_share": 0.01, **changes})
+def zero_shot(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, Any]:
+    return cached_zero_shot(loaded, photos, **{"batch_size": 8, "plan": CPU, "max_bad_share": 0.01, **changes}).metrics
 
 
 def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
@@ -188,9 +193,9 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
     computed = zero_shot(loaded, photos)
     assert computed == measured(loaded, photos)
 
-    entries = list((tmp_path / "zero_shot").iterdir())
+    entries = list((tmp_path / "zero_shot").glob("*.json"))
     assert len(entries) == 1
-    entries[0].write_text(json.dumps({"from": "the cache"}))
+    entries[0].write_text(json.dumps({"metrics": {"from": "the cache"}, "bad_samples": []}))
     assert zero_shot(load_model(tiny_config), photos) == {"from": "the cache"}
 
     others = load_model(tiny_config.with_overrides({"training.seed": 1}))
@@ -201,7 +206,8 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
     assert "from" not in zero_shot(loaded, photos, plan=bf16)
     assert "from" not in zero_shot(loaded, evaluation_set(find_dataset(garments).test, loaded.preprocessing))
     assert "from" not in zero_shot(loaded, photos, batch_size=7)
-    assert len(list((tmp_path / "zero_shot").iterdir())) == 6
+    assert "from" not in zero_shot(loaded, photos, protocol=Protocol.PRODUCT)
+    assert len(list((tmp_path / "zero_shot").glob("*.json"))) == 7
 
 
 def test_a_damaged_zero_shot_entry_is_made_again(
@@ -210,7 +216,7 @@ def test_a_damaged_zero_shot_entry_is_made_again(
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
     loaded = load_model(tiny_config)
     computed = zero_shot(loaded, validation(loaded, garments))
-    (entry,) = (cache_dir() / "zero_shot").iterdir()
+    (entry,) = (cache_dir() / "zero_shot").glob("*.json")
     entry.write_text('{"recall_at_1')
     assert zero_shot(loaded, validation(loaded, garments)) == computed
-    assert json.loads(entry.read_text()) == computed
+    assert json.loads(entry.read_text())["metrics"] == computed

@@ -132,18 +132,18 @@ def test_photos_that_share_a_caption_share_its_rank() -> None:
         assert recall.image_to_text == pytest.approx({1: 0.2, 3: 0.6, 5: 1.0, 10: 1.0}, abs=1e-9)
 
 
-@pytest.mark.parametrize("chunk_elements", [1, 7, 100])
-def test_the_size_of_the_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch, chunk_elements: int) -> None:
+@pytest.mark.parametrize("tile", [1, 7, 20])
+def test_the_size_of_the_tiles_changes_nothing(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
     rows = torch.tensor(SIGNS)[torch.randint(16, (61,), generator=torch.Generator().manual_seed(5))]
     tied = (rows[:31], rows[31:], torch.arange(31) % 9, torch.arange(30) % 11)
     untied = (embeddings(31), embeddings(30, seed=1), torch.arange(31) % 9, torch.arange(30) % 11)
     whole = [retrieval_recall(*inputs) for inputs in (tied, untied)]
-    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(metrics, "_CPU_TILE", tile)
     for before, inputs in zip(whole, (tied, untied), strict=True):
-        chunked = retrieval_recall(*inputs)
-        assert chunked.text_to_image == pytest.approx(before.text_to_image, abs=1e-12)
-        assert chunked.image_to_text == pytest.approx(before.image_to_text, abs=1e-12)
-        assert chunked.num_left_out == before.num_left_out
+        tiled = retrieval_recall(*inputs)
+        assert tiled.text_to_image == pytest.approx(before.text_to_image, abs=1e-12)
+        assert tiled.image_to_text == pytest.approx(before.image_to_text, abs=1e-12)
+        assert tiled.num_left_out == before.num_left_out
 
 
 def test_the_length_of_an_embedding_does_not_count() -> None:

@@ -100,6 +100,12 @@ def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
     return metrics, retrieval
 
 
+def gain(recall: float, base: float) -> str:
+    """Absolute and relative."""
+    relative = f" ({(recall - base) / base:+.1%})" if base > 0 else ""
+    return f"gain {recall - base:+.4f}{relative}"
+
+
 def embed(
     loaded: LoadedModel,
     photos: EvaluationSet,

@@ -22,7 +22,7 @@ from fashionclip_tune.statistics import QueryValues
 
 KS = (1, 5, 10)
 # Below a run's folder: the queries of its last evaluation.
-QUERIES_FILE = "evaluations/last_queries.npz"
+QUERIES_FILE = "last_queries.npz"
 _NUM_DRAWS, _NUM_QUERIES, _NUM_NEGATIVES = 5, 1_000, 100
 _QUERIES_AT_A_TIME = 256
 

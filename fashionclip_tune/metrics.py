@@ -187,8 +187,11 @@ class _Side:
     def ranks(self) -> QueryRanks:
         counts = torch.empty(3, len(self._order), dtype=torch.long)
         counts[:, self._order] = torch.stack([self.num_better, self.num_tied, self.num_tied_relevant]).cpu()
-        has_relevant = counts[2] > 0
-        return QueryRanks(*(count.where(has_relevant, 0) for count in counts))
+        has_relevant = torch.empty(len(self._order), dtype=torch.bool)
+        has_relevant[self._order] = (self.best > -torch.inf).cpu()
+        num_better, num_tied, num_tied_relevant = counts.where(has_relevant, 0)
+        # At least itself, even on a device that does not give the same product twice to the last bit.
+        return QueryRanks(num_better, num_tied.maximum(has_relevant), num_tied_relevant.maximum(has_relevant))
 
 
 def distinct_rows(embeddings: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "reading.scratch": ("/scratch", False),
     "reading.scratch_gb": (5.0, False),
     "reading.stall_s": (60.0, False),
+    "evaluation.protocol": ("product", True),
     "hardware.precision": ("bf16", True),
     "hardware.threads": (2, True),
 }
@@ -155,6 +156,7 @@ def with_one(path: str, value: Any) -> ProjectConfig:
         ("augmentation.rand_augment", 2, "true or false expected"),
         ("augmentation.erasing", "often", "true or false expected"),
         ("evaluation.batch_size", 0, "at least 1"),
+        ("evaluation.protocol", "shop", "one of instance, product, candidates_101, all_captions"),
         ("hardware.precision", "fp8", "one of auto, fp32, fp16, bf16"),
         ("hardware.threads", 0, "at least 1, or none"),
     ],

@@ -18,7 +18,7 @@ from fashionclip_tune.config import Protocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.metrics import QueryRanks, distinct_rows, retrieval_ranks
 from fashionclip_tune.seeds import Stream, numpy_generator
-from fashionclip_tune.statistics import QueryValues
+from fashionclip_tune.statistics import PairedTest, QueryValues, paired_test
 
 KS = (1, 5, 10)
 # Below a run's folder: the queries of its last evaluation.
@@ -65,6 +65,16 @@ class Retrieval(NamedTuple):
 
     def hits(self, k: int) -> tuple[QueryValues, QueryValues]:
         return self.text_to_image.hits(k), self.image_to_text.hits(k)
+
+
+def compare(first: Retrieval, second: Retrieval) -> PairedTest | None:
+    """What the first model is better by in recall_at_10; None where protocol or queries are not the same."""
+    if first.protocol != second.protocol:
+        return None
+    try:
+        return paired_test(first.hits(10), second.hits(10))
+    except ValueError:  # a photo that could be read at one time only
+        return None
 
 
 def retrieve(pool: Pool, protocol: Protocol) -> Retrieval:

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = [
     pytest.param(code, printed, id=f"{path.name}-{number}")
     for path in sorted((ROOT / "docs").glob("*.md"))
-    for number, (code, printed) in enumerate(re.findall(r"```python\n(.*?)```\s*```text\n(.*?)```", path.read_text(), re.DOTALL))
+    for number, (code, printed) in enumerate(
+        re.findall(r"```python\n(.*?)```\s*```text\n(.*?)```", path.read_text(), re.DOTALL)
+    )
 ]
 
 

@@ -198,6 +198,10 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
 
     entries = list((tmp_path / "zero_shot").glob("*.json"))
     assert len(entries) == 1
+    again = cached_zero_shot(loaded, photos, batch_size=8, plan=CPU, max_bad_share=0.01)
+    for direction in ("text_to_image", "image_to_text"):
+        ranks, expected = (getattr(found.retrieval, direction).ranks for found in (again, evaluated(loaded, photos)))
+        assert torch.equal(ranks.num_better, expected.num_better)
     entries[0].write_text(json.dumps({"metrics": {"from": "the cache"}, "bad_samples": []}))
     assert zero_shot(load_model(tiny_config), photos) == {"from": "the cache"}
 
@@ -223,6 +227,9 @@ def test_a_damaged_zero_shot_entry_is_made_again(
     entry.write_text('{"recall_at_1')
     assert zero_shot(loaded, validation(loaded, garments)) == computed
     assert json.loads(entry.read_text())["metrics"] == computed
+    entry.with_suffix(".npz").write_bytes(b"PK cut off")
+    assert zero_shot(loaded, validation(loaded, garments)) == computed
+    assert load_retrieval(entry.with_suffix(".npz"))[0].protocol is Protocol.INSTANCE
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

@@ -72,7 +72,56 @@ def test_a_run_its_checkpoint_and_its_export_have_the_figures_of_the_run(
     for model in (tmp_path / "sweep" / "best", tmp_path / "sweep"):
         report = evaluate(model, "--protocol", "instance")
         assert [recalls(figures) for figures in report["figures"]] == [in_the_run]
-        assert (report["architecture"], report["untouched"]) == ("tiny-sig", None)
+        assert (report["architecture"], report["untouched"], report["gains"]) == ("tiny-sig", None, None)
+
+    # Of a whole sweep, it is known what its best trial started from.
+    trial = tmp_path / "sweep" / "trials" / "0003-tiny-sig-siglip"
+    trial.mkdir(parents=True)
+    shutil.copy(trained.out_dir / "config.json", trial)
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"best": {"trial_id": "0003"}}))
+    for model in (tmp_path / "sweep" / "best", tmp_path / "sweep"):
+        report = evaluate(model, "--protocol", "instance")
+        assert [recalls(figures) for figures in report["figures"]] == [in_the_run]
+        assert [recalls(figures) for figures in report["untouched"]] == [recalls(trained.history[0])]
+
+
+def test_a_run_that_started_from_another_is_compared_with_what_it_started_from(
+    trained: TrainResult, evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config = ProjectConfig.from_dict(json.loads((trained.out_dir / "config.json").read_text()))
+    further = {"should_load_checkpoint": True, "checkpoint_path": str(trained.checkpoint), "training.max_steps": 2}
+    second = train(config.with_overrides(further), tmp_path / "second")
+    report = evaluate(second.out_dir, "--protocol", "instance")
+    assert [recalls(figures) for figures in report["untouched"]] == [recalls(second.history[0])] == [recalls(trained.metrics)]
+    (gain,) = report["gains"]
+    before, after = trained.metrics["recall_at_10"], second.metrics["recall_at_10"]
+    assert gain["absolute"] == after - before
+    assert gain["relative"] == pytest.approx((after - before) / before)
+    assert gain["low"] <= gain["absolute"] <= gain["high"]
+
+
+@pytest.mark.parametrize(("learning_rate", "said"), [(1e-30, "gain +0.0000 (+0.0%), a tie (p 1.0000)"), (3e-3, "than chance")])
+def test_a_gain_inside_chance_is_called_a_tie(
+    garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], learning_rate: float, said: str
+) -> None:
+    """Measured on the photos that it was trained on, where five epochs show."""
+    config = ProjectConfig(clip_model="tiny-clip", dataset_root=garments, device="cpu").with_overrides(
+        {
+            "model.pretrained": None,
+            "training.batch_size": 32,
+            "training.num_workers": 0,
+            "training.learning_rate": learning_rate,
+            "training.weight_decay": 0.0,
+            "training.max_steps": 1 if learning_rate < 1e-9 else 60,
+            "hardware.threads": 1,
+        }
+    )
+    result = train(config, tmp_path / "run")
+    capsys.readouterr()
+    arguments = ("--split", "train", "--protocol", "product")
+    main(["evaluate", "--model", str(result.out_dir), "--data", str(garments), *SETTINGS, *arguments])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("product: "))
+    assert said in line
 
 
 def test_a_checkpoint_of_an_ended_trial_will_do_and_its_own_preprocessing_counts(
@@ -136,7 +185,7 @@ def test_the_test_split_is_used_by_those_who_say_so_and_each_use_is_noted(
     uses = [json.loads(line) for line in notes.read_text().splitlines()]
     assert [use["model"] for use in uses] == ["tiny-clip", "tiny-sig"]
     assert all(use["user"] and use["host"] and use["time"].startswith("20") for use in uses)
-    assert "used 1 times before" in second["notes"][0]
+    assert "used once before" in second["notes"][0]
     assert uses[0]["time"] in second["notes"][0]
     evaluate("tiny-clip", data=data)
     assert len(notes.read_text().splitlines()) == 2, "the validation split needs no leave"
@@ -149,7 +198,7 @@ def test_where_the_data_cannot_be_written_the_note_is_kept_in_the_cache(
     (data / "test_split_uses.jsonl").mkdir()  # root may write to a read-only folder, but nobody into a folder
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path / "cache"))
     assert "first time" in evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)["notes"][0]
-    assert "used 1 times before" in evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)["notes"][0]
+    assert "used once before" in evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)["notes"][0]
     (noted,) = (tmp_path / "cache" / "test_split_uses").iterdir()
     assert len(noted.read_text().splitlines()) == 2
 

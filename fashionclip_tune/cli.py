@@ -201,6 +201,7 @@ def _reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
     from fashionclip_tune.data import cached_index, run_shards, storage_of
+    from fashionclip_tune.evaluate import counted_as, gain
     from fashionclip_tune.index import count_kinds
     from fashionclip_tune.training import print_row, train
 
@@ -214,6 +215,8 @@ def _train(parsed: argparse.Namespace) -> None:
         print(f"{len(bad)} samples could not be read ({count_kinds(bad)}); all are in {parsed.out / 'bad_samples.csv'}")
         for sample in bad[:_SHOWN_BAD]:
             print(f"  {sample}")
+    untouched, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
+    print(f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; untouched {untouched:.4f}, {gain(last, untouched)}")
     print(f"weights: {result.checkpoint}")
 
 

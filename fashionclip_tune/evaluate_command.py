@@ -22,7 +22,7 @@ from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import load_model
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
-from fashionclip_tune.protocols import KS, compare
+from fashionclip_tune.protocols import KS, compare, draw_candidates
 from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
 from fashionclip_tune.statistics import PairedTest
 from fashionclip_tune.training import starting_point
@@ -81,7 +81,7 @@ class Report:
         table = Table(title=f"{self.about['model']} on {self.about['split']}, {self.about['data']}", box=None, pad_edge=False)
         for header in ("protocol", "direction"):
             table.add_column(header, no_wrap=True)
-        for header in (*(f"R@{k}" for k in KS), "median rank", "queries", "gallery"):
+        for header in (*(f"R@{k}" for k in KS), "median\nrank", "queries", "gallery"):
             table.add_column(header, justify="right", no_wrap=True)
         for metrics in self.figures:
             for (title, name), queries, gallery in zip(
@@ -124,13 +124,15 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
     named = named_model(options.model, config)
     named.loaded.network.to(plan.device)
     photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, storage, gallery=shards.searched_too)
+    all_captions = Protocol.ALL_CAPTIONS in options.protocols
+    if Protocol.CANDIDATES_101 in options.protocols:  # refused now, not when all is encoded
+        draw_candidates(photos.products_N, photos.categories_N, torch.arange(len(photos)) < photos.num_query_photos)
     notes = _note_test_use(options, photos) if options.split == "test" else []
     settings: dict[str, Any] = {
         "batch_size": config.evaluation.batch_size,
         "plan": plan,
         "max_bad_share": config.training.max_bad_share,
     }
-    all_captions = Protocol.ALL_CAPTIONS in options.protocols
     pool, bad = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=on_progress)
     found = [describe(pool, protocol) for protocol in options.protocols]
     untouched, tests = None, list[PairedTest | None]()

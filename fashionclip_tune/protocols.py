@@ -136,7 +136,7 @@ def _candidates_101(pool: Pool) -> tuple[Direction, Direction]:
 
     Photos whose category has too few others are no queries; all that can be are, where they are fewer than 1,000.
     """
-    draws = [_draw_candidates(pool, draw) for draw in range(_NUM_DRAWS)]
+    draws = [draw_candidates(pool.products_N, pool.categories_N, pool.is_query_N, draw) for draw in range(_NUM_DRAWS)]
     candidates_QC = torch.cat(draws)
     texts_ND = pool.captions_VD[pool.caption_rows_NK[:, 0].to(pool.captions_VD.device)]
     products_Q = pool.products_N[candidates_QC[:, 0]]
@@ -146,9 +146,13 @@ def _candidates_101(pool: Pool) -> tuple[Direction, Direction]:
     )
 
 
-def _draw_candidates(pool: Pool, draw: int) -> Tensor:
-    """[Q, 101] photos: the query itself, then its negatives."""
-    products, categories = pool.products_N.numpy(), pool.categories_N.numpy()
+def draw_candidates(products_N: Tensor, categories_N: Tensor, is_query_N: Tensor, draw: int = 0) -> Tensor:
+    """[Q, 101] photos: the query itself, then its negatives; the arguments are those of a ``Pool``.
+
+    Raises:
+        UserError: no photo has enough others.
+    """
+    products, categories = products_N.numpy(), categories_N.numpy()
     if not (categories >= 0).any():
         raise UserError(f"protocol {Protocol.CANDIDATES_101.value} needs categories, which these shards do not name")
     # Sorted so that a category is one stretch of photos, and a product one stretch within it.
@@ -156,12 +160,12 @@ def _draw_candidates(pool: Pool, draw: int) -> Tensor:
     begin, end = _stretch(categories[order])
     own_begin, own_end = _stretch(np.stack([categories, products])[:, order])
     num_others = (end - begin) - (own_end - own_begin)
-    can_query = (num_others >= _NUM_NEGATIVES) & (categories[order] >= 0) & pool.is_query_N.numpy()[order]
+    can_query = (num_others >= _NUM_NEGATIVES) & (categories[order] >= 0) & is_query_N.numpy()[order]
     places = np.flatnonzero(can_query)
     if not len(places):
         raise UserError(
-            f"protocol {Protocol.CANDIDATES_101.value} needs {_NUM_NEGATIVES} photos of other products in a query's category: "
-            f"no category here has that many"
+            f"protocol {Protocol.CANDIDATES_101.value} needs {_NUM_NEGATIVES} photos of other products in a query's category; "
+            f"here are {num_others[categories[order] >= 0].max()} at most"
         )
     rng = numpy_generator(0, Stream.CANDIDATES, draw)
     queries = rng.permutation(places)[:_NUM_QUERIES]

@@ -112,7 +112,7 @@ def test_a_gain_inside_chance_is_called_a_tie(
             "training.num_workers": 0,
             "training.learning_rate": learning_rate,
             "training.weight_decay": 0.0,
-            "training.max_steps": 1 if learning_rate < 1e-9 else 60,
+            "training.max_steps": 1 if learning_rate < 1e-9 else 40,
             "hardware.threads": 1,
         }
     )
@@ -179,6 +179,9 @@ def test_the_test_split_is_used_by_those_who_say_so_and_each_use_is_noted(
     text = refused(capsys, "--model", "tiny-clip", "--data", data, "--split", "test")
     assert "--use-test-split" in text
     assert not notes.exists()
+    candidates = ("--split", "test", "--use-test-split", "--protocol", "candidates_101")
+    assert "needs 100 photos" in refused(capsys, "--model", "tiny-clip", "--data", data, *candidates)
+    assert not notes.exists(), "what cannot be measured is no use"
     first = evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)
     assert first["notes"] == ["the test split was used for the first time, as far as is noted"]
     second = evaluate("tiny-sig", "--split", "test", "--use-test-split", data=data)

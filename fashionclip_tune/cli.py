@@ -260,6 +260,10 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.evaluate_command import EvaluateOptions, run_evaluate
     from fashionclip_tune.files import write_json
 
+    if parsed.json and parsed.json != "-":  # said now, not when all is measured
+        written = Path(parsed.json)
+        if written.is_dir() or not written.absolute().parent.is_dir():
+            raise UserError(f"--json {written} cannot be written: name a file in a folder that exists, or - to print it")
     config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **_reading_settings(parsed)})
     options = EvaluateOptions(
         model=parsed.model,

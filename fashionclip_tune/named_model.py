@@ -33,6 +33,8 @@ def named_model(name: str, config: ProjectConfig) -> NamedModel:
     """
     place = Path(name).expanduser()
     if not place.exists():
+        if place.name != name:
+            raise UserError(f"--model {name}: there is no such folder, and architectures have no slash in their names")
         return NamedModel(load_model(config.with_overrides({"clip_model": name})), None)
     place = place.parent if place.name == WEIGHTS_NAME else place
     if (place / _SWEEP_NAME).is_file():

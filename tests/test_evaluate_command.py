@@ -210,6 +210,9 @@ def test_where_the_data_cannot_be_written_the_note_is_kept_in_the_cache(
     ("arguments", "named"),
     [
         (("--model", "ViT-B-33"), "ViT-B-33"),
+        (("--model", "runs/gone"), "--model runs/gone: there is no such folder"),
+        (("--model", "tiny-clip", "--json", "/"), "--json / cannot be written"),
+        (("--model", "tiny-clip", "--json", "nowhere/figures.json"), "--json nowhere/figures.json cannot be written"),
         (("--model", "tiny-clip", "--protocol", "candidates_101"), "needs 100 photos of other products"),
         (("--model", "tiny-clip", "--protocol", "shop"), "all_captions"),
         (("--model", "tiny-clip", "--set", "evaluation.batch_size=0"), "evaluation.batch_size"),

@@ -1,13 +1,16 @@
 """``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train. (Sweeps: ``sweeps/run_sweep.py``.)"""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fashionclip_tune.errors import BadDataError, DivergedError, UserError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, UserError
+
+_SIGTERM_STATUS = 143  # as a shell reports a process that SIGTERM ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +28,7 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (BadDataError, DivergedError) as error:
+    except (BadDataError, DivergedError, OutOfMemoryError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -184,7 +187,13 @@ def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.training import print_row, train
 
     config = ProjectConfig(dataset_root=parsed.data).with_overrides(assignments(parsed.set))
-    result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
+    try:
+        result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
+    except StoppedError as error:
+        settings = [part for text in parsed.set for part in ("--set", text)]
+        command = ["train", "--data", str(parsed.data), "--out", str(parsed.out), *settings, "--resume"]
+        print(f"stopped: {error}\ngo on with: python -m fashionclip_tune {shlex.join(command)}", file=sys.stderr)
+        sys.exit(_SIGTERM_STATUS)
     for sample in result.bad_samples:
         print(f"not readable: {sample}")
     print(f"weights: {result.checkpoint}")

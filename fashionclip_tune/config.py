@@ -57,6 +57,9 @@ class TrainingConfig(Section):
 
     batch_size: int = 64
     """Effective batch: photos whose embeddings meet in one loss."""
+    micro_batch_size: int | None = field(default=None, metadata=NO_FINGERPRINT)
+    """Photos encoded at a time; none: the whole batch. Loss and gradients are those of the batch, up to rounding, for one
+    more forward pass. A run that runs out of memory halves it by itself; a resumed one goes on with the smaller one."""
     num_workers: int = field(default=2, metadata=NO_FINGERPRINT)
     """Loader processes; 0 loads in the training process. Changes no number."""
     learning_rate: float = 1e-5
@@ -91,7 +94,7 @@ class TrainingConfig(Section):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("num_workers", "weight_decay", "checkpoint_minutes", "shuffle_buffer", "seed"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
-        for name in ("max_steps", "budget_examples", "stage_examples", "max_grad_norm"):
+        for name in ("micro_batch_size", "max_steps", "budget_examples", "stage_examples", "max_grad_norm"):
             self._require(getattr(self, name) is None or getattr(self, name) > 0, name, "above 0, or none")
         self._require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1")
         self._require(self.epsilon > 0, "epsilon", "above 0")

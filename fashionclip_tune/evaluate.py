@@ -24,6 +24,7 @@ from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.reader import ShardReader, decode_pil
 
 _KS = (1, 5, 10)
+_SPREAD_SAMPLE = 1_000
 # A validation set whose pixels fit is decoded once a process; a larger one is read again at each evaluation.
 _KEPT_PIXELS_BYTES = 1 << 28
 
@@ -68,7 +69,7 @@ def evaluate(
 
     Returns:
         ``recall_at_K`` (mean of both directions), ``recall_at_K_text_to_image`` and ``recall_at_K_image_to_text`` for K
-        in 1, 5, 10, and ``num_pairs``.
+        in 1, 5, 10, ``num_pairs`` and ``similarity_spread``.
     """
     network = loaded.network
     was_training = network.training
@@ -81,7 +82,15 @@ def evaluate(
         photos.reader.close()  # opened again when next needed; the set itself is kept
     texts_ND = texts_MD[photos.caption_of[readable_N].to(texts_MD.device)]
     instance_N = torch.arange(len(images_ND), device=images_ND.device)
-    return _metrics(retrieval_recall(images_ND, texts_ND, instance_N, instance_N, ks=_KS), len(images_ND))
+    metrics = _metrics(retrieval_recall(images_ND, texts_ND, instance_N, instance_N, ks=_KS), len(images_ND))
+    return {**metrics, "similarity_spread": similarity_spread(images_ND, texts_ND)}
+
+
+def similarity_spread(images_ND: Tensor, texts_ND: Tensor) -> float:
+    """Largest minus smallest cosine similarity among (a sample of) photos and captions; 0: the embeddings have collapsed."""
+    stride = -(-len(images_ND) // _SPREAD_SAMPLE)
+    similarities = images_ND[::stride] @ texts_ND[::stride].T
+    return float(similarities.max() - similarities.min())
 
 
 def _metrics(recall: RetrievalRecall, num_pairs: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.pickled_weights import PICKLED_SUFFIXES, read_pickled_weights
 from fashionclip_tune.tiny import TINY_MODELS, TINY_PREPROCESSING, pretrained_tiny_dir, register_tiny_models
 
 # The published tags; each also says how photos are to be prepared where weights come from a file.
@@ -63,8 +64,8 @@ class Preprocessing:
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Floats in [0, 1] to the model's input."""
-        normalised_BCHW: Tensor = TF.normalize(images_BCHW, list(self.mean), list(self.std))
-        return normalised_BCHW
+        mean_C11, std_C11 = _statistics(self.mean, self.std, images_BCHW.device)
+        return (images_BCHW - mean_C11) / std_C11
 
     def _to_size(self, image: Any, side: int) -> Any:
         mode = v2.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else v2.InterpolationMode.BICUBIC
@@ -75,6 +76,12 @@ class Preprocessing:
     def _centre(image_CHW: Tensor, side: int) -> Tensor:
         cropped_CHW: Tensor = TF.center_crop(image_CHW, [side, side])
         return cropped_CHW
+
+
+@lru_cache(maxsize=8)
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: a GPU waits for each number that comes from Python."""
+    return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]
 
 
 @dataclass
@@ -114,21 +121,21 @@ def _logit_bias(network: nn.Module) -> Tensor | None:
 def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) -> LoadedModel:
     model_config = check_architecture(name)
     source = _weights_source(name, pretrained)
+    weights = read_pickled_weights(source) if isinstance(source, Path) and source.suffix in PICKLED_SUFFIXES else None
     # A folder without weights would silently give random ones.
     arguments: dict[str, Any] = {
         "pretrained_text": False,
         "cache_dir": str(cache_dir),
-        "require_pretrained": source is not None,
+        "require_pretrained": source is not None and weights is None,
     }
     if isinstance(source, Path) and source.is_dir():
         arguments["model_name"] = f"local-dir:{source}"
         model_config = _local_model_config(source, name)
     else:
-        arguments |= {"model_name": name, "pretrained": str(source) if source else None}
+        arguments |= {"model_name": name, "pretrained": str(source) if source and weights is None else None}
         arguments["force_preprocess_cfg"] = _preprocessing_of(name, source)
-        if "init_logit_bias" not in model_config and _has_logit_bias(
-            source
-        ):  # of a CLIP model that was trained with the sigmoid loss
+        has_logit_bias = "logit_bias" in weights if weights is not None else _has_logit_bias(source)
+        if "init_logit_bias" not in model_config and has_logit_bias:  # of a CLIP model trained with the sigmoid loss
             arguments["init_logit_bias"] = 0.0
             model_config = {**model_config, "init_logit_bias": 0.0}
     torch.manual_seed(seed)  # random weights are part of the run's definition
@@ -136,6 +143,8 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) 
     logging.getLogger().addFilter(_no_record)
     try:
         network = open_clip.create_model(**arguments)
+        if weights is not None:
+            network.load_state_dict(weights)
         tokenizer = _tokenizer(name, cache_dir, source)
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
         raise UserError(_weights_message(name, pretrained, source, cache_dir, error)) from error
@@ -276,6 +285,12 @@ def _weights_message(name: str, pretrained: str | None, source: object, cache_di
         f"and on the hub at {hub} ({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP "
         f"folder: --set model.pretrained=/path/to/{_WEIGHTS_NAME}"
     )
+
+
+def tokenizer_name(loaded: LoadedModel) -> str:
+    """Where a model's tokenizer comes from, and how long its texts are at most: ``openai/clip, 77 tokens``."""
+    text = loaded.model_config.get("text_cfg", {})
+    return f"{text.get('hf_tokenizer_name', 'openai/clip')}, {text.get('context_length', 77)} tokens"
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -4,9 +4,11 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,16 +23,21 @@ from fashionclip_tune.data import (
     run_shards,
     train_loader,
 )
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import OutOfMemoryError, StoppedError, UserError
 from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row, read_history
 from fashionclip_tune.index import BadSample
-from fashionclip_tune.model import load_model, load_weights
+from fashionclip_tune.model import load_model, load_weights, tokenizer_name
+from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.stopping import StopRequest, children_without_sigterm
 from fashionclip_tune.trainer import StageStats, Trainer
 
 OnEval = Callable[[Row], None]
+
+# Cosine similarities of real models lie tenths apart; those of one that says the same of everything, rounding errors.
+_COLLAPSED_SPREAD = 1e-4
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def train(
 
     Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two) and
     TensorBoard events. A stage ends with its evaluation, a checkpoint, its record and ``on_eval(row)``, in this order.
+    SIGTERM ends the run at the next step with a checkpoint, if this is the main thread (a second one acts as ever).
 
     Args:
         config: the run; ``config.dataset_dir`` holds the shards.
@@ -91,6 +99,8 @@ def train(
         UserError: a wrong configuration, missing data or weights, or a checkpoint of another run.
         DivergedError: the loss is not a finite number any more.
         BadDataError: too many samples cannot be read.
+        OutOfMemoryError: even one photo at a time does not fit the device, or the evaluation does not.
+        StoppedError: SIGTERM came; ``resume_from=out_dir`` goes on from the very step.
     """
     out_dir = Path(out_dir).absolute()
     if out_dir.exists() and not out_dir.is_dir():
@@ -108,20 +118,36 @@ def train(
         raise UserError(f"{out_dir} holds a run already: give another folder, or resume it (resume_from=the folder)")
     if goes_on_here and resumed is None and (out_dir / "config.json").is_file():  # killed before its first checkpoint
         _check_same(json.loads((out_dir / "config.json").read_text()), config, out_dir)
-    return _Run(config, out_dir, plan, shards, resumed).run(on_eval or (lambda row: None))
+    stop, too_small = StopRequest(), ""
+    with stop.listening():
+        try:
+            return _Run(config, out_dir, plan, shards, resumed, stop).run(on_eval or (lambda row: None))
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            too_small = str(error).splitlines()[0]
+    # Outside of the handler: the error's traceback would keep the run's tensors alive as long as the new error is.
+    raise OutOfMemoryError(f"{plan.device} has too little memory to hold the model and its optimizer: {too_small}")
 
 
 class _Run:
     """One life of a run: from its first step or its checkpoint to its end."""
 
     def __init__(
-        self, config: ProjectConfig, out_dir: Path, plan: PrecisionPlan, shards: RunShards, resumed: Checkpoint | None
+        self,
+        config: ProjectConfig,
+        out_dir: Path,
+        plan: PrecisionPlan,
+        shards: RunShards,
+        resumed: Checkpoint | None,
+        stop: StopRequest,
     ) -> None:
         self._started = time.perf_counter()
         self._config = config
         self._out_dir = out_dir
         self._plan = plan
         self._shards = shards
+        self._stop = stop
         self._index = cached_index(shards.train)
         if leaking := leaking_products(self._index, cached_index(shards.valid)):
             warnings.warn(
@@ -137,6 +163,7 @@ class _Run:
         self._rows: list[Row] = []
         self._earlier_s = 0.0
         self._checkpoint: Path | None = None
+        self._checkpoint_step = 0
         self._checkpoint_time = time.monotonic()
         self._run_plan = plan_run(config, len(self._index))
         self._trainer = Trainer(self._loaded, config, self._run_plan.total_steps, plan)
@@ -150,34 +177,42 @@ class _Run:
         load_weights(self._trainer.network, resumed.weights_file)
         self._trainer.load_state_dict(resumed.training_state())
         self._rows = list(resumed.record["history"])
-        self._earlier_s = self._rows[-1]["duration_s"]
-        self._checkpoint = resumed.folder
+        self._earlier_s = resumed.record["duration_s"]
+        self._checkpoint, self._checkpoint_step = resumed.folder, resumed.step
 
     def run(self, on_eval: OnEval) -> TrainResult:
         total_steps, trainer = self._run_plan.total_steps, self._trainer
-        with train_loader(
-            self._config,
-            self._index,
-            self._loaded,
-            first_step=trainer.step,
-            total_steps=total_steps,
-            pin_memory=self._plan.device.type == "cuda",
-        ) as batches:  # first of all: it refuses a batch larger than the data before anything is written
+        with ExitStack() as stack:
+            with children_without_sigterm():
+                # First of all: it refuses a batch larger than the data before anything is written.
+                batches = stack.enter_context(
+                    train_loader(
+                        self._config,
+                        self._index,
+                        self._loaded,
+                        first_step=trainer.step,
+                        total_steps=total_steps,
+                        pin_memory=self._plan.device.type == "cuda",
+                    )
+                )
             write_json(self._out_dir / "config.json", self._config.to_dict())
-            history = History(self._out_dir, first_new_examples=trainer.step * self._config.training.batch_size)
-            try:
-                if not self._rows:
-                    self._rows.append(self._row(self._zero_shot(), None))
+            last_row_examples = self._rows[-1]["examples_seen"] if self._rows else 0
+            history = History(self._out_dir, first_new_examples=last_row_examples)
+            stack.callback(history.close)
+            if not self._rows:
+                self._rows.append(self._row(self._zero_shot(), None))
+            self._report(self._rows[-1], history, on_eval)
+            while trainer.step < total_steps:
+                stage_steps = self._run_plan.stage_steps
+                stage_end = min(trainer.step - trainer.step % stage_steps + stage_steps, total_steps)
+                stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, lambda: self._stop.received)
+                if stats is None:
+                    self._end_before_time()
+                self._rows.append(self._row(self._evaluate(), stats))
+                self._warn_of_collapse()
+                if self._checkpoint_is_due():
+                    self._save_checkpoint()
                 self._report(self._rows[-1], history, on_eval)
-                while trainer.step < total_steps:
-                    num_steps = min(self._run_plan.stage_steps, total_steps - trainer.step)
-                    stats = trainer.run_stage(batches, num_steps, self._on_batch)
-                    self._rows.append(self._row(self._evaluate(), stats))
-                    if self._checkpoint_is_due():
-                        self._save_checkpoint()
-                    self._report(self._rows[-1], history, on_eval)
-            finally:
-                history.close()
         assert self._checkpoint is not None
         return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), tuple(self._bad.found.values()))
 
@@ -193,10 +228,19 @@ class _Run:
         try:
             on_eval(dict(row))
         except BaseException:
-            at_this_step = self._checkpoint is not None and self._checkpoint.name.endswith(f"_{row['step']:08d}")
-            if row["step"] > 0 and not at_this_step:
-                self._save_checkpoint()
+            self._save_checkpoint_unless_there()
             raise
+
+    def _end_before_time(self) -> NoReturn:
+        self._save_checkpoint_unless_there()
+        raise StoppedError(
+            f"asked to end (SIGTERM), after {self._trainer.step} of {self._run_plan.total_steps} steps; "
+            f"{self._checkpoint or self._out_dir} can be resumed from"
+        )
+
+    def _save_checkpoint_unless_there(self) -> None:
+        if self._trainer.step != self._checkpoint_step:
+            self._save_checkpoint()
 
     def _zero_shot(self) -> dict[str, float]:
         return self._recalls(cached_zero_shot)
@@ -209,15 +253,34 @@ class _Run:
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
                 photos = evaluation_set(shards, self._loaded.preprocessing)
-                measured = measure(
-                    self._loaded,
-                    photos,
-                    batch_size=self._config.evaluation.batch_size,
-                    plan=self._plan,
-                    max_bad_share=self._config.training.max_bad_share,
-                )
+                measured = self._within_memory(partial(measure, self._loaded, photos))
                 metrics |= {prefix + name: value for name, value in measured.items()}
         return metrics
+
+    def _within_memory(self, measure: Callable[..., dict[str, float]]) -> dict[str, float]:
+        """The evaluation's batch is fixed, or metrics would depend on the card: what else there is to free is freed once."""
+        batch_size, reason = self._config.evaluation.batch_size, ""
+        for _ in range(2):
+            try:
+                return measure(batch_size=batch_size, plan=self._plan, max_bad_share=self._config.training.max_bad_share)
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            self._trainer.free_gradients()
+        raise OutOfMemoryError(
+            f"out of memory in the evaluation, with evaluation.batch_size = {batch_size} ({reason}): start the run with a "
+            "smaller one, which is then kept, so that all metrics are computed alike"
+        )
+
+    def _warn_of_collapse(self) -> None:
+        spread = self._rows[-1].get("similarity_spread")
+        if spread is not None and spread < _COLLAPSED_SPREAD:
+            warnings.warn(
+                f"the embeddings have collapsed by step {self._trainer.step}: all similarities lie within {spread:.2g}, so "
+                "that nothing can be retrieved; a lower learning rate helps most often",
+                stacklevel=2,
+            )
 
     def _row(self, metrics: dict[str, float], stats: StageStats | None) -> Row:
         training = self._config.training
@@ -229,7 +292,11 @@ class _Run:
         }
         if stats is not None:
             row |= {name: value for name, value in vars(stats).items() if value is not None}
-        return {**row, "duration_s": self._earlier_s + time.perf_counter() - self._started}
+        return {**row, "duration_s": self._duration_s()}
+
+    def _duration_s(self) -> float:
+        """Of all lives of the run."""
+        return self._earlier_s + time.perf_counter() - self._started
 
     def _checkpoint_is_due(self) -> bool:
         is_last = self._trainer.step == self._run_plan.total_steps
@@ -242,12 +309,15 @@ class _Run:
             "fingerprint": self._fingerprint,
             "config": self._config.to_dict(),
             "preprocessing": vars(self._loaded.preprocessing),
+            "tokenizer": tokenizer_name(self._loaded),
             "model_config": self._loaded.model_config,
             "history": self._rows,
+            "duration_s": self._duration_s(),
         }
         self._checkpoint = save_checkpoint(
             self._out_dir / "checkpoints", self._trainer.network.state_dict(), self._trainer.state_dict(), record
         )
+        self._checkpoint_step = self._trainer.step
         self._checkpoint_time = time.monotonic()
 
 

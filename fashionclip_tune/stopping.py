@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -44,6 +45,8 @@ def children_without_sigterm() -> Iterator[None]:
 
     In this process it arrives at the end of the block. They end with the process that they serve.
     """
+    # Started by multiprocessing when first needed; it would unblock the signal here.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield

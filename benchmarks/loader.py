@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,14 +60,19 @@ def write_photos(images: Path | None, out: Path, count: int) -> None:
 
 
 def ours(shards: list[Path]) -> Iterator[int]:
-    """What a worker does: read, decode, resize to the canvas as uint8, tokenise."""
-    from fashionclip_tune.data import train_loader
-    from fashionclip_tune.index import load_index
-
-    config, loaded = _run()
-    with train_loader(config, load_index(shards), loaded, first_step=0, total_steps=10**6, pin_memory=False) as batches:
+    """What a worker does: read, decode, tokenise, and resize as uint8 what is not of the canvas' shape."""
+    with loader_of(shards) as batches:
         for batch in batches:
             yield len(batch.keys)
+
+
+def loader_of(shards: list[Path], *, first_step: int = 0, **training: Any) -> AbstractContextManager[Iterator[Any]]:
+    from fashionclip_tune.index import load_index
+    from fashionclip_tune.loader import train_loader
+
+    config, loaded = _run()
+    config = config.with_overrides({f"training.{name}": value for name, value in training.items()})
+    return train_loader(config, load_index(shards), loaded, first_step=first_step, total_steps=10**6, pin_memory=False)
 
 
 def device_work(shards: list[Path]) -> Iterator[int]:

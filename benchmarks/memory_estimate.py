@@ -69,7 +69,9 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             found = json.loads(done.stdout.splitlines()[-1])
             ratio = found["estimated"] / found["measured"]
-            print(f"| {model} | {checkpointing} | {found['measured']:.2f} | {found['estimated']:.2f} | {ratio:.2f} |", flush=True)
+            print(
+                f"| {model} | {checkpointing} | {found['measured']:.2f} | {found['estimated']:.2f} | {ratio:.2f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -22,3 +22,7 @@ class OutOfMemoryError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """The process was asked to end (SIGTERM); what was trained is in a checkpoint, from which the run can go on."""
+
+
+class LoaderError(RuntimeError):
+    """A loader process is stuck or gone; the message names what it was reading."""

@@ -81,9 +81,7 @@ def estimate_memory(
         average_bytes=weights_bytes if averages_weights else 0,
         activations_bytes=activations_bytes,
         batch_bytes=round(2 * batch_size * 3 * _image_size(network) ** 2 * _CANVAS_AREA),
-        margin_bytes=CONTEXT_BYTES
-        + _GRADIENTS_ON_THE_WAY * kept.largest_bytes
-        + round(FRAGMENTATION * activations_bytes),
+        margin_bytes=CONTEXT_BYTES + _GRADIENTS_ON_THE_WAY * kept.largest_bytes + round(FRAGMENTATION * activations_bytes),
     )
 
 
@@ -175,7 +173,7 @@ def _fused_attention() -> Iterator[None]:
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        output: Tensor = _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        output: Tensor = _FusedAttention.apply(query, key, value)
         return output
 
     original = F.scaled_dot_product_attention

@@ -1,7 +1,9 @@
 """``python -m fashionclip_tune probe``: what a step of a configuration needs on this card, measured once and kept."""
 
+import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ from fashionclip_tune.trainer import Trainer
 
 # The first step makes Adam's moments, the second is like all that follow.
 _STEPS = 2
+_CANVAS = 1.25  # side of a photo before augmentation crops it, at most, of what the model sees
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _halves(batch_size: int) -> list[int]:
 
 def _identity(config: ProjectConfig, plan: PrecisionPlan, card: Any) -> str:
     """All that the memory of a step depends on: card, driver, libraries, settings (more of them than need be)."""
-    driver = torch.cuda.driver_version() if hasattr(torch.cuda, "driver_version") else torch._C._cuda_getDriverVersion()
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     settings = {path: value for path, value in config.to_dict().items() if not path.startswith(_IRRELEVANT)}
     parts = [card.name, card.total_memory, driver, torch.__version__, torch.version.cuda, str(plan.autocast_dtype), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
@@ -158,7 +161,23 @@ def _train(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan, micr
 
 
 def _random_batch(config: ProjectConfig, loaded: LoadedModel) -> TrainBatch:
-    batch_size, side = config.training.batch_size, canvas_side(config, loaded.preprocessing.size)
+    batch_size, side = config.training.batch_size, round(loaded.preprocessing.size * _CANVAS)
     images_BCHW = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
     tokens_1L = loaded.tokenizer(["a photo of a red dress"])
     return TrainBatch(images_BCHW, tokens_1L.expand(batch_size, -1).contiguous(), ("",) * batch_size, ())
+
+
+def report_lines(report: ProbeReport) -> list[str]:
+    """For people: a line a micro-batch."""
+    if report.card is None:
+        head = "no GPU here: nothing was measured, these are estimates (fp16 unless hardware.precision says otherwise)"
+    else:
+        assert report.card_bytes is not None
+        head = f"measured on {report.card}, {report.card_bytes / 2**30:.1f} GiB"
+    lines = [head]
+    for each in report.probes:
+        found = "" if each.fits is None else "  out of memory"
+        if each.measured_bytes is not None:
+            found = f"  measured {each.measured_bytes / 2**30:.2f} GiB"
+        lines.append(f"micro-batch {each.micro_batch_size:>5}  estimate {each.estimate.total_bytes / 2**30:6.2f} GiB{found}")
+    return lines

@@ -11,6 +11,7 @@ from rich.table import Table
 from fashionclip_tune.errors import UserError
 
 Row = Mapping[str, Any]
+_SHOWN_BAD = 10
 _COLUMNS = (
     "trial_id",
     "state",
@@ -84,6 +85,19 @@ def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str) 
             row["stop_reason"] or "running",
         )
     return table
+
+
+def bad_sample_lines(sweep_dir: Path) -> list[str]:
+    """What could not be read by any trial, each photo once."""
+    found: dict[tuple[str, ...], str] = {}
+    for path in sorted(sweep_dir.glob("trials/*/bad_samples.csv")):
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault((row["shard"], row["key"]), f"{row['shard']}: {row['key']}: {row['reason']}")
+    if not found:
+        return []
+    more = f"; all are in {sweep_dir}/trials/*/bad_samples.csv" if len(found) > _SHOWN_BAD else ""
+    return [f"{len(found)} samples could not be read{more}:", *(f"  {text}" for text in list(found.values())[:_SHOWN_BAD])]
 
 
 def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:

@@ -253,10 +253,12 @@ class Trainer:
         return image_BD.float(), text_BD.float()
 
     def _model_input(self, inputs: _Inputs, rows: slice) -> Tensor:
-        images_BCHW = inputs.images_BCHW[rows].float() / 255
-        if inputs.augmentation is not None:
-            images_BCHW = augment(images_BCHW, inputs.augmentation[rows], self._loaded.preprocessing.size)
-        return self._loaded.preprocessing.normalise(images_BCHW)
+        preprocessing, canvases_BCHW = self._loaded.preprocessing, inputs.images_BCHW[rows]
+        if inputs.augmentation is None:
+            images_BCHW = preprocessing.resize_canvas(canvases_BCHW).float() / 255
+        else:
+            images_BCHW = augment(canvases_BCHW.float() / 255, inputs.augmentation[rows], preprocessing.size)
+        return preprocessing.normalise(images_BCHW)
 
     def _loss(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
         scale = self.network.logit_scale.exp()

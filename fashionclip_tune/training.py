@@ -21,13 +21,14 @@ from fashionclip_tune.data import (
     cached_index,
     leaking_products,
     run_shards,
-    train_loader,
+    storage_of,
 )
 from fashionclip_tune.errors import OutOfMemoryError, StoppedError, UserError
 from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row, read_history
 from fashionclip_tune.index import BadSample
+from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights, tokenizer_name
 from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
@@ -83,8 +84,9 @@ def train(
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
-    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two) and
-    TensorBoard events. A stage ends with its evaluation, a checkpoint, its record and ``on_eval(row)``, in this order.
+    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two),
+    TensorBoard events and, where photos could not be read, ``bad_samples.csv``. A stage ends with its evaluation, a
+    checkpoint, its record and ``on_eval(row)``, in this order.
     SIGTERM ends the run at the next step with a checkpoint, if this is the main thread (a second one acts as ever).
 
     Args:
@@ -148,8 +150,10 @@ class _Run:
         self._plan = plan
         self._shards = shards
         self._stop = stop
-        self._index = cached_index(shards.train)
-        if leaking := leaking_products(self._index, cached_index(shards.valid)):
+        self._storage = storage_of(config)
+        self._index = cached_index(shards.train, self._storage)
+        valid = cached_index(shards.valid, self._storage)
+        if leaking := leaking_products(self._index, valid):
             warnings.warn(
                 f"{len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter",
                 stacklevel=4,
@@ -157,7 +161,7 @@ class _Run:
         self._bad = BadSamples(self._index, config.training.max_bad_share)
         self._loaded = load_model(_starting_point(config))
         self._fingerprint = config.fingerprint(
-            data=f"{self._index.fingerprint}:{cached_index(shards.valid).fingerprint}",
+            data=f"{self._index.fingerprint}:{valid.fingerprint}",
             weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
         )
         self._rows: list[Row] = []
@@ -199,6 +203,7 @@ class _Run:
             last_row_examples = self._rows[-1]["examples_seen"] if self._rows else 0
             history = History(self._out_dir, first_new_examples=last_row_examples)
             stack.callback(history.close)
+            stack.callback(lambda: self._bad.write_csv(self._out_dir / "bad_samples.csv"))
             if not self._rows:
                 self._rows.append(self._row(self._zero_shot(), None))
             self._report(self._rows[-1], history, on_eval)
@@ -252,7 +257,7 @@ class _Run:
         metrics: dict[str, float] = {}
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
-                photos = evaluation_set(shards, self._loaded.preprocessing)
+                photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
                 measured = self._within_memory(partial(measure, self._loaded, photos))
                 metrics |= {prefix + name: value for name, value in measured.items()}
         return metrics

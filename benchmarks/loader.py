@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,18 +76,25 @@ def loader_of(shards: list[Path], *, first_step: int = 0, **training: Any) -> Ab
     return train_loader(config, load_index(shards), loaded, first_step=first_step, total_steps=10**6, pin_memory=False)
 
 
-def device_work(shards: list[Path]) -> Iterator[int]:
-    """What the training device does to a uint8 batch, here on the CPU: augmentation and normalisation."""
+def device_work(shards: list[Path], **augmentation: Any) -> Iterator[int]:
+    """What the training device does to a uint8 batch, here on the CPU: augmentation, or else resizing; normalisation."""
     from fashionclip_tune.augment import augment, draw_augmentation
     from fashionclip_tune.data import TrainBatches
     from fashionclip_tune.index import load_index
 
-    config, loaded = _run(image_strength=0.5)
-    images = TrainBatches(config, load_index(shards), loaded.preprocessing, loaded.tokenizer)[0].images_BCHW
+    config, loaded = _run(**augmentation)
+    preprocessing, wanted = loaded.preprocessing, config.augmentation
+    canvases = TrainBatches(config, load_index(shards), preprocessing, loaded.tokenizer)[0].images_BCHW
+    generator = torch.Generator().manual_seed(0)
+    parts = {"rand_augment": wanted.rand_augment, "erasing": wanted.erasing}
     while True:
-        draws = draw_augmentation(len(images), 0.5, torch.Generator().manual_seed(0))
-        loaded.preprocessing.normalise(augment(images.float() / 255, draws, loaded.preprocessing.size))
-        yield len(images)
+        if wanted.image_strength == 0:
+            images = preprocessing.resize_canvas(canvases).float() / 255
+        else:
+            draws = draw_augmentation(len(canvases), wanted.image_strength, generator, **parts)
+            images = augment(canvases, draws, preprocessing.size)
+        preprocessing.normalise(images)
+        yield len(canvases)
 
 
 def _run(**augmentation: Any) -> tuple[Any, Any]:
@@ -170,7 +178,9 @@ PIPELINES: dict[str, Callable[[list[Path]], Iterator[int]]] = {
     "published": published,
     "bare_decode": bare_decode,
     "tar_reading": tar_reading,
-    "device_work": device_work,
+    "device_resize": device_work,
+    "device_augment": partial(device_work, image_strength=0.5),
+    "device_augment_all": partial(device_work, image_strength=0.5, rand_augment=True, erasing=True),
 }
 
 

@@ -12,7 +12,8 @@ class Stream(IntEnum):
     REPLACEMENT = 4
     AUGMENTATION = 5
     MODEL = 6
-    PATCHES = 7
+    CANDIDATES = 7
+    PATCHES = 8
 
 
 def numpy_generator(seed: int, stream: Stream, *where: int) -> np.random.Generator:

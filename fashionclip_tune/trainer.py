@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -232,13 +232,17 @@ class Trainer:
     def _inputs(self, batch: TrainBatch) -> _Inputs:
         """Draws for the whole batch before any of it is cut."""
         images_BCHW, tokens_BL = self._transfer([batch.images_BCHW, batch.tokens_BL])
-        strength = self._config.augmentation.image_strength
-        if strength == 0:
+        wanted = self._config.augmentation
+        if wanted.image_strength == 0:
             return _Inputs(images_BCHW, tokens_BL, None)
-        seed = torch_seed(self._config.training.seed, Stream.AUGMENTATION, self.step)
-        draws = draw_augmentation(len(images_BCHW), strength, torch.Generator().manual_seed(seed))
-        names, values = zip(*vars(draws).items(), strict=True)
-        return _Inputs(images_BCHW, tokens_BL, replace(draws, **dict(zip(names, self._transfer(values), strict=True))))
+        draws = draw_augmentation(
+            len(images_BCHW),
+            wanted.image_strength,
+            torch.Generator().manual_seed(torch_seed(self._config.training.seed, Stream.AUGMENTATION, self.step)),
+            rand_augment=wanted.rand_augment,
+            erasing=wanted.erasing,
+        )
+        return _Inputs(images_BCHW, tokens_BL, draws)
 
     def _encode(self, inputs: _Inputs, rows: slice) -> tuple[Tensor, Tensor]:
         """Image and text embeddings, normalised, float32: [B, D] each for the B rows."""
@@ -255,10 +259,8 @@ class Trainer:
     def _model_input(self, inputs: _Inputs, rows: slice) -> Tensor:
         preprocessing, canvases_BCHW = self._loaded.preprocessing, inputs.images_BCHW[rows]
         if inputs.augmentation is None:
-            images_BCHW = preprocessing.resize_canvas(canvases_BCHW).float() / 255
-        else:
-            images_BCHW = augment(canvases_BCHW.float() / 255, inputs.augmentation[rows], preprocessing.size)
-        return preprocessing.normalise(images_BCHW)
+            return preprocessing.normalise(preprocessing.resize_canvas(canvases_BCHW).float() / 255)
+        return preprocessing.normalise(augment(canvases_BCHW, inputs.augmentation[rows], preprocessing.size))
 
     def _loss(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
         scale = self.network.logit_scale.exp()

@@ -22,9 +22,11 @@ from fashionclip_tune.data import (
     leaking_products,
     run_shards,
     storage_of,
+    write_bad_samples,
 )
 from fashionclip_tune.errors import OutOfMemoryError, StoppedError, UserError
-from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
+from fashionclip_tune.evaluate import Evaluation, Metrics, cached_zero_shot, evaluate
+from fashionclip_tune.evaluation_set import evaluation_set
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row, read_history
 from fashionclip_tune.index import BadSample
@@ -32,6 +34,7 @@ from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights, tokenizer_name
 from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, save_retrieval
 from fashionclip_tune.stopping import StopRequest, children_without_sigterm
 from fashionclip_tune.trainer import StageStats, Trainer
 
@@ -57,7 +60,7 @@ class TrainResult:
     checkpoint: Path
     history: tuple[Row, ...]
     bad_samples: tuple[BadSample, ...]
-    """Of the training set: which could not be read, and why."""
+    """Which photos, to train or to evaluate on, could not be read, and why."""
 
     @property
     def metrics(self) -> Row:
@@ -159,6 +162,8 @@ class _Run:
                 stacklevel=4,
             )
         self._bad = BadSamples(self._index, config.training.max_bad_share)
+        self._evaluation_bad: dict[BadSample, None] = {}
+        self._retrieval: Retrieval | None = None
         self._loaded = load_model(_starting_point(config))
         self._fingerprint = config.fingerprint(
             data=f"{self._index.fingerprint}:{valid.fingerprint}",
@@ -203,7 +208,7 @@ class _Run:
             last_row_examples = self._rows[-1]["examples_seen"] if self._rows else 0
             history = History(self._out_dir, first_new_examples=last_row_examples)
             stack.callback(history.close)
-            stack.callback(lambda: self._bad.write_csv(self._out_dir / "bad_samples.csv"))
+            stack.callback(lambda: write_bad_samples(self._out_dir / "bad_samples.csv", self._bad_samples()))
             if not self._rows:
                 self._rows.append(self._row(self._zero_shot(), None))
             self._report(self._rows[-1], history, on_eval)
@@ -219,12 +224,18 @@ class _Run:
                     self._save_checkpoint()
                 self._report(self._rows[-1], history, on_eval)
         assert self._checkpoint is not None
-        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), tuple(self._bad.found.values()))
+        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), self._bad_samples())
+
+    def _bad_samples(self) -> tuple[BadSample, ...]:
+        return tuple(dict.fromkeys([*self._bad.found.values(), *self._evaluation_bad]))
 
     def _on_batch(self, batch: TrainBatch) -> None:
         self._bad.add(batch.bad)
 
     def _report(self, row: Row, history: History, on_eval: OnEval) -> None:
+        if self._retrieval is not None:
+            data = cached_index(self._shards.valid, self._storage).fingerprint
+            save_retrieval(self._out_dir / QUERIES_FILE, self._retrieval, step=row["step"], data=data)
         if difference := history.record(row):
             message = f"a stage that was trained again came out otherwise: {difference}"
             if self._plan.device.type == "cpu":
@@ -247,22 +258,26 @@ class _Run:
         if self._trainer.step != self._checkpoint_step:
             self._save_checkpoint()
 
-    def _zero_shot(self) -> dict[str, float]:
+    def _zero_shot(self) -> Metrics:
         return self._recalls(cached_zero_shot)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> Metrics:
         return self._recalls(evaluate)
 
-    def _recalls(self, measure: Callable[..., dict[str, float]]) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def _recalls(self, measure: Callable[..., Evaluation]) -> Metrics:
+        metrics: Metrics = {}
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
                 photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
-                measured = self._within_memory(partial(measure, self._loaded, photos))
-                metrics |= {prefix + name: value for name, value in measured.items()}
+                measured = self._within_memory(
+                    partial(measure, self._loaded, photos, protocol=self._config.evaluation.protocol)
+                )
+                metrics |= {prefix + name: value for name, value in measured.metrics.items()}
+                self._evaluation_bad |= dict.fromkeys(measured.bad_samples)
+                self._retrieval = measured.retrieval  # the validation set's is the last one
         return metrics
 
-    def _within_memory(self, measure: Callable[..., dict[str, float]]) -> dict[str, float]:
+    def _within_memory(self, measure: Callable[..., Evaluation]) -> Evaluation:
         """The evaluation's batch is fixed, or metrics would depend on the card: what else there is to free is freed once."""
         batch_size, reason = self._config.evaluation.batch_size, ""
         for _ in range(2):
@@ -287,7 +302,7 @@ class _Run:
                 stacklevel=2,
             )
 
-    def _row(self, metrics: dict[str, float], stats: StageStats | None) -> Row:
+    def _row(self, metrics: Metrics, stats: StageStats | None) -> Row:
         training = self._config.training
         row: Row = {
             "step": self._trainer.step,

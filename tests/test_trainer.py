@@ -243,6 +243,10 @@ def test_augmentation_depends_on_the_step_and_the_seed_only(tiny_config: Project
     assert not torch.equal(model_input(again, batch, slice(0, 6)), first)
     other = trainer_for(config.with_overrides({"training.seed": 1}))
     assert not torch.equal(model_input(other, batch, slice(0, 6)), first)
+    for part in ("augmentation.rand_augment", "augmentation.erasing"):
+        assert not torch.equal(model_input(trainer_for(config.with_overrides({part: True})), batch, slice(0, 6)), first)
+        without = trainer_for(tiny_config.with_overrides({part: True}))  # no strength
+        assert torch.equal(model_input(without, batch, slice(0, 6)), model_input(trainer_for(tiny_config), batch, slice(0, 6)))
 
 
 def test_a_run_without_loss_scaling_goes_on_with_it(tiny_config: ProjectConfig) -> None:

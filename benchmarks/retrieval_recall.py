@@ -4,10 +4,11 @@
     python benchmarks/retrieval_recall.py --rounds 5
 
 Random pairs of 512 dimensions, one relevant item a query. Each method runs in a process of its own, in turn, round after
-round, on one thread; seconds are of that process's CPU time, so that other work on the machine counts little. ``matrix_product`` is the bare N x N product in blocks, of which
-nothing is kept: no exact method can be faster. ``published`` sorts every row and every column once, for both k, in blocks
-(as published, the whole matrix at once, it needs 13 GB at 32,528). What takes minutes is measured on ``--queries`` queries
-each way and scaled up; its recall is then that of these queries. torchmetrics is no dependency: give it a folder from
+round, on one thread; seconds are of that process's CPU time, so that other work on the machine counts little.
+``matrix_product`` is the bare N x N product in blocks, of which nothing is kept: no exact method can be faster.
+``published`` sorts every row and every column once, for both k, in blocks (as published, the whole matrix at once, it needs
+13 GB at 32,528). What takes minutes is measured on ``--queries`` queries each way and scaled up; its recall is then that of
+these queries. torchmetrics is no dependency: give it a folder from
 ``pip install --no-deps --target DIR torchmetrics lightning-utilities`` and ``--torchmetrics DIR``, or it is left out.
 """
 
@@ -114,9 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[6_912, 20_000, 32_528], help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--queries", type=int, default=1_024, help="of published and torchmetrics, each way (default: %(default)s)"
-    )
+    parser.add_argument("--queries", type=int, default=1_024, help="of published and torchmetrics (default: %(default)s)")
     parser.add_argument("--torchmetrics", metavar="DIR", help="folder with torchmetrics and lightning-utilities")
     parser.add_argument("--only", nargs=2, metavar=("METHOD", "SIZE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -115,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[6_912, 20_000, 32_528], help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--queries", type=int, default=1_024, help="of published and torchmetrics (default: %(default)s)")
+    parser.add_argument(
+        "--queries", type=int, default=1_024, help="of published and torchmetrics, each way (default: %(default)s)"
+    )
     parser.add_argument("--torchmetrics", metavar="DIR", help="folder with torchmetrics and lightning-utilities")
     parser.add_argument("--only", nargs=2, metavar=("METHOD", "SIZE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -16,6 +16,7 @@ from rich.table import Table
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weights
 from fashionclip_tune.config import ProjectConfig, Protocol
+from fashionclip_tune.data import storage_of
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, embed, gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
@@ -23,7 +24,7 @@ from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, Preprocessing, load_model
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.protocols import KS
-from fashionclip_tune.shards import DatasetShards, find_dataset
+from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
 from fashionclip_tune.tiny import TINY_MODELS
 
 _USES_NAME = "test_split_uses.jsonl"
@@ -36,7 +37,7 @@ class EvaluateOptions:
 
     model: str
     """An OpenCLIP architecture, or the folder of a checkpoint, a run, a sweep or an OpenCLIP model."""
-    data: Path
+    data: Path | str
     split: str = "valid"
     use_test_split: bool = False
     protocols: tuple[Protocol, ...] = (Protocol.INSTANCE, Protocol.PRODUCT)
@@ -100,10 +101,11 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     plan = plan_precision(config)
-    shards = _shards_of(options, find_dataset(options.data))
+    shards = _shards_of(options, find_dataset(options.data, allow_remote=config.reading.allow_remote))
+    storage = storage_of(config)
     named = _named_model(options.model, config)
     named.loaded.network.to(plan.device)
-    photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, shards.searched_too)
+    photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, storage, gallery=shards.searched_too)
     notes = _note_test_use(options, photos) if options.split == "test" else []
     settings: dict[str, Any] = {
         "batch_size": config.evaluation.batch_size,
@@ -118,7 +120,7 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
         try:
             base = load_model(named.started_from)
             base.network.to(plan.device)
-            same_photos = evaluation_set(shards.searched_for, base.preprocessing, shards.searched_too)
+            same_photos = evaluation_set(shards.searched_for, base.preprocessing, storage, gallery=shards.searched_too)
             untouched = [cached_zero_shot(base, same_photos, protocol=p, **settings).metrics for p in options.protocols]
         except UserError as error:
             notes.append(f"no figures of the untouched weights: {error}")
@@ -135,8 +137,8 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
 
 
 class _Shards(NamedTuple):
-    searched_for: tuple[Path, ...]
-    searched_too: tuple[Path, ...]
+    searched_for: tuple[Shard, ...]
+    searched_too: tuple[Shard, ...]
 
 
 def _shards_of(options: EvaluateOptions, found: DatasetShards) -> _Shards:
@@ -147,7 +149,7 @@ def _shards_of(options: EvaluateOptions, found: DatasetShards) -> _Shards:
     if options.split == "test" and not options.use_test_split:
         raise UserError(
             "--split test is for the end, once, with the settings chosen before: add --use-test-split to use it; a note of "
-            f"who did and when is kept in {options.data / _USES_NAME}"
+            "who did and when is kept beside the data"
         )
     others = [shard for name, shards in splits.items() if name != options.split for shard in shards]
     return _Shards(splits[options.split], tuple(others) if options.gallery == "all" else ())
@@ -165,10 +167,11 @@ def _note_test_use(options: EvaluateOptions, photos: EvaluationSet) -> list[str]
     }
     # Beside the data, where everyone who has it sees it; where that cannot be written, on this machine.
     in_cache = cache_dir() / "test_split_uses" / f"{photos.reader.index.fingerprint}.jsonl"
-    places = [options.data / _USES_NAME, in_cache]
+    beside = options.data / _USES_NAME if isinstance(options.data, Path) else in_cache
+    places = dict.fromkeys([beside, in_cache])
     earlier = [line for place in places if place.is_file() for line in place.read_text().splitlines()]
     try:
-        _append(places[0], use)
+        _append(beside, use)
     except OSError:
         in_cache.parent.mkdir(parents=True, exist_ok=True)
         _append(in_cache, use)

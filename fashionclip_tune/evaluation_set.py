@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,11 @@ import torch
 from torch import Tensor
 
 from fashionclip_tune.data import cached_index
+from fashionclip_tune.errors import BadDataError
 from fashionclip_tune.model import Preprocessing
 from fashionclip_tune.reader import ShardReader, decode_pil
+from fashionclip_tune.shards import Shard
+from fashionclip_tune.storage import ShardStorage
 
 # A validation set whose pixels fit is decoded once a process; a larger one is read again at each evaluation.
 _KEPT_PIXELS_BYTES = 1 << 28
@@ -55,11 +57,30 @@ class EvaluationSet:
 
 
 @lru_cache(maxsize=4)
-def evaluation_set(shards: tuple[Path, ...], preprocessing: Preprocessing, gallery: tuple[Path, ...] = ()) -> EvaluationSet:
-    """Reads the captions; photos are read when they are encoded. ``gallery``: shards searched, but not searched for."""
-    reader = ShardReader(cached_index(shards + gallery))
+def evaluation_set(
+    shards: tuple[Shard, ...],
+    preprocessing: Preprocessing,
+    storage: ShardStorage | None = None,
+    *,
+    gallery: tuple[Shard, ...] = (),
+) -> EvaluationSet:
+    """Reads the captions; photos are read when they are encoded.
+
+    Args:
+        storage: how shards are reached; None: local files as they are.
+        gallery: shards searched, but not searched for.
+
+    Raises:
+        BadDataError: a shard cannot be read.
+    """
+    reader = ShardReader(cached_index(shards + gallery, storage), storage)
     index = reader.index
-    captions_of = [reader.captions(sample) for sample in range(len(index))]
+    captions_of = []
+    for sample in range(len(index)):
+        try:
+            captions_of.append(reader.captions(sample))
+        except OSError as error:
+            raise BadDataError(f"captions to evaluate on are lost: {reader.bad(sample, str(error))}") from error
     reader.close()
     first = dict.fromkeys(captions[0] for captions in captions_of)
     number_of = {caption: number for number, caption in enumerate(dict.fromkeys([*first, *_flat(captions_of)]))}
@@ -96,8 +117,13 @@ def pixel_blocks(photos: EvaluationSet, batch_size: int) -> Generator[tuple[int,
             if kept is not None and len(kept.pixels_BCHW) == batch_size:
                 return kept
             samples = range(start, min(start + batch_size, len(photos)))
-            data = [photos.reader.image(sample) for sample in samples]
-            return pool.submit(_decoded_block, data, photos.preprocessing, batch_size)
+            return pool.submit(_decoded_block, [read(sample) for sample in samples], photos.preprocessing, batch_size)
+
+        def read(sample: int) -> bytes | OSError:
+            try:
+                return photos.reader.image(sample)
+            except OSError as error:
+                return error
 
         coming = iter(starts)
         ahead = deque((start, begun(start)) for start in islice(coming, num_threads + 1))
@@ -110,13 +136,15 @@ def pixel_blocks(photos: EvaluationSet, batch_size: int) -> Generator[tuple[int,
             yield start, block
 
 
-def _decoded_block(data: list[bytes], preprocessing: Preprocessing, batch_size: int) -> PixelBlock:
+def _decoded_block(data: list[bytes | OSError], preprocessing: Preprocessing, batch_size: int) -> PixelBlock:
     pixels_BCHW = torch.zeros(batch_size, 3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
     good, bad = [], []
     for slot, encoded in enumerate(data):
         try:
+            if isinstance(encoded, OSError):
+                raise encoded
             pixels_BCHW[slot] = preprocessing.resize(decode_pil(encoded))
             good.append(slot)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             bad.append((slot, str(error)))
     return PixelBlock(pixels_BCHW, good, bad)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from fashionclip_tune import evaluation_set as evaluation_set_module
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
+from fashionclip_tune.data import cached_index
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.evaluate import Evaluation, cached_zero_shot, evaluate
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
@@ -273,7 +275,7 @@ def test_in_a_larger_gallery_recall_falls_and_the_queries_stay(tiny_config: Proj
     loaded = load_model(tiny_config)
     found = find_dataset(garments)
     alone = measured(loaded, evaluation_set(found.valid, loaded.preprocessing))
-    among_all = measured(loaded, evaluation_set(found.valid, loaded.preprocessing, found.train + found.test))
+    among_all = measured(loaded, evaluation_set(found.valid, loaded.preprocessing, gallery=found.train + found.test))
     assert (among_all["num_pairs"], among_all["num_gallery_images"], among_all["num_gallery_texts"]) == (20, 200, 200)
     assert among_all["num_text_queries"] == among_all["num_image_queries"] == 20
     assert among_all["recall_at_10"] < alone["recall_at_10"]
@@ -336,3 +338,21 @@ def test_the_queries_of_the_last_evaluation_are_kept(tiny_config: ProjectConfig,
     assert {row["protocol"] for row in result.history} == {"product"}
     texts, images = retrieval.hits(10)
     assert (texts.values_Q.mean() + images.values_Q.mean()) / 2 == pytest.approx(result.metrics["recall_at_10"], abs=1e-12)
+
+
+def test_a_shard_that_vanishes_is_told_of_its_captions_or_counts_photo_by_photo(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path
+) -> None:
+    loaded = load_model(tiny_config)
+    (shard,) = find_dataset(garments).valid
+    copy = Path(shutil.copy(shard, tmp_path))
+    photos = evaluation_set((copy,), loaded.preprocessing)
+    copy.rename(tmp_path / "gone")
+    with pytest.raises(BadDataError, match=r"shard cannot be read \(No such file"):
+        measured(loaded, photos, max_bad_share=0.5)
+    (tmp_path / "other").mkdir()
+    other = Path(shutil.copy(shard, tmp_path / "other"))
+    cached_index((other,))
+    other.unlink()
+    with pytest.raises(BadDataError, match="captions to evaluate on are lost: clip_dataset_valid_aug"):
+        evaluation_set((other,), loaded.preprocessing)

@@ -12,11 +12,16 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "clip_model": model,
         "training.learning_rate": trial.suggest_float("learning_rate", 1e-6, 1e-4, log=True),
-        "augmentation.caption": trial.suggest_categorical("caption", ["original", "uniform"]),
+        "augmentation.caption": trial.suggest_categorical("caption", ["original", "uniform", "weighted"]),
     }
+    if settings["augmentation.caption"] == "weighted":
+        probability = trial.suggest_float("original_caption_probability", 0.1, 0.9)
+        settings["augmentation.original_caption_probability"] = probability
     # The sigmoid loss needs the bias that SigLIP2 was pretrained with; the two CLIP models have none.
     if model == "ViT-B-16-SigLIP2-256":
         settings["loss_function"] = trial.suggest_categorical("loss_function", ["contrastive", "siglip"])
     if trial.suggest_categorical("augment_images", [False, True]):
         settings["augmentation.image_strength"] = trial.suggest_float("image_strength", 0.1, 1.0)
+        settings["augmentation.rand_augment"] = trial.suggest_categorical("rand_augment", [False, True])
+        settings["augmentation.erasing"] = trial.suggest_categorical("erasing", [False, True])
     return settings

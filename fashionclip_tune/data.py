@@ -61,6 +61,7 @@ class TrainBatch:
 
     images_BCHW: Tensor  # uint8, canvas size
     tokens_BL: Tensor
+    products_B: Tensor  # int64, equal for photos of one product
     keys: tuple[str, ...]
     bad: tuple[BadSample, ...]  # met while this batch was read, and replaced
 
@@ -82,6 +83,7 @@ class TrainBatches(Dataset[TrainBatch]):
         self._preprocessing = preprocessing
         self._tokenizer = tokenizer
         self._order = SampleOrder(config, index)
+        self._products = np.unique(index.product_ids, return_inverse=True)[1]
         self._known_tokens: dict[str, Tensor] = {}
         self._side = preprocessing.size
         if config.augmentation.image_strength > 0:
@@ -92,14 +94,16 @@ class TrainBatches(Dataset[TrainBatch]):
         caption_draws = numpy_generator(self._training.seed, Stream.CAPTION, step).random(len(samples))
         # Pixel by pixel as the decoder writes them: to separate the colours is left to the device.
         images_BHWC = torch.empty(len(samples), self._side, self._side, 3, dtype=torch.uint8)
-        captions, keys, bad = [], [], list[BadSample]()
+        captions, products, keys, bad = [], [], [], list[BadSample]()
         for slot, sample in enumerate(samples):
             image_CHW, sample = self._image_or_replacement(int(sample), step, slot, bad)
             images_BHWC[slot] = image_CHW.permute(1, 2, 0)
             choices = self._reader.captions(sample)
             captions.append(choices[_chosen_caption(self._captions, float(caption_draws[slot]), len(choices))])
+            products.append(int(self._products[sample]))
             keys.append(str(self._reader.index.keys[sample]))
-        return TrainBatch(images_BHWC.permute(0, 3, 1, 2), self._tokens(captions), tuple(keys), tuple(bad))
+        images_BCHW = images_BHWC.permute(0, 3, 1, 2)
+        return TrainBatch(images_BCHW, self._tokens(captions), torch.tensor(products), tuple(keys), tuple(bad))
 
     def _tokens(self, captions: list[str]) -> Tensor:
         """[B, L]; photos of a product share captions, and epochs repeat them, so tokens are kept for the next time."""

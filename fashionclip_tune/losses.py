@@ -82,6 +82,24 @@ def sigmoid_bce(
     return pair_losses_BB.sum() / len(logits_BB)
 
 
+def positive_pairs(products_B: Tensor, tokens_BL: Tensor) -> Tensor:
+    """Which photos and captions of a batch belong together, for the losses' ``positives_BB``.
+
+    Those of one product do. So do a photo and a caption of another product whose own caption has the same tokens: the text
+    tower cannot tell the two captions apart, so neither can be more right than the other.
+
+    Args:
+        products_B: [B] int, equal for photos of one product.
+        tokens_BL: [B, L] int, the caption of each photo as the text tower sees it, cut to its length.
+
+    Returns:
+        [B, B] bool, symmetric, with the diagonal.
+    """
+    _, captions_B = torch.unique(tokens_BL, dim=0, return_inverse=True)
+    together_BB: Tensor = (products_B[:, None] == products_B) | (captions_B[:, None] == captions_B)
+    return together_BB
+
+
 def _check(positives: str) -> None:
     if positives not in get_args(Positives):
         raise ValueError(f"positives = {positives!r} is not allowed: {' or '.join(get_args(Positives))}")

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +11,19 @@ import torch
 from torch import Tensor
 
 from fashionclip_tune.augment import augment, draw_augmentation
+from fashionclip_tune.compilation import encoders
 from fashionclip_tune.config import LossFunctionOptions, ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import DivergedError
-from fashionclip_tune.losses import info_nce, sigmoid_bce
+from fashionclip_tune.losses import Positives, info_nce, positive_pairs, sigmoid_bce
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.optim import build_optimizer
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.recipe import PositivePairs
 from fashionclip_tune.schedules import learning_rate_factor
 from fashionclip_tune.seeds import Stream, torch_seed
+from fashionclip_tune.towers import prepare_towers
+from fashionclip_tune.weight_average import WeightAverage
 
 # CLIP kept its scale at or below 100 in training, "to prevent training instability" (Radford et al. 2021, section 2.5).
 _MAX_LOG_SCALE = math.log(100)
@@ -31,7 +36,7 @@ class StageStats:
     loss: float
     """Mean over the steps."""
     learning_rate: float
-    """Of the last step."""
+    """Of the last step: ``training.learning_rate`` on its schedule."""
     logit_scale: float
     logit_bias: float | None
     samples_per_second: float
@@ -41,6 +46,9 @@ class Trainer:
     """Trains one model; what step k does depends on (configuration, seed, k, state) only.
 
     The network, optimizer and scaler live on the plan's device. ``step`` counts finished optimizer steps.
+
+    Raises:
+        UserError: the model or the machine lacks what an option needs.
     """
 
     def __init__(self, loaded: LoadedModel, config: ProjectConfig, total_steps: int, plan: PrecisionPlan) -> None:
@@ -50,7 +58,11 @@ class Trainer:
         self._config = config
         self._total_steps = total_steps
         self._plan = plan
-        self._optimizer = build_optimizer(self.network, config.training)
+        prepare_towers(self.network, config)
+        self._optimizer = build_optimizer(self.network, config.training, config.optimizer)
+        decay = config.optimizer.ema_decay
+        self._average = WeightAverage(self.network, decay) if decay is not None else None
+        self._encode_image, self._encode_text = encoders(self.network, plan.device, compiled=config.hardware.compile)
         self._scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.needs_grad_scaler)
 
     def run_stage(self, batches: Iterator[TrainBatch], num_steps: int, on_batch: Callable[[TrainBatch], None]) -> StageStats:
@@ -74,7 +86,7 @@ class Trainer:
         bias = getattr(self.network, "logit_bias", None)
         return StageStats(
             loss=loss,
-            learning_rate=self._optimizer.param_groups[0]["lr"],
+            learning_rate=self._config.training.learning_rate * self._rate_factor(self.step - 1),
             logit_scale=float(self.network.logit_scale.detach().exp()),
             logit_bias=None if bias is None else float(bias.detach()),
             samples_per_second=num_examples / (time.perf_counter() - started),
@@ -82,18 +94,17 @@ class Trainer:
 
     def _train_step(self, batch: TrainBatch) -> Tensor:
         training = self._config.training
-        learning_rate = training.learning_rate * learning_rate_factor(self.step, self._total_steps, self._config.schedule)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["peak_rate"] * self._rate_factor(self.step)
         # Dropout and the like draw from the global generator: tie it to the step, so that a resumed run draws the same.
         torch.manual_seed(torch_seed(training.seed, Stream.MODEL, self.step))
 
         images_BCHW = self._model_input(batch)
         tokens_BL = batch.tokens_BL.to(self._plan.device, non_blocking=True)
         with self._plan.autocast():
-            image_BD = self.network.encode_image(images_BCHW, normalize=True)
-            text_BD = self.network.encode_text(tokens_BL, normalize=True)
-        loss = self._loss(image_BD.float(), text_BD.float())
+            image_BD = self._encode_image(images_BCHW, normalize=True)
+            text_BD = self._encode_text(tokens_BL, normalize=True)
+        loss = self._loss(image_BD.float(), text_BD.float(), self._positives(batch))
 
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
@@ -105,6 +116,8 @@ class Trainer:
         if self._loaded.clamps_logit_scale:
             with torch.no_grad():
                 self.network.logit_scale.clamp_(0, _MAX_LOG_SCALE)
+        if self._average is not None:
+            self._average.update()
         self.step += 1
         return loss.detach()
 
@@ -117,22 +130,39 @@ class Trainer:
             images_BCHW = augment(images_BCHW, draws, self._loaded.preprocessing.size)
         return self._loaded.preprocessing.normalise(images_BCHW)
 
-    def _loss(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
+    def _rate_factor(self, step: int) -> float:
+        return learning_rate_factor(step, self._total_steps, self._config.schedule)
+
+    def _positives(self, batch: TrainBatch) -> Tensor | None:
+        if self._config.loss.positives is PositivePairs.PAIR:
+            return None
+        return positive_pairs(batch.products_B, batch.tokens_BL).to(self._plan.device, non_blocking=True)
+
+    def _loss(self, image_BD: Tensor, text_BD: Tensor, positives_BB: Tensor | None) -> Tensor:
         scale = self.network.logit_scale.exp()
+        treatment: Positives = "mask" if self._config.loss.positives is PositivePairs.MASK else "all"
         if self._config.loss_function is LossFunctionOptions.SIGLIP:
-            return sigmoid_bce(image_BD, text_BD, scale, self.network.logit_bias)
-        return info_nce(image_BD, text_BD, scale)
+            return sigmoid_bce(image_BD, text_BD, scale, self.network.logit_bias, positives_BB, treatment)
+        return info_nce(image_BD, text_BD, scale, positives_BB, treatment)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the network has the weights that count: the average of ``optimizer.ema_decay``, if there is one."""
+        return self._average.in_place() if self._average is not None else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the network's weights."""
+        """All but the weights that count; where those are an average, the trained ones too."""
         return {
             "step": self.step,
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "raw_weights": self._average.raw_weights() if self._average is not None else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Into a trainer whose network was loaded with the weights that count."""
         self.step = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where the run had none: it may go on, scaled, on a card without bf16
             self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.restore(state["raw_weights"])

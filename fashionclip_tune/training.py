@@ -202,7 +202,8 @@ class _Run:
         return self._recalls(cached_zero_shot)
 
     def _evaluate(self) -> dict[str, float]:
-        return self._recalls(evaluate)
+        with self._trainer.averaged():
+            return self._recalls(evaluate)
 
     def _recalls(self, measure: Callable[..., dict[str, float]]) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -245,9 +246,10 @@ class _Run:
             "model_config": self._loaded.model_config,
             "history": self._rows,
         }
-        self._checkpoint = save_checkpoint(
-            self._out_dir / "checkpoints", self._trainer.network.state_dict(), self._trainer.state_dict(), record
-        )
+        training_state = self._trainer.state_dict()
+        with self._trainer.averaged():
+            weights = self._trainer.network.state_dict()
+            self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, record)
         self._checkpoint_time = time.monotonic()
 
 

@@ -4,6 +4,7 @@ import torch
 from fashionclip_tune.config import ProjectConfig, TrainingConfig
 from fashionclip_tune.model import load_model
 from fashionclip_tune.optim import build_optimizer
+from fashionclip_tune.recipe import OptimizerConfig
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-sig"])
@@ -11,7 +12,7 @@ def test_without_gradients_only_matrices_shrink_and_every_parameter_is_in_one_gr
     name: str, tiny_config: ProjectConfig
 ) -> None:
     network = load_model(tiny_config.with_overrides({"clip_model": name})).network
-    optimizer = build_optimizer(network, TrainingConfig(learning_rate=0.1, weight_decay=0.5))
+    optimizer = build_optimizer(network, TrainingConfig(learning_rate=0.1, weight_decay=0.5), OptimizerConfig())
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
 
@@ -30,7 +31,7 @@ def test_frozen_parameters_are_left_to_no_group(tiny_config: ProjectConfig) -> N
     network = load_model(tiny_config).network
     for parameter in network.visual.parameters():
         parameter.requires_grad_(False)
-    optimizer = build_optimizer(network, TrainingConfig())
+    optimizer = build_optimizer(network, TrainingConfig(), OptimizerConfig())
     frozen = {id(parameter) for parameter in network.visual.parameters()}
     assert not frozen & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
@@ -40,7 +41,7 @@ def test_a_step_is_adamw_as_its_paper_has_it() -> None:
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 2)
     training = TrainingConfig(learning_rate=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, epsilon=1e-3)
-    optimizer = build_optimizer(network, training)
+    optimizer = build_optimizer(network, training, OptimizerConfig())
     expected = {"weight": network.weight.detach().double(), "bias": network.bias.detach().double()}
     moments = {key: (torch.zeros_like(value), torch.zeros_like(value)) for key, value in expected.items()}
     for step in range(1, 5):

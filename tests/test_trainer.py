@@ -36,7 +36,7 @@ def batches(count: int, *, batch_size: int = 6, side: int = 32) -> list[TrainBat
         tokens_BL = torch.randint(1, 40_000, (batch_size, 32), generator=generator)
         tokens_BL[:, 0], tokens_BL[:, 20], tokens_BL[:, 21:] = 49406, 49407, 0
         keys = tuple(f"{number}-{slot}" for slot in range(batch_size))
-        made.append(TrainBatch(images_BCHW, tokens_BL, keys, ()))
+        made.append(TrainBatch(images_BCHW, tokens_BL, torch.arange(batch_size), keys, ()))
     return made
 
 

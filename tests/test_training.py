@@ -466,8 +466,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_good_checkpoi
 ) -> None:
     info_nce = training_module.Trainer._loss
 
-    def breaks_at_step_5(self: Any, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        return info_nce(self, image_BD, text_BD) * (torch.nan if self.step == 4 else 1)
+    def breaks_at_step_5(self: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        return info_nce(self, *inputs) * (torch.nan if self.step == 4 else 1)
 
     monkeypatch.setattr(training_module.Trainer, "_loss", breaks_at_step_5)
     with pytest.raises(DivergedError, match="within the 2 steps up to step 6"):

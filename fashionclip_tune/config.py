@@ -123,8 +123,9 @@ class ModelConfig(Section):
     """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments); another OpenCLIP
     tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none: random weights. A resumed run checks the
     weights' content, wherever they come from."""
-    init_logit_bias: float = -10.0
-    """Bias of the sigmoid loss for a model that was pretrained without one (SigLIP, section 3.2)."""
+    init_logit_bias: float | None = None
+    """Bias of the sigmoid loss for a model that was pretrained without one. None: that with which the loss of the first
+    batch is least, since -10 (SigLIP, section 3.2) goes with SigLIP's own first scale of 10 and not with CLIP's 100."""
     patch_dropout: float = 0.0
     """Share of the patches that the image tower does not see in training, drawn for each photo (FLIP, Li et al. 2023)."""
     cache_dir: Path | None = field(default=None, metadata=NO_FINGERPRINT)

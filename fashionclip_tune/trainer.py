@@ -15,7 +15,7 @@ from fashionclip_tune.compilation import encoders
 from fashionclip_tune.config import LossFunctionOptions, ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import DivergedError
-from fashionclip_tune.losses import Positives, info_nce, positive_pairs, sigmoid_bce
+from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, positive_pairs, sigmoid_bce
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.optim import build_optimizer
 from fashionclip_tune.precision import PrecisionPlan
@@ -142,6 +142,12 @@ class Trainer:
         scale = self.network.logit_scale.exp()
         treatment: Positives = "mask" if self._config.loss.positives is PositivePairs.MASK else "all"
         if self._config.loss_function is LossFunctionOptions.SIGLIP:
+            if self._loaded.fits_logit_bias and self.step == 0:
+                with torch.no_grad():
+                    bias = fitted_logit_bias(image_BD, text_BD, scale, positives_BB, treatment)
+                    self.network.logit_bias.copy_(bias)
+                if self._average is not None:
+                    self._average.start()
             return sigmoid_bce(image_BD, text_BD, scale, self.network.logit_bias, positives_BB, treatment)
         return info_nce(image_BD, text_BD, scale, positives_BB, treatment)
 

@@ -19,6 +19,10 @@ class WeightAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay = decay
         self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.start()
+
+    def start(self) -> None:
+        """Once more from the weights as they are."""
         self._averaged = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
 
     @torch.no_grad()

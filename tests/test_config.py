@@ -149,7 +149,7 @@ def with_one(path: str, value: Any) -> ProjectConfig:
         ("training.max_bad_share", 1.0, "at least 0, below 1"),
         ("training.seed", -1, "at least 0"),
         ("model.pretrained", 3, "text expected"),
-        ("model.init_logit_bias", None, "a number expected"),
+        ("model.init_logit_bias", "low", "a number expected"),
         ("model.cache_dir", 3, "a path expected"),
         ("model.patch_dropout", 1.0, "at least 0, below 1"),
         ("loss.positives", "some", "one of pair, all, mask"),

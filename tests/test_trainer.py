@@ -108,6 +108,7 @@ def test_steps_equal_a_loop_written_out_by_hand(tiny_config: ProjectConfig, name
             "training.max_grad_norm": 0.5,
             "training.epsilon": 1e-4,
             "schedule.warmup_ratio": 0.25,
+            "model.init_logit_bias": -10.0,
         },
     )
     given = batches(4)

@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,28 +61,40 @@ def write_photos(images: Path | None, out: Path, count: int) -> None:
 
 
 def ours(shards: list[Path]) -> Iterator[int]:
-    """What a worker does: read, decode, resize to the canvas as uint8, tokenise."""
-    from fashionclip_tune.data import train_loader
-    from fashionclip_tune.index import load_index
-
-    config, loaded = _run()
-    with train_loader(config, load_index(shards), loaded, first_step=0, total_steps=10**6, pin_memory=False) as batches:
+    """What a worker does: read, decode, tokenise, and resize as uint8 what is not of the canvas' shape."""
+    with loader_of(shards) as batches:
         for batch in batches:
             yield len(batch.keys)
 
 
-def device_work(shards: list[Path]) -> Iterator[int]:
-    """What the training device does to a uint8 batch, here on the CPU: augmentation and normalisation."""
+def loader_of(shards: list[Path], *, first_step: int = 0, **training: Any) -> AbstractContextManager[Iterator[Any]]:
+    from fashionclip_tune.index import load_index
+    from fashionclip_tune.loader import train_loader
+
+    config, loaded = _run()
+    config = config.with_overrides({f"training.{name}": value for name, value in training.items()})
+    return train_loader(config, load_index(shards), loaded, first_step=first_step, total_steps=10**6, pin_memory=False)
+
+
+def device_work(shards: list[Path], **augmentation: Any) -> Iterator[int]:
+    """What the training device does to a uint8 batch, here on the CPU: augmentation, or else resizing; normalisation."""
     from fashionclip_tune.augment import augment, draw_augmentation
     from fashionclip_tune.data import TrainBatches
     from fashionclip_tune.index import load_index
 
-    config, loaded = _run(image_strength=0.5)
-    images = TrainBatches(config, load_index(shards), loaded.preprocessing, loaded.tokenizer)[0].images_BCHW
+    config, loaded = _run(**augmentation)
+    preprocessing, wanted = loaded.preprocessing, config.augmentation
+    canvases = TrainBatches(config, load_index(shards), preprocessing, loaded.tokenizer)[0].images_BCHW
+    generator = torch.Generator().manual_seed(0)
+    parts = {"rand_augment": wanted.rand_augment, "erasing": wanted.erasing}
     while True:
-        draws = draw_augmentation(len(images), 0.5, torch.Generator().manual_seed(0))
-        loaded.preprocessing.normalise(augment(images.float() / 255, draws, loaded.preprocessing.size))
-        yield len(images)
+        if wanted.image_strength == 0:
+            images = preprocessing.resize_canvas(canvases).float() / 255
+        else:
+            draws = draw_augmentation(len(canvases), wanted.image_strength, generator, **parts)
+            images = augment(canvases, draws, preprocessing.size)
+        preprocessing.normalise(images)
+        yield len(canvases)
 
 
 def _run(**augmentation: Any) -> tuple[Any, Any]:
@@ -164,7 +178,9 @@ PIPELINES: dict[str, Callable[[list[Path]], Iterator[int]]] = {
     "published": published,
     "bare_decode": bare_decode,
     "tar_reading": tar_reading,
-    "device_work": device_work,
+    "device_resize": device_work,
+    "device_augment": partial(device_work, image_strength=0.5),
+    "device_augment_all": partial(device_work, image_strength=0.5, rand_augment=True, erasing=True),
 }
 
 

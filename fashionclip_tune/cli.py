@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fashionclip_tune.errors import BadDataError, DivergedError, UserError
+from fashionclip_tune.errors import BadDataError, DivergedError, LoaderError, UserError
+
+_SHOWN_BAD = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +27,7 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (BadDataError, DivergedError) as error:
+    except (BadDataError, DivergedError, LoaderError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -47,9 +49,11 @@ def assignments(texts: Sequence[str]) -> dict[str, str]:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; nothing elsewhere."""
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(transient=True) as progress:
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -170,21 +174,41 @@ def _pretrain(parsed: argparse.Namespace) -> None:
 
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="one run")
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--data", required=True, help="folder of shards, or its URL")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, such as clip_model=ViT-B-16"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
+    add_reading_flags(parser)
     parser.set_defaults(run=_train)
+
+
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """How shards are reached; the same for one run and for a sweep."""
+    parser.add_argument(
+        "--allow-remote", action="store_true", default=None, help="read https://, s3://, gs:// and pipe: (runs commands)"
+    )
+    parser.add_argument("--scratch", metavar="DIR", help="copy shards to this fast local folder ahead of use")
+    parser.add_argument("--scratch-gb", type=float, metavar="G", help="for all copies together (default: 20)")
 
 
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.data import cached_index, run_shards, storage_of
+    from fashionclip_tune.index import count_kinds
     from fashionclip_tune.training import print_row, train
 
-    config = ProjectConfig(dataset_root=parsed.data).with_overrides(assignments(parsed.set))
+    flags = {name: getattr(parsed, name) for name in ("allow_remote", "scratch", "scratch_gb")}
+    given = {f"reading.{name}": value for name, value in flags.items() if value is not None}
+    config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **given})
+    shards = run_shards(config)
+    with progress_bar("indexing shards") as on_progress:
+        for some in (shards.train, shards.valid):
+            cached_index(some, storage_of(config), on_progress=on_progress)
     result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
-    for sample in result.bad_samples:
-        print(f"not readable: {sample}")
+    if bad := result.bad_samples:
+        print(f"{len(bad)} samples could not be read ({count_kinds(bad)}); all are in {parsed.out / 'bad_samples.csv'}")
+        for sample in bad[:_SHOWN_BAD]:
+            print(f"  {sample}")
     print(f"weights: {result.checkpoint}")

@@ -157,7 +157,11 @@ class AugmentationConfig(Section):
     original_caption_probability: float = 0.5
     """Of the first caption, where ``caption`` is weighted."""
     image_strength: float = 0.0
-    """0: none; up to 1: random resized crop, flip and colour jitter of that strength."""
+    """0: none; up to 1: random resized crop, flip and colour jitter of that strength, and what is switched on below."""
+    rand_augment: bool = False
+    """RandAugment, two operations a photo, in the place of the colour jitter."""
+    erasing: bool = False
+    """Random erasing: a rectangle of one colour covers a part of every other photo."""
 
     def _check(self) -> None:
         self._require(0 <= self.image_strength <= 1, "image_strength", "from 0 to 1")
@@ -173,6 +177,27 @@ class EvaluationConfig(Section):
 
     def _check(self) -> None:
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig(Section):
+    """How shards are reached; changes no number."""
+
+    _prefix: ClassVar[str] = "reading."
+
+    allow_remote: bool = field(default=False, metadata=NO_FINGERPRINT)
+    """Shards may be URLs (https, s3, gs) or ``pipe:`` commands, which reach out or run what they name."""
+    scratch: Path | None = field(default=None, metadata=NO_FINGERPRINT)
+    """A folder on a fast local disk: shards are copied there ahead of use. None: files are read where they are, copies of
+    remote shards are kept in the cache folder."""
+    scratch_gb: float = field(default=20.0, metadata=NO_FINGERPRINT)
+    """Copies take at most this many GB (10**9 bytes); those used longest ago make room."""
+    stall_s: float = field(default=300.0, metadata=NO_FINGERPRINT)
+    """A loader process that makes no headway for this many seconds ends the run; a copy is given up after half of it."""
+
+    def _check(self) -> None:
+        self._require(self.scratch_gb > 0, "scratch_gb", "above 0")
+        self._require(self.stall_s > 0, "stall_s", "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +227,10 @@ class ProjectConfig(Section):
     on_colab: bool = field(default=False, metadata=NO_FINGERPRINT)
     device: str = field(default="auto", metadata=NO_FINGERPRINT)
     """``auto``: a GPU where there is one; else ``cpu``, ``cuda`` or ``cuda:N``."""
-    dataset_root: Path | None = field(default=None, metadata=NO_FINGERPRINT)
+    dataset_root: Path | str | None = field(default=None, metadata=NO_FINGERPRINT)
+    """Folder of shards, or its URL (see ``reading.allow_remote``); none: ``dataset/`` below ``base_path``."""
     train_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
-    """Brace notation below ``dataset_root``; none: what the folder's dataset.json or its file names say."""
+    """Brace notation below ``dataset_root``, or URLs; none: what the folder's dataset.json or its file names say."""
     valid_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     train_eval_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     """Shards of the training set to be evaluated too, to see overfitting; none: not evaluated."""
@@ -222,6 +248,7 @@ class ProjectConfig(Section):
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def _check(self) -> None:
@@ -241,7 +268,7 @@ class ProjectConfig(Section):
         return Path("/content/drive/MyDrive/fashionclip_tune") if self.on_colab else Path.cwd()
 
     @property
-    def dataset_dir(self) -> Path:
+    def dataset_dir(self) -> Path | str:
         return self.dataset_root if self.dataset_root is not None else self.base_path / "dataset"
 
     @property

@@ -1,58 +1,63 @@
 """Training batches: which photos make up step k, and how they are read.
 
-What step k sees is a pure function of (configuration, seed, k). Workers read, decode, pick the caption and bring photos
-to one canvas as uint8; everything else happens in a batch on the training device.
+What step k sees is a pure function of (configuration, seed, k). Workers read, decode, pick the caption and, where a photo
+is not of the canvas' shape, resize it as uint8; everything else happens in a batch on the training device.
 """
 
-import multiprocessing
-from collections.abc import Iterator
-from contextlib import contextmanager
+import csv
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from fashionclip_tune.config import AugmentationConfig, CaptionChoice, ProjectConfig
 from fashionclip_tune.errors import BadDataError, UserError
-from fashionclip_tune.index import BadSample, ShardIndex, load_index
-from fashionclip_tune.model import LoadedModel, Preprocessing, Tokenizer
-from fashionclip_tune.order import SampleOrder
+from fashionclip_tune.index import BadSample, ShardIndex, count_kinds, load_index
+from fashionclip_tune.model import Preprocessing, Tokenizer
+from fashionclip_tune.order import Positions, SampleOrder
 from fashionclip_tune.reader import ShardReader, decode_photo
 from fashionclip_tune.seeds import Stream, numpy_generator
-from fashionclip_tune.shards import expand_pattern, find_dataset
+from fashionclip_tune.shards import Shard, expand_pattern, find_dataset
+from fashionclip_tune.storage import Ahead, ShardStorage
 
-# A random resized crop of a canvas a little larger than the model's input stays sharp.
-_CANVAS_FACTOR = 1.25
 _REPLACEMENT_ATTEMPTS = 20
+_LOOK_EVERY = 16  # steps between looks at which shards come next
 _KEPT_CAPTIONS = 100_000  # 60 MB at 77 tokens
+_KEPT_INDEXES = 8
 
 
 @dataclass(frozen=True)
 class RunShards:
     """The shards of a run: to train on, to evaluate on, and optionally a part of the training set to evaluate too."""
 
-    train: tuple[Path, ...]
-    valid: tuple[Path, ...]
-    train_eval: tuple[Path, ...]
+    train: tuple[Shard, ...]
+    valid: tuple[Shard, ...]
+    train_eval: tuple[Shard, ...]
 
 
 def run_shards(config: ProjectConfig) -> RunShards:
     """The files behind a configuration's shard patterns, found in ``dataset_root`` where no pattern is given."""
-    root = config.dataset_dir
+    root, allow_remote = config.dataset_dir, config.reading.allow_remote
 
-    def expand(pattern: str | None) -> tuple[Path, ...]:
-        return expand_pattern(root, pattern) if pattern else ()
+    def expand(pattern: str | None) -> tuple[Shard, ...]:
+        return expand_pattern(root, pattern, allow_remote=allow_remote) if pattern else ()
 
     train = expand(config.train_shards_pattern)
     valid = expand(config.valid_eval_shards_pattern or config.valid_shards_pattern)
     if not train or not valid:
-        found = find_dataset(root)
+        found = find_dataset(root, allow_remote=allow_remote)
         train, valid = train or found.train, valid or found.valid
     return RunShards(train, valid, expand(config.train_eval_shards_pattern))
+
+
+def storage_of(config: ProjectConfig) -> ShardStorage:
+    reading = config.reading
+    scratch = reading.scratch.absolute() if reading.scratch else None
+    return ShardStorage(scratch, max_bytes=int(reading.scratch_gb * 1e9), stall_s=reading.stall_s / 2)
 
 
 @dataclass(frozen=True)
@@ -79,31 +84,38 @@ class TrainBatches(Dataset[TrainBatch]):
             )
         self._training = config.training
         self._captions = config.augmentation
-        self._reader = ShardReader(index)
+        storage = storage_of(config)
+        self._reader = ShardReader(index, storage, on_wait=self._note)
         self._preprocessing = preprocessing
         self._tokenizer = tokenizer
         self._order = SampleOrder(config, index)
         self._products = np.unique(index.product_ids, return_inverse=True)[1]
         self._known_tokens: dict[str, Tensor] = {}
-        self._side = preprocessing.size
-        if config.augmentation.image_strength > 0:
-            self._side = round(preprocessing.size * _CANVAS_FACTOR)
+        self._canvas = preprocessing.canvas(index.pixel_sizes)
+        self._copies: _CopiesAhead | None = None
+        if any(map(storage.copies, index.shards)):
+            self._copies = _CopiesAhead(index, self._order, storage)
+        # Of each worker: the sample that it is at (-1: none), and a count of its headway; the training process sees it.
+        self.at_work_W2 = torch.full((max(1, self._training.num_workers), 2), -1).share_memory_()
 
     def __getitem__(self, step: int) -> TrainBatch:
         samples = self._order.batch(step)
+        if self._copies is not None:
+            self._copies.look_ahead(step)
         caption_draws = numpy_generator(self._training.seed, Stream.CAPTION, step).random(len(samples))
         # Pixel by pixel as the decoder writes them: to separate the colours is left to the device.
-        images_BHWC = torch.empty(len(samples), self._side, self._side, 3, dtype=torch.uint8)
-        captions, products, keys, bad = [], [], [], list[BadSample]()
-        for slot, sample in enumerate(samples):
-            image_CHW, sample = self._image_or_replacement(int(sample), step, slot, bad)
+        images_BHWC = torch.empty(len(samples), *self._canvas, 3, dtype=torch.uint8)
+        captions, bad = [], list[BadSample]()
+        for slot in range(len(samples)):
+            image_CHW, choices = self._photo_or_replacement(samples, slot, step, bad)
             images_BHWC[slot] = image_CHW.permute(1, 2, 0)
-            choices = self._reader.captions(sample)
             captions.append(choices[_chosen_caption(self._captions, float(caption_draws[slot]), len(choices))])
-            products.append(int(self._products[sample]))
-            keys.append(str(self._reader.index.keys[sample]))
-        images_BCHW = images_BHWC.permute(0, 3, 1, 2)
-        return TrainBatch(images_BCHW, self._tokens(captions), torch.tensor(products), tuple(keys), tuple(bad))
+        if self._copies is not None:
+            self._reader.release_copies()
+        self._note(-1)
+        keys = tuple(self._reader.index.keys[samples].tolist())
+        images_BCHW, products_B = images_BHWC.permute(0, 3, 1, 2), torch.from_numpy(self._products[samples])
+        return TrainBatch(images_BCHW, self._tokens(captions), products_B, keys, tuple(bad))
 
     def _tokens(self, captions: list[str]) -> Tensor:
         """[B, L]; photos of a product share captions, and epochs repeat them, so tokens are kept for the next time."""
@@ -115,21 +127,70 @@ class TrainBatches(Dataset[TrainBatch]):
             self._known_tokens.update(zip(unknown, self._tokenizer(unknown), strict=True))
         return torch.stack([self._known_tokens[caption] for caption in captions])
 
-    def _image_or_replacement(self, sample: int, step: int, slot: int, bad: list[BadSample]) -> tuple[Tensor, int]:
-        """The sample's canvas; if it cannot be decoded, that of another sample, drawn as a function of (step, slot)."""
+    def _photo_or_replacement(self, samples: Positions, slot: int, step: int, bad: list[BadSample]) -> tuple[Tensor, list[str]]:
+        """A slot's photo on its canvas and its captions.
+
+        If it cannot be read, another sample, drawn as a function of (step, slot), takes its place in ``samples``.
+        """
         draws: np.random.Generator | None = None
         for _ in range(_REPLACEMENT_ATTEMPTS):
+            sample = int(samples[slot])
+            self._note(sample)
             try:
                 photo = decode_photo(self._reader.image(sample))
-                return self._preprocessing.resize_to_canvas(photo, self._side), sample
-            except ValueError as error:
+                return self._preprocessing.resize_to_canvas(photo, self._canvas), self._reader.captions(sample)
+            except (ValueError, OSError) as error:
                 bad.append(self._reader.bad(sample, str(error)))
             draws = draws or numpy_generator(self._training.seed, Stream.REPLACEMENT, step, slot)
-            sample = int(draws.integers(len(self._reader.index)))
+            samples[slot] = self._order.replacement(samples, slot, draws)
         raise BadDataError(f"{_REPLACEMENT_ATTEMPTS} photos in a row cannot be read, such as {bad[-1]}")
+
+    def _note(self, sample: int | None = None) -> None:
+        """Headway: a sample is begun, none is (-1), or what the current one waits for has come nearer."""
+        worker = get_worker_info()
+        mine = self.at_work_W2.numpy()[worker.id if worker else 0]
+        mine[0] = sample if sample is not None else mine[0]
+        mine[1] += 1
 
     def close(self) -> None:
         self._reader.close()
+        if self._copies is not None:
+            self._copies.close()
+
+
+class _CopiesAhead:
+    """Has the shards of the next steps copied before they are read, as far as they fit."""
+
+    def __init__(self, index: ShardIndex, order: SampleOrder, storage: ShardStorage) -> None:
+        self._index = index
+        self._order = order
+        self._max_bytes = storage.max_bytes
+        self._ahead = Ahead(storage)
+        self._next_look = 0
+        self._refuse_too_small(order.upcoming_shards(0, num_windows=1))
+
+    def _refuse_too_small(self, shards: list[int]) -> None:
+        needed = sum(self._index.contents[shard].num_bytes for shard in shards)
+        if needed > self._max_bytes:
+            raise UserError(
+                f"reading.scratch_gb = {self._max_bytes / 1e9:g} is too little: training.shuffle_buffer draws from "
+                f"{len(shards)} shards at a time, {needed / 1e9:.3g} GB; allow more, or lower shuffle_buffer"
+            )
+
+    def look_ahead(self, step: int) -> None:
+        if 0 <= self._next_look - step <= _LOOK_EVERY:
+            return
+        self._next_look = step + _LOOK_EVERY
+        wanted, total = [], 0
+        for shard in self._order.upcoming_shards(step, num_windows=2):
+            total += self._index.contents[shard].num_bytes
+            if total > self._max_bytes:
+                break
+            wanted.append((self._index.shards[shard], self._index.contents[shard]))
+        self._ahead.want(wanted)
+
+    def close(self) -> None:
+        self._ahead.close()
 
 
 def _chosen_caption(captions: AugmentationConfig, draw: float, count: int) -> int:
@@ -140,38 +201,6 @@ def _chosen_caption(captions: AugmentationConfig, draw: float, count: int) -> in
         return int(draw * count)
     original = captions.original_caption_probability
     return 0 if draw < original else 1 + int((draw - original) / (1 - original) * (count - 1))
-
-
-@contextmanager
-def train_loader(
-    config: ProjectConfig,
-    index: ShardIndex,
-    loaded: LoadedModel,
-    *,
-    first_step: int,
-    total_steps: int,
-    pin_memory: bool,
-) -> Iterator[Iterator[TrainBatch]]:
-    """Batches of steps ``first_step`` to ``total_steps`` - 1; workers and files are closed at the end of the block."""
-    batches = TrainBatches(config, index, loaded.preprocessing, loaded.tokenizer)
-    # Workers are forked from a server that has imported this module, instead of importing torch each for itself.
-    multiprocessing.set_forkserver_preload([__name__])
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first_step, total_steps),
-        num_workers=config.training.num_workers,
-        multiprocessing_context="forkserver" if config.training.num_workers else None,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-    )
-    iterator = iter(loader)
-    try:
-        yield iterator
-    finally:
-        if config.training.num_workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # else they live until the collector runs
-        batches.close()
 
 
 def leaking_products(train: ShardIndex, valid: ShardIndex) -> list[str]:
@@ -195,11 +224,30 @@ class BadSamples:
             listed = "\n".join(f"  {sample}" for sample in list(self.found.values())[:20])
             raise BadDataError(
                 f"{len(self.found)} of {self._num_samples} samples cannot be read, more than training.max_bad_share = "
-                f"{self._max_share:g} allows:\n{listed}"
+                f"{self._max_share:g} allows ({count_kinds(tuple(self.found.values()))}):\n{listed}"
             )
 
+    def write_csv(self, path: Path) -> None:
+        """Lists what was found, if anything was."""
+        if self.found:
+            with open(path, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(BadSample._fields)
+                writer.writerows(self.found.values())
 
-@lru_cache(maxsize=8)
-def cached_index(shards: tuple[Path, ...]) -> ShardIndex:
+
+_indexes: dict[tuple[tuple[Shard, ...], ShardStorage | None], ShardIndex] = {}
+
+
+def cached_index(
+    shards: tuple[Shard, ...],
+    storage: ShardStorage | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ShardIndex:
     """``load_index``, kept in memory: the trials of one process share their data."""
-    return load_index(shards)
+    if (shards, storage) not in _indexes:
+        _indexes[shards, storage] = load_index(shards, storage, on_progress=on_progress)
+        while len(_indexes) > _KEPT_INDEXES:
+            del _indexes[next(iter(_indexes))]
+    return _indexes[shards, storage]

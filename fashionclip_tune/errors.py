@@ -14,3 +14,7 @@ class DivergedError(RuntimeError):
 
 class BadDataError(RuntimeError):
     """More samples are unreadable than the configuration allows; the message lists them by file and key."""
+
+
+class LoaderError(RuntimeError):
+    """A loader process is stuck or gone; the message names what it was reading."""

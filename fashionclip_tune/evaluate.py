@@ -8,7 +8,6 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,8 @@ from fashionclip_tune.metrics import RetrievalRecall, retrieval_recall
 from fashionclip_tune.model import LoadedModel, Preprocessing
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.reader import ShardReader, decode_pil
+from fashionclip_tune.shards import Shard
+from fashionclip_tune.storage import ShardStorage
 
 _KS = (1, 5, 10)
 # A validation set whose pixels fit is decoded once a process; a larger one is read again at each evaluation.
@@ -52,9 +53,11 @@ class EvaluationSet:
 
 
 @lru_cache(maxsize=4)
-def evaluation_set(shards: tuple[Path, ...], preprocessing: Preprocessing) -> EvaluationSet:
+def evaluation_set(
+    shards: tuple[Shard, ...], preprocessing: Preprocessing, storage: ShardStorage | None = None
+) -> EvaluationSet:
     """Reads the captions; photos are read when they are encoded."""
-    reader = ShardReader(cached_index(shards))
+    reader = ShardReader(cached_index(shards, storage), storage)
     first_captions = [reader.captions(sample)[0] for sample in range(len(reader.index))]
     number_of = {caption: number for number, caption in enumerate(dict.fromkeys(first_captions))}
     caption_of = torch.tensor([number_of[caption] for caption in first_captions])
@@ -120,7 +123,7 @@ def _block(photos: EvaluationSet, start: int, batch_size: int) -> PixelBlock:
         try:
             pixels_BCHW[slot] = photos.preprocessing.resize(decode_pil(reader.image(sample)))
             good.append(slot)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             bad.append(reader.bad(sample, str(error)))
     block = PixelBlock(pixels_BCHW, good, tuple(bad))
     if len(reader.index) * 3 * side * side <= _KEPT_PIXELS_BYTES:

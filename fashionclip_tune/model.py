@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import open_clip
 import torch
 from PIL import Image
@@ -30,6 +32,8 @@ DEFAULT_TAGS = {
     ClipModelOptions.ViT_SigLIP_2_16.value: "webli",
 }
 _SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
+# A canvas much larger than the input costs more to move than it is worth; up to twice, bilinear crops do not alias.
+_CANVAS_FACTOR, _CANVAS_LIMIT = 1.25, 2
 _WEIGHTS_NAME, _CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
 
 
@@ -49,28 +53,55 @@ class Preprocessing:
 
     def resize(self, image: Image.Image) -> Tensor:
         """[3, size, size] uint8: OpenCLIP's evaluation transform up to its conversion to floats."""
-        resized_CHW: Tensor = TF.pil_to_tensor(self._to_size(image.convert("RGB"), self.size))
-        return self._centre(resized_CHW, self.size)
+        size = [self.size, self.size] if self.resize_mode == "squash" else [self.size]
+        resized = TF.resize(image.convert("RGB"), size, interpolation=self._mode, antialias=True)
+        return self._centre(TF.pil_to_tensor(resized), self.size)
 
-    def resize_to_canvas(self, image_CHW: Tensor, side: int) -> Tensor:
-        """[3, side, side] uint8 from a decoded photo, by the same geometry: what augmentation crops from.
+    def canvas(self, pixel_sizes_N2: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Height and width in which a worker hands photos on, uint8, before the device resizes or crops them.
 
-        What the centre crop would cut off is cut off first, and not resized.
+        Where most photos have the same shape (after the centre crop, where this model has one) and are not much larger
+        than the input, it is theirs: the worker resizes none of them. Else a little larger than the input, so that
+        random crops stay sharp.
+
+        Args:
+            pixel_sizes_N2: width and height of the training photos; 0 where it is not known.
         """
+        shapes_N2 = pixel_sizes_N2[:, ::-1]  # height, width
+        if self.resize_mode == "shortest":
+            shapes_N2 = np.repeat(shapes_N2.min(axis=1, keepdims=True), 2, axis=1)
+        distinct, counts = np.unique(shapes_N2, axis=0, return_counts=True)
+        height, width = (int(side) for side in distinct[counts.argmax()])
+        natural = min(height, width) > 0 and max(height, width) <= _CANVAS_LIMIT * self.size
+        if natural and 2 * counts.max() > len(pixel_sizes_N2):
+            return height, width
+        side = round(_CANVAS_FACTOR * self.size)
+        return side, side
+
+    def resize_to_canvas(self, image_CHW: Tensor, canvas: tuple[int, int]) -> Tensor:
+        """[3, *canvas] uint8 from a decoded photo: cropped to the centre where this model does that, resized if need be."""
         if self.resize_mode == "shortest":
             image_CHW = self._centre(image_CHW, min(image_CHW.shape[1:]))
-        resized_CHW: Tensor = self._to_size(image_CHW, side) if image_CHW.shape[1:] != (side, side) else image_CHW
-        return resized_CHW
+        return self._resized(image_CHW, canvas)
+
+    def resize_canvas(self, images_BCHW: Tensor) -> Tensor:
+        """[B, 3, size, size] uint8, on any device: photos on their canvas to the model's input."""
+        return self._resized(images_BCHW, (self.size, self.size))
+
+    def _resized(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        if images.shape[-2:] == size:
+            return images
+        resized: Tensor = TF.resize(images, list(size), interpolation=self._mode, antialias=True)
+        return resized
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Floats in [0, 1] to the model's input."""
         normalised_BCHW: Tensor = TF.normalize(images_BCHW, list(self.mean), list(self.std))
         return normalised_BCHW
 
-    def _to_size(self, image: Any, side: int) -> Any:
-        mode = v2.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else v2.InterpolationMode.BICUBIC
-        size = [side, side] if self.resize_mode == "squash" else [side]
-        return TF.resize(image, size, interpolation=mode, antialias=True)
+    @property
+    def _mode(self) -> v2.InterpolationMode:
+        return v2.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else v2.InterpolationMode.BICUBIC
 
     @staticmethod
     def _centre(image_CHW: Tensor, side: int) -> Tensor:

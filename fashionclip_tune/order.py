@@ -90,6 +90,26 @@ class SampleOrder:
         epochs, within = np.divmod(positions, len(self._index))
         return np.concatenate([self._epoch(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)])
 
+    def replacement(self, samples: Positions, slot: int, draws: np.random.Generator) -> int:
+        """Another sample for a slot of a batch, of no other slot's product where products are to be unique."""
+        if not self._config.training.unique_products:
+            return int(draws.integers(len(self._index)))
+        others = np.delete(self._products[samples], slot)
+        allowed = np.flatnonzero(~np.isin(self._products, others))
+        return int(draws.choice(allowed))
+
+    def upcoming_shards(self, step: int, *, num_windows: int) -> list[int]:
+        """Shards in the order of their first use by ``step`` and what follows, up to the end of that many windows."""
+        window = self._config.training.shuffle_buffer or self._index.shard_sizes.max()
+        position = step * self._batch_size
+        epoch, within = divmod(position, len(self._index))
+        ahead = self._epoch(epoch)[within : (within // window + num_windows) * window]
+        if num_windows > 1 and len(ahead) < window:  # the next epoch is near
+            ahead = np.concatenate([ahead, self._epoch(epoch + 1)[:window]])
+        shards = self._index.shard_of[ahead]
+        distinct, first = np.unique(shards, return_index=True)
+        return [int(shard) for shard in distinct[np.argsort(first)]]
+
     def _unique_batch(self, step: int) -> Positions:
         # What waits depends on all batches before: going back, or a resumed run, walks from the start (about a
         # microsecond a sample, without reading any).

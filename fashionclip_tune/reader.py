@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,19 +14,33 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from fashionclip_tune.index import BadSample, ShardIndex
+from fashionclip_tune.jpeg import JPEG_START, jpeg_size
 from fashionclip_tune.shards import DECODED_FORMATS
+from fashionclip_tune.storage import CopyError, ShardStorage
 
-_JPEG_START = b"\xff\xd8\xff"
 # A photo of more pixels is refused before it is decoded: a few bytes can claim gigabytes.
 MAX_PIXELS = 100_000_000
+_MAX_OPEN = 128  # shards; an epoch's window reads from some twenty at a time
 
 
 class ShardReader:
-    """Reads members by offset; one open file a shard, opened when first needed, in each process anew."""
+    """Reads members by offset; open files are few, and opened when first needed, in each process anew.
 
-    def __init__(self, index: ShardIndex) -> None:
+    Args:
+        on_wait: called from time to time while a shard is being copied, as long as bytes come.
+
+    Raises:
+        OSError: from each method that reads, where the shard is gone, cut, or cannot be copied.
+    """
+
+    def __init__(
+        self, index: ShardIndex, storage: ShardStorage | None = None, *, on_wait: Callable[[], None] | None = None
+    ) -> None:
         self.index = index
-        self._descriptors: dict[int, int] = {}
+        self._on_wait = on_wait
+        self._storage = storage or ShardStorage()
+        self._descriptors: OrderedDict[int, int] = OrderedDict()  # used last at the end
+        self._lost: dict[int, OSError] = {}  # waiting for a shard once is enough
 
     def image(self, sample: int) -> bytes:
         return self._read(sample, self.index.image_spans[sample])
@@ -34,13 +50,35 @@ class ShardReader:
         return [self._read(sample, span).decode().strip() for span in self.index.caption_spans[sample] if span[1]]
 
     def _read(self, sample: int, span: npt.NDArray[np.int64]) -> bytes:
-        shard = int(self.index.shard_of[sample])
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self.index.shards[shard], os.O_RDONLY)
-        return os.pread(self._descriptors[shard], int(span[1]), int(span[0]))
+        data = os.pread(self._descriptor(int(self.index.shard_of[sample])), int(span[1]), int(span[0]))
+        if len(data) < span[1]:
+            raise OSError(f"shard cut off since it was indexed (at byte {span[0] + len(data):,})")
+        return data
+
+    def _descriptor(self, shard: int) -> int:
+        if shard in self._descriptors:
+            self._descriptors.move_to_end(shard)
+            return self._descriptors[shard]
+        if shard in self._lost:
+            raise self._lost[shard]
+        try:
+            path = self._storage.path(self.index.shards[shard], self.index.contents[shard], on_wait=self._on_wait)
+            self._descriptors[shard] = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            reason = str(error) if isinstance(error, CopyError) else error.strerror
+            self._lost[shard] = OSError(f"shard cannot be read ({reason})")
+            raise self._lost[shard] from error
+        if len(self._descriptors) > _MAX_OPEN:
+            os.close(self._descriptors.popitem(last=False)[1])
+        return self._descriptors[shard]
 
     def bad(self, sample: int, reason: str) -> BadSample:
         return BadSample(self.index.shards[self.index.shard_of[sample]].name, str(self.index.keys[sample]), reason)
+
+    def release_copies(self) -> None:
+        """Closes copies, so that those which have made room for others leave the disk."""
+        for shard in [shard for shard in self._descriptors if self._storage.copies(self.index.shards[shard])]:
+            os.close(self._descriptors.pop(shard))
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -48,7 +86,7 @@ class ShardReader:
         self._descriptors.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "_descriptors": {}}
+        return {**vars(self), "_descriptors": OrderedDict(), "_lost": {}}
 
 
 def decode_photo(data: bytes) -> Tensor:
@@ -58,7 +96,7 @@ def decode_photo(data: bytes) -> Tensor:
         ValueError: the bytes are no image that can be decoded.
     """
     # JPEGs only: torchvision's PNG decoder crashes the process on damaged data and gives 16 bits a channel as they are.
-    if data.startswith(_JPEG_START):
+    if data.startswith(JPEG_START):
         _refuse_huge(jpeg_size(data))
         try:
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -78,27 +116,18 @@ def decode_pil(data: bytes) -> Image.Image:
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
             image = image.point(lambda value: value * (1 / 256)).convert("L")
         return image.convert("RGB")
+    except _TooLargeError:
+        raise
     except UnidentifiedImageError as error:  # its message holds a memory address
         raise ValueError(f"not a decodable image (none of {', '.join(DECODED_FORMATS)})") from error
     except Exception as error:  # Pillow raises nearly anything for a broken file
         raise ValueError(f"not a decodable image ({error})") from error
 
 
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the frame header (ITU-T T.81, B.2.2); (0, 0) if there is none."""
-    place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[place + 5] << 8 | data[place + 6], data[place + 7] << 8 | data[place + 8]
-            return width, height
-        has_length = not (marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01)
-        place += 2 + (data[place + 2] << 8 | data[place + 3]) if has_length else 1 if marker == 0xFF else 2
-    return 0, 0
+class _TooLargeError(ValueError):
+    pass
 
 
 def _refuse_huge(size: tuple[int, int]) -> None:
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(
-            f"not a decodable image: {size[0]} x {size[1]} pixels are more than the {MAX_PIXELS:,} that are decoded"
-        )
+        raise _TooLargeError(f"image too large ({size[0]} x {size[1]} pixels, more than the {MAX_PIXELS:,} that are decoded)")

@@ -11,6 +11,7 @@ from rich.table import Table
 from fashionclip_tune.errors import UserError
 
 Row = Mapping[str, Any]
+_SHOWN_BAD = 10
 _COLUMNS = (
     "trial_id",
     "state",
@@ -86,6 +87,19 @@ def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str) 
     return table
 
 
+def bad_sample_lines(sweep_dir: Path) -> list[str]:
+    """What could not be read by any trial, each photo once."""
+    found: dict[tuple[str, ...], str] = {}
+    for path in sorted(sweep_dir.glob("trials/*/bad_samples.csv")):
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault((row["shard"], row["key"]), f"{row['shard']}: {row['key']}: {row['reason']}")
+    if not found:
+        return []
+    more = f"; all are in {sweep_dir}/trials/*/bad_samples.csv" if len(found) > _SHOWN_BAD else ""
+    return [f"{len(found)} samples could not be read{more}:", *(f"  {text}" for text in list(found.values())[:_SHOWN_BAD])]
+
+
 def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
     """The best trial, its gain over its own untouched model, and how to load it."""
     best = sweep["best"]
@@ -105,9 +119,12 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
 
 
 def _augmentation(config: Mapping[str, Any]) -> str:
-    captions = "any cap" if config.get("augmentation.caption") == "uniform" else "1st cap"
+    captions = {"uniform": "any cap", "weighted": "mix cap"}.get(config.get("augmentation.caption", ""), "1st cap")
     strength = config.get("augmentation.image_strength", 0.0)
-    return f"{captions} {strength:.2f}" if strength else captions
+    if not strength:
+        return captions
+    switched_on = "+RA" * config.get("augmentation.rand_augment", False) + "+E" * config.get("augmentation.erasing", False)
+    return f"{captions} {strength:.2f}{switched_on}"
 
 
 def _figure(value: float | None) -> str:

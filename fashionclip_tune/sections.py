@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Union
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.remote import scheme_of
 
 # Of a field that changes no number of a run: paths, the device, logging, how data is fetched.
 NO_FINGERPRINT = {"fingerprint": False}
@@ -73,15 +74,14 @@ def _converted(value: Any, annotation: Any, path: str) -> Any:
         options = typing.get_args(annotation)
         if type(None) in options and (value is None or value == "none"):
             return None
-        for option in options:
+        errors = []
+        for option in (option for option in options if option is not type(None)):
             try:
-                if option is not type(None):
-                    return _converted(value, option, path)
-            except UserError:
-                if option is options[-1] or options[-1] is type(None):
-                    raise
-        raise AssertionError(annotation)
-    if annotation is Path and isinstance(value, str | Path):
+                return _converted(value, option, path)
+            except UserError as error:
+                errors.append(error)
+        raise errors[-1]
+    if annotation is Path and isinstance(value, str | Path) and scheme_of(str(value)) is None:
         return Path(value).expanduser()
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         for member in annotation:

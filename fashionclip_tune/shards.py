@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ import webdataset
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.remote import SCHEMES, beside, name_of, read_url, scheme_of
 
 SPLITS = ("train", "valid", "test")
 SAMPLES_PER_SHARD = 1_000
@@ -43,13 +44,34 @@ class ShardSample:
 
 
 @dataclass(frozen=True)
+class RemoteShard:
+    """A shard behind a URL or a command; it is read from a copy."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        return name_of(self.url)
+
+    @property
+    def parent(self) -> str:
+        return self.url.removesuffix(self.name).rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Shard = Path | RemoteShard
+
+
+@dataclass(frozen=True)
 class DatasetShards:
     """The shards of a data set by split, sorted; a split that is missing is an empty tuple."""
 
-    root: Path
-    train: tuple[Path, ...]
-    valid: tuple[Path, ...]
-    test: tuple[Path, ...]
+    root: Path | str
+    train: tuple[Shard, ...]
+    valid: tuple[Shard, ...]
+    test: tuple[Shard, ...]
 
 
 def shard_name(split: str, number: int, *, augmented: bool) -> str:
@@ -109,21 +131,33 @@ def write_dataset_json(out_dir: Path, splits: Mapping[str, Mapping[str, Any]], *
     unfinished.replace(out_dir / "dataset.json")
 
 
-def find_dataset(root: Path) -> DatasetShards:
+def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShards:
     """The shards below ``root``: as ``dataset.json`` says, else by file name (``_aug`` preferred where both exist).
+
+    Args:
+        root: a folder, or the URL of one that has a dataset.json.
+        allow_remote: a URL is followed.
 
     Raises:
         UserError: no such folder, no shards in it, or shards that dataset.json names are missing.
     """
+    if isinstance(root, str):
+        return _remote_dataset(root, allow_remote)
     if not root.is_dir():
         raise UserError(f"data folder {root} does not exist: give a folder with shards, as `prepare` writes them")
     if (root / "dataset.json").is_file():
-        return _from_dataset_json(root)
-    found: dict[tuple[str, bool], list[Path]] = {}
+        found = _described(root / "dataset.json", (root / "dataset.json").read_bytes(), lambda name: root / name)
+        for shard in (shard for split in found.values() for shard in split if isinstance(shard, Path)):
+            if not shard.is_file():
+                raise UserError(
+                    f"{root / 'dataset.json'} names {shard.name}, which is not there: copy it, or run `prepare` again"
+                )
+        return DatasetShards(root, **found)
+    named: dict[tuple[str, bool], list[Path]] = {}
     for path in sorted(root.glob("*.tar")):
         if match := _SHARD_NAME.fullmatch(path.name):
-            found.setdefault((match[1], match[2] is not None), []).append(path)
-    splits = {split: tuple(found.get((split, True)) or found.get((split, False)) or ()) for split in SPLITS}
+            named.setdefault((match[1], match[2] is not None), []).append(path)
+    splits = {split: tuple(named.get((split, True)) or named.get((split, False)) or ()) for split in SPLITS}
     if not splits["train"] or not splits["valid"]:
         missing = "train" if not splits["train"] else "valid"
         raise UserError(
@@ -136,36 +170,69 @@ def find_dataset(root: Path) -> DatasetShards:
     return DatasetShards(root, **splits)
 
 
-def _from_dataset_json(root: Path) -> DatasetShards:
-    path = root / "dataset.json"
+def _remote_dataset(root: str, allow_remote: bool) -> DatasetShards:
+    _check_remote(root, allow_remote)
+    described = _in_folder(root, "dataset.json")
     try:
-        described = json.loads(path.read_text())["splits"]
-        splits = {split: tuple(root / name for name in described.get(split, {"shards": []})["shards"]) for split in SPLITS}
+        content = read_url(described)
+    except OSError as error:
+        raise UserError(
+            f"{described} cannot be read ({error}): copy what `prepare` wrote there, or name the shards by patterns "
+            "(train_shards_pattern, valid_shards_pattern)"
+        ) from error
+    return DatasetShards(root, **_described(described, content, lambda name: RemoteShard(_in_folder(root, name))))
+
+
+def _in_folder(root: str, name: str) -> str:
+    url = beside(root.rstrip("/") + "/", name)
+    if url is None:
+        raise UserError(f"data folder {root!r} is a command: name shards by whole patterns (train_shards_pattern and so on)")
+    return url
+
+
+def _described(path: Path | str, content: bytes, shard: Callable[[str], Shard]) -> dict[str, tuple[Shard, ...]]:
+    try:
+        described = json.loads(content)["splits"]
+        splits = {split: tuple(map(shard, described.get(split, {"shards": []})["shards"])) for split in SPLITS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a data set's description ({error!r}): run `prepare` again") from error
     for split in ("train", "valid"):
         if not splits[split]:
             raise UserError(f"{path} has no {split} shards: a sweep needs both train and valid")
-    for shard in (shard for split in splits.values() for shard in split):
-        if not shard.is_file():
-            raise UserError(f"{path} names {shard.name}, which is not there: copy it, or run `prepare` again")
-    return DatasetShards(root, **splits)
+    return splits
 
 
-def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
-    """The files of a pattern in brace notation, such as ``clip_dataset_train.{000000..000260}.tar``, below ``root``.
+def expand_pattern(root: Path | str, pattern: str, *, allow_remote: bool = False) -> tuple[Shard, ...]:
+    """The shards of a pattern in brace notation, such as ``clip_dataset_train.{000000..000260}.tar``, below ``root``.
+
+    A pattern may be a URL or a ``pipe:`` itself; such shards are not looked for before they are read.
 
     Raises:
-        UserError: a URL or ``pipe:`` (it reaches out, or runs a command), unbalanced braces, or a file that is missing.
+        UserError: a URL or ``pipe:`` that is not allowed, unbalanced braces, or a file that is missing.
     """
-    if pattern.startswith("pipe:") or "://" in pattern:
-        raise UserError(f"shard pattern {pattern!r} is a URL or a pipe, which can run commands: only files are read")
+    if isinstance(root, str) and scheme_of(pattern) is None:
+        pattern = _in_folder(root, pattern)
+    remote = scheme_of(pattern) is not None
+    if remote:
+        _check_remote(pattern, allow_remote)
     try:
-        paths = tuple(root / str(name) for name in braceexpand(pattern) or ())
+        names = [str(name) for name in braceexpand(pattern) or ()]
     except UnbalancedBracesError as error:
         raise UserError(f"shard pattern {pattern!r} has unbalanced braces: write e.g. {{000000..000006}}") from error
+    if remote:
+        return tuple(map(RemoteShard, names))
+    paths = tuple(Path(root) / name for name in names)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         found = "none of its files" if len(missing) == len(paths) else f"{len(missing)} of its {len(paths)} files missing"
         raise UserError(f"shard pattern {pattern!r} matches {found} in {root}; the first missing one is {missing[0].name}")
     return paths
+
+
+def _check_remote(location: str, allowed: bool) -> None:
+    if scheme_of(location) not in SCHEMES:
+        raise UserError(f"{location!r} is not allowed: a path, or one of {', '.join(SCHEMES)}")
+    if not allowed:
+        raise UserError(
+            f"{location!r} reaches out or runs a command, which must be asked for: --allow-remote (reading.allow_remote=true)"
+        )

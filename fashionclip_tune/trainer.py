@@ -122,13 +122,18 @@ class Trainer:
         return loss.detach()
 
     def _model_input(self, batch: TrainBatch) -> Tensor:
-        images_BCHW = batch.images_BCHW.to(self._plan.device, non_blocking=True).float() / 255
-        strength = self._config.augmentation.image_strength
-        if strength > 0:
-            seed = torch_seed(self._config.training.seed, Stream.AUGMENTATION, self.step)
-            draws = draw_augmentation(len(images_BCHW), strength, torch.Generator().manual_seed(seed))
-            images_BCHW = augment(images_BCHW, draws, self._loaded.preprocessing.size)
-        return self._loaded.preprocessing.normalise(images_BCHW)
+        preprocessing, wanted = self._loaded.preprocessing, self._config.augmentation
+        canvases_BCHW = batch.images_BCHW.to(self._plan.device, non_blocking=True)
+        if wanted.image_strength == 0:
+            return preprocessing.normalise(preprocessing.resize_canvas(canvases_BCHW).float() / 255)
+        draws = draw_augmentation(
+            len(canvases_BCHW),
+            wanted.image_strength,
+            torch.Generator().manual_seed(torch_seed(self._config.training.seed, Stream.AUGMENTATION, self.step)),
+            rand_augment=wanted.rand_augment,
+            erasing=wanted.erasing,
+        )
+        return preprocessing.normalise(augment(canvases_BCHW, draws, preprocessing.size))
 
     def _rate_factor(self, step: int) -> float:
         return learning_rate_factor(step, self._total_steps, self._config.schedule)

@@ -19,13 +19,14 @@ from fashionclip_tune.data import (
     cached_index,
     leaking_products,
     run_shards,
-    train_loader,
+    storage_of,
 )
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row, read_history
 from fashionclip_tune.index import BadSample
+from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.trainer import StageStats, Trainer
@@ -76,8 +77,9 @@ def train(
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
-    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two) and
-    TensorBoard events. A stage ends with its evaluation, a checkpoint, its record and ``on_eval(row)``, in this order.
+    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two),
+    TensorBoard events and, where photos could not be read, ``bad_samples.csv``. A stage ends with its evaluation, a
+    checkpoint, its record and ``on_eval(row)``, in this order.
 
     Args:
         config: the run; ``config.dataset_dir`` holds the shards.
@@ -122,8 +124,10 @@ class _Run:
         self._out_dir = out_dir
         self._plan = plan
         self._shards = shards
-        self._index = cached_index(shards.train)
-        if leaking := leaking_products(self._index, cached_index(shards.valid)):
+        self._storage = storage_of(config)
+        self._index = cached_index(shards.train, self._storage)
+        valid = cached_index(shards.valid, self._storage)
+        if leaking := leaking_products(self._index, valid):
             warnings.warn(
                 f"{len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter",
                 stacklevel=4,
@@ -131,7 +135,7 @@ class _Run:
         self._bad = BadSamples(self._index, config.training.max_bad_share)
         self._loaded = load_model(_starting_point(config))
         self._fingerprint = config.fingerprint(
-            data=f"{self._index.fingerprint}:{cached_index(shards.valid).fingerprint}",
+            data=f"{self._index.fingerprint}:{valid.fingerprint}",
             weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
         )
         self._rows: list[Row] = []
@@ -178,6 +182,7 @@ class _Run:
                     self._report(self._rows[-1], history, on_eval)
             finally:
                 history.close()
+                self._bad.write_csv(self._out_dir / "bad_samples.csv")
         assert self._checkpoint is not None
         return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), tuple(self._bad.found.values()))
 
@@ -209,7 +214,7 @@ class _Run:
         metrics: dict[str, float] = {}
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
-                photos = evaluation_set(shards, self._loaded.preprocessing)
+                photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
                 measured = measure(
                     self._loaded,
                     photos,

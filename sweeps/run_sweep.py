@@ -5,13 +5,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from fashionclip_tune.cli import Parser, assignments, user_errors
+from fashionclip_tune.cli import Parser, add_reading_flags, assignments, user_errors
 
 
 def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--data", metavar="DIR", help="folder of shards (default: synthetic garments)")
+    add("--data", metavar="DIR", help="folder of shards, or its URL (default: synthetic garments)")
     add(
         "--space",
         metavar="NAME|FILE",
@@ -29,6 +29,7 @@ def parse() -> argparse.Namespace:
     add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU (default: 1)")
     add("--device", help="auto, cpu or cuda (default: auto)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="fix a setting for all trials, e.g. training.epochs=2")
+    add_reading_flags(parser)
     add("--dry-run", action="store_true", help="print the plan and start nothing")
     add("--resume", action="store_true", help="go on with an interrupted sweep (the latest one without --name), or start")
     return parser.parse_args()

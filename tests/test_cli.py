@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,6 +118,30 @@ def test_synthesize_writes_a_data_set_and_does_not_write_over_one(tmp_path: Path
     arguments[arguments.index("10")] = "1"
     arguments[2] = str(tmp_path / "other")
     assert "num_products" in refused(capsys, arguments)
+
+
+def test_train_lists_what_it_could_not_read_and_reads_from_copies(
+    train_arguments: TrainArguments, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(garments, data)
+    shard = data / "clip_dataset_train_aug.000000.tar"
+    damaged = bytearray(shard.read_bytes())
+    for start in [place for place in range(0, len(damaged), 512) if damaged[place : place + 3] == b"\xff\xd8\xff"][:2]:
+        damaged[start : start + 2] = b"no"
+    shard.write_bytes(damaged)
+    scratch = tmp_path / "scratch"
+    settings = ["--set", "training.max_bad_share=0.1", "--set", "training.max_steps=20"]
+    main(train_arguments("--scratch", str(scratch), *settings, data=data))
+    lines = capsys.readouterr().out.splitlines()
+    (said,) = (number for number, line in enumerate(lines) if line.startswith("2 samples could not be read"))
+    assert "(2 not a decodable image); all are in" in lines[said]
+    listed = (tmp_path / "run" / "bad_samples.csv").read_text().splitlines()
+    assert listed[0] == "shard,key,reason"
+    assert len(listed) == 3
+    for line in lines[said + 1 : said + 3]:
+        assert line.startswith(f"  {shard.name}: ")
+    assert len(list(scratch.glob("shards/*.tar"))) == 2
 
 
 def test_train_prints_each_evaluation_and_where_the_weights_are_and_resumes(

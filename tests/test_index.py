@@ -5,18 +5,23 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fashionclip_tune import index as index_module
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.index import BadSample, ShardIndex, load_index
+from fashionclip_tune.index import BadSample, ShardIndex, count_kinds, index_path, load_index
+from fashionclip_tune.reader import ShardReader
 from fashionclip_tune.shards import ShardSample, write_split
+from fashionclip_tune.storage import ShardStorage
 
 Members = dict[str, bytes]
 REST = "(rest of the shard)"
@@ -198,6 +203,11 @@ def test_a_file_that_is_no_tar_is_reported_beside_good_shards_and_refused_alone(
         load_index([tmp_path / "bad.tar"])
 
 
+def test_kinds_of_bad_samples_are_counted_the_most_frequent_first() -> None:
+    bad = [BadSample("a.tar", str(number), f"not a decodable image (reason {number})") for number in range(3)]
+    assert count_kinds([BadSample("a.tar", "x", "no caption"), *bad]) == "3 not a decodable image, 1 no caption"
+
+
 def test_nothing_usable_in_any_shard_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     shards = [write_tar(tmp_path / "a.tar", {"k.jpg": b"x"}), write_tar(tmp_path / "b.tar", {"k.txt": b"x"})]
     with pytest.raises(UserError, match=r"no usable sample in a\.tar and 1 more of .*: no caption; no image$"):
@@ -241,10 +251,106 @@ def test_the_category_is_the_one_named_else_empty(tmp_path: Path) -> None:
 def test_a_second_load_reads_the_cache_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [write_tar(tmp_path / "a.tar", sample("one") | {"bad.jpg": b"x"}), write_tar(tmp_path / "b.tar", sample("two"))]
     first = load_index(shards)
-    monkeypatch.setattr(index_module, "_read_part", lambda shard: pytest.fail(f"{shard} was read again"))
+    monkeypatch.setattr(index_module, "index_tar", lambda shard: pytest.fail(f"{shard} was read again"))
     second = load_index(shards)
     for name in vars(first):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, no shard may be read for its index, on a machine that has seen none."""
+
+    def forbid() -> None:
+        monkeypatch.setattr(index_module, "index_tar", lambda shard: pytest.fail(f"{shard} was read again"))
+        monkeypatch.setenv("FASHIONCLIP_CACHE", str(cache_dir() / "another machine"))
+
+    return forbid
+
+
+def test_an_index_beside_the_shards_serves_another_machine(tmp_path: Path, unread: Callable[[], None]) -> None:
+    (tmp_path / "here").mkdir()
+    path = write_tar(tmp_path / "here" / "a.tar", sample("one") | {"bad.jpg": b"x"})
+    first = load_index([path])
+    assert index_path(path).name == "a.index.npz"
+    (tmp_path / "here").rename(tmp_path / "there")
+    os.utime(tmp_path / "there" / "a.tar")  # copied at another time
+    unread()
+    second = load_index([tmp_path / "there" / "a.tar"])
+    assert second.contents == first.contents
+    assert second.fingerprint == first.fingerprint
+    assert second.bad == first.bad
+
+
+def test_an_index_beside_a_shard_that_has_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "a.tar", sample("one", "first"))
+    before = load_index([path])
+    stale = index_path(path).read_bytes()
+    write_tar(path, sample("two", "other"))  # of the same size
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path / "another machine"))
+    after = load_index([path])
+    assert after.keys.tolist() == ["two"]
+    assert after.fingerprint != before.fingerprint
+    assert index_path(path).read_bytes() != stale
+    # Where shards are read from copies, the copy is what is checked.
+    index_path(path).write_bytes(stale)
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path / "a third machine"))
+    copied = load_index([path], ShardStorage(tmp_path / "scratch"))
+    assert copied.keys.tolist() == ["one"]
+    with pytest.raises(OSError, match="changed since, or damaged on the way"):
+        ShardReader(copied, ShardStorage(tmp_path / "scratch")).image(0)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"not an archive"], ids=["empty", "cut", "other"])
+def test_a_damaged_index_beside_a_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes) -> None:
+    path = write_tar(tmp_path / "a.tar", sample("one"))
+    expected = load_index([path]).fingerprint
+    intact = index_path(path).read_bytes()
+    index_path(path).write_bytes(damage)
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path / "another machine"))
+    assert load_index([path]).fingerprint == expected
+    assert index_path(path).read_bytes() == intact
+
+
+def test_a_folder_that_cannot_be_written_to_is_indexed_in_the_cache_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "a.tar", sample("one"))
+    monkeypatch.setattr(index_module, "index_path", lambda shard: Path("/proc/nowhere/a.index.npz"))
+    assert load_index([path]).keys.tolist() == ["one"]
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_shards_are_indexed_side_by_side_in_their_order_with_progress(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"{number:02d}.tar", sample(f"k{number:02d}")) for number in range(30)]
+    calls: list[tuple[int, int]] = []
+    index = load_index(shards, on_progress=lambda done, total: calls.append((done, total)))
+    assert index.keys.tolist() == [f"k{number:02d}" for number in range(30)]
+    assert calls == [(done, 30) for done in range(1, 31)]
+
+
+def test_the_pixels_of_jpegs_are_known_however_long_their_metadata(tmp_path: Path) -> None:
+    def jpeg(size: tuple[int, int], **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", size).save(buffer, "JPEG", **options)
+        return buffer.getvalue()
+
+    png = io.BytesIO()
+    Image.new("RGB", (5, 6)).save(png, "PNG")
+    photos = {
+        "plain": (jpeg((30, 40)), (30, 40)),
+        "progressive": (jpeg((31, 41), progressive=True), (31, 41)),
+        "profile": (jpeg((32, 42), icc_profile=os.urandom(150_000)), (32, 42)),
+        "cut": (jpeg((33, 43))[:100], (0, 0)),
+        "other": (png.getvalue(), (0, 0)),
+    }
+    members = {}
+    for key, (data, _) in photos.items():
+        members |= sample(key, image=data)
+    index = load_index([write_tar(tmp_path / "a.tar", members)])
+    assert {key: tuple(size) for key, size in zip(index.keys.tolist(), index.pixel_sizes.tolist(), strict=True)} == {
+        key: size for key, (_, size) in photos.items()
+    }
 
 
 def test_a_changed_shard_is_read_again(tmp_path: Path) -> None:

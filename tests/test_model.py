@@ -60,8 +60,41 @@ def test_the_canvas_of_the_training_path_shows_the_same_part_of_a_photo(resize_m
     preprocessing = Preprocessing(32, MEAN, STD, resize_mode, "bicubic")
     image = photo(60, 90).resize((15, 22)).resize((60, 90))  # smooth: only geometry can differ
     decoded_CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    difference_CHW = preprocessing.resize_to_canvas(decoded_CHW, 32).float() - preprocessing.resize(image).float()
+    difference_CHW = preprocessing.resize_to_canvas(decoded_CHW, (32, 32)).float() - preprocessing.resize(image).float()
     assert difference_CHW.abs().max() <= 2
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_resized_on_the_device_a_canvas_is_what_evaluation_makes_of_the_photo(resize_mode: str) -> None:
+    preprocessing = Preprocessing(32, MEAN, STD, resize_mode, "bicubic")
+    image = photo(48, 60)
+    decoded_CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    canvas = preprocessing.canvas(np.array([[48, 60]] * 3))
+    assert canvas == ((48, 48) if resize_mode == "shortest" else (60, 48))
+    on_canvas_CHW = preprocessing.resize_to_canvas(decoded_CHW, canvas)
+    assert set(on_canvas_CHW.flatten().tolist()) <= set(decoded_CHW.flatten().tolist())
+    difference_CHW = preprocessing.resize_canvas(on_canvas_CHW[None])[0].float() - preprocessing.resize(image).float()
+    assert difference_CHW.abs().mean() < 1
+    if resize_mode == "squash":  # the centre crop before or after resizing may differ by a part of a pixel
+        assert difference_CHW.abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("resize_mode", "sizes", "canvas"),
+    [
+        ("shortest", [(48, 60), (60, 48), (48, 48), (50, 90)], (48, 48)),  # the short side counts
+        ("squash", [(48, 60), (48, 60), (48, 60), (50, 90)], (60, 48)),
+        ("squash", [(48, 60), (60, 48), (48, 60), (50, 90)], (40, 40)),  # no shape of more than half
+        ("shortest", [(24, 30)] * 3, (24, 24)),  # enlarged on the device
+        ("shortest", [(64, 99)] * 3, (64, 64)),
+        ("shortest", [(65, 99)] * 3, (40, 40)),  # more than twice the input
+        ("squash", [(0, 0)] * 3 + [(32, 32)], (40, 40)),  # mostly not JPEGs
+    ],
+)
+def test_the_canvas_is_the_shape_that_most_photos_have(
+    resize_mode: str, sizes: list[tuple[int, int]], canvas: tuple[int, int]
+) -> None:
+    assert Preprocessing(32, MEAN, STD, resize_mode, "bicubic").canvas(np.array(sizes)) == canvas
 
 
 def local_config(tiny_config: ProjectConfig, folder: Path) -> ProjectConfig:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.shards import ShardSample, expand_pattern, find_dataset, shard_name, write_dataset_json, write_split
+from fashionclip_tune.shards import (
+    RemoteShard,
+    ShardSample,
+    expand_pattern,
+    find_dataset,
+    shard_name,
+    write_dataset_json,
+    write_split,
+)
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -143,12 +151,32 @@ def test_a_pattern_is_expanded_below_the_folder_in_its_order(tmp_path: Path) -> 
         "http://host/a.tar",
         "https://host/{0..3}.tar",
         "s3://bucket/a.tar",
-        "file:///a.tar",
     ],
 )
 def test_pipes_and_urls_are_refused_before_anything_is_looked_at(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(UserError, match="is a URL or a pipe, which can run commands"):
+    with pytest.raises(UserError, match=r"reaches out or runs a command.*--allow-remote"):
         expand_pattern(tmp_path / "nowhere", pattern)
+
+
+@pytest.mark.parametrize("pattern", ["file:///a.tar", "ftp://host/a.tar", "hf://datasets/a.tar"])
+@pytest.mark.parametrize("allow_remote", [False, True])
+def test_other_schemes_are_refused_even_where_remote_shards_are_allowed(
+    tmp_path: Path, pattern: str, allow_remote: bool
+) -> None:
+    with pytest.raises(UserError, match="is not allowed: a path, or one of https, http, s3, gs, pipe"):
+        expand_pattern(tmp_path, pattern, allow_remote=allow_remote)
+
+
+def test_allowed_urls_and_commands_are_expanded_and_named(tmp_path: Path) -> None:
+    names = ["a.000.tar", "a.001.tar"]
+    for pattern in ("https://host/dir/a.{000..001}.tar?key=1", "s3://bucket/a.{000..001}.tar", "pipe:cat 'x/a.{000..001}.tar'"):
+        shards = expand_pattern(tmp_path, pattern, allow_remote=True)
+        assert [shard.name for shard in shards] == names
+        assert all(isinstance(shard, RemoteShard) for shard in shards)
+    below = expand_pattern("gs://bucket/dir/", "a.{000..001}.tar", allow_remote=True)
+    assert [str(shard) for shard in below] == [f"gs://bucket/dir/{name}" for name in names]
+    assert below[0].parent == "gs://bucket/dir"
+    assert expand_pattern("gs://bucket", "b.tar", allow_remote=True) == (RemoteShard("gs://bucket/b.tar"),)
 
 
 @pytest.mark.parametrize("pattern", ["{pipe:touch ran,a}.tar", "{h,f}{t}tp:", " pipe:touch ran", "PIPE:touch ran"])

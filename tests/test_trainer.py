@@ -239,6 +239,10 @@ def test_augmentation_depends_on_the_step_and_the_seed_only(tiny_config: Project
     again.step = 1
     assert not torch.equal(again._model_input(batch), first)
     assert not torch.equal(trainer_for(config.with_overrides({"training.seed": 1}))._model_input(batch), first)
+    for part in ("augmentation.rand_augment", "augmentation.erasing"):
+        assert not torch.equal(trainer_for(config.with_overrides({part: True}))._model_input(batch), first)
+        without = tiny_config.with_overrides({part: True})  # no strength
+        assert torch.equal(trainer_for(without)._model_input(batch), trainer_for(tiny_config)._model_input(batch))
 
 
 def test_a_run_without_loss_scaling_goes_on_with_it(tiny_config: ProjectConfig) -> None:

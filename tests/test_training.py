@@ -82,6 +82,8 @@ def hard(config: ProjectConfig, name: str = "tiny-clip", loss: str = "contrastiv
     return replace(config, clip_model=name, loss_function=loss).with_overrides(
         {
             "augmentation.image_strength": 0.5,
+            "augmentation.rand_augment": True,
+            "augmentation.erasing": True,
             "augmentation.caption": "uniform",
             "training.batch_size": 20,
             "training.stage_examples": 60,

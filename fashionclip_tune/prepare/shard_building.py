@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import sync_folder, write_json
+from fashionclip_tune.index import index_path, write_index_beside
 from fashionclip_tune.prepare.item_rows import ItemRow
 from fashionclip_tune.prepare.photo_encoding import EncodedPhoto, Looks, PhotoSource, encode_all
 from fashionclip_tune.shards import ShardSample, shard_name, write_split
@@ -158,6 +159,8 @@ class Workspace:
             (name,) = write_split(self._building, shard.split, samples, augmented=augmented)["shards"]
             verify_shard(self._building / name, samples)
             num_bytes = (self._building / name).stat().st_size
+            write_index_beside(self._building / name)
+            index_path(self._building / name).replace(index_path(self.out / shard.name))
             (self._building / name).replace(self.out / shard.name)
             sync_folder(self.out)
         record = {"bytes": num_bytes, "photos": [None if look is None else _looks_as_json(look) for look in finished.looks]}
@@ -166,7 +169,7 @@ class Workspace:
 
     def discard(self) -> None:
         """Removes all that was made: there was nothing else when we began."""
-        for pattern in ("clip_dataset_*.tar", "dataset.json", "report.json", "prepare.json"):
+        for pattern in ("clip_dataset_*.tar", "clip_dataset_*.index.npz", "dataset.json", "report.json", "prepare.json"):
             for path in self.out.glob(pattern):
                 path.unlink()
         shutil.rmtree(self._private)

@@ -9,18 +9,19 @@ from typing import Any
 
 import optuna
 
-from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.data import cached_index, leaking_products, run_shards
+from fashionclip_tune.data import run_shards
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.precision import choose_device
-from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
 from fashionclip_tune.tuning import asha
+from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.resources import Slots, plan_slots
+from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
 
 SCHEDULERS = ("asha", "none")
 _MAX_STARTUP_TRIALS = 10
+_READING = ("allow_remote", "scratch", "scratch_gb")
 # Equal budgets are what makes trials comparable, and the slots are planned for one device.
 _OWNED_BY_FLAGS = {
     "training.budget_examples": "--budget-examples",
@@ -30,6 +31,9 @@ _OWNED_BY_FLAGS = {
     "training.seed": "--seed",
     "device": "--device",
     "dataset_root": "--data",
+    "reading.allow_remote": "--allow-remote",
+    "reading.scratch": "--scratch",
+    "reading.scratch_gb": "--scratch-gb",
 }
 
 
@@ -49,6 +53,9 @@ class SweepSettings:
     reduction_factor: int | None = None
     gpus_per_trial: float | None = None
     device: str | None = None
+    allow_remote: bool | None = None
+    scratch: str | None = None
+    scratch_gb: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Of ``--set``: hold for all trials, whatever the space says."""
 
@@ -69,12 +76,8 @@ class SweepSettings:
         for path, value in given.overrides.items():
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
-        return replace(
-            self,
-            data=given.data if given.data is not None else self.data,
-            max_concurrent=given.max_concurrent if given.max_concurrent is not None else self.max_concurrent,
-            gpus_per_trial=given.gpus_per_trial if given.gpus_per_trial is not None else self.gpus_per_trial,
-        )
+        may_change = ("data", "max_concurrent", "gpus_per_trial", *_READING)
+        return replace(self, **{flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None})
 
 
 def _differs(name: str, flag: str, before: object, now: object) -> UserError:
@@ -157,17 +160,16 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         max_concurrent=settings.max_concurrent,
         gpus_per_trial=settings.gpus_per_trial,
     )
-    data_dir = Path(settings.data).absolute() if settings.data else _embedded_data(say)
-    base = _base_config(settings, space, slots, {"device": device, "dataset_root": data_dir, "training.seed": seed})
+    data_dir = data_location(settings.data, say)
+    scratch = str(Path(settings.scratch).absolute()) if settings.scratch else None
+    reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
+    owned: dict[str, Any] = {"device": device, "dataset_root": data_dir, "training.seed": seed}
+    owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
+    base = _base_config(settings, space, slots, owned)
     fixed = {"hardware.threads": base.hardware.threads, **settings.overrides}
 
     shards = run_shards(base)
-    train, valid = cached_index(shards.train), cached_index(shards.valid)
-
-    if leaking := leaking_products(train, valid):
-        say(
-            f"warning: {len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter"
-        )
+    train, valid = load_data(base, shards, say)
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         _refuse_shared(drawn, f"space {space.file}")
@@ -177,7 +179,14 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
     largest = check.batch_sizes[-1]
     if largest > len(train):
         raise UserError(f"training.batch_size = {largest} is more than the {len(train)} photos to train on in {data_dir}")
-    budget, stage = _budget(settings, base, check.batch_sizes, len(train), reduction_factor)
+    budget, stage = plan_budget(
+        settings.budget_examples,
+        settings.grace_examples,
+        epochs=base.training.epochs,
+        batch_sizes=check.batch_sizes,
+        num_train=len(train),
+        reduction_factor=reduction_factor,
+    )
     base = base.with_overrides({"training.budget_examples": budget, "training.stage_examples": stage})
     if space.name == "openclip" and device == "cpu":
         say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
@@ -194,6 +203,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         reduction_factor=reduction_factor,
         gpus_per_trial=slots.gpus_per_trial or None,
         device=device,
+        scratch=scratch,
         overrides=fixed,
     )
     return SweepPlan(
@@ -251,50 +261,3 @@ def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
     if seed < 0:
         raise UserError(f"--seed {seed} is not allowed: at least 0")
     return scheduler, reduction_factor, num_trials, seed
-
-
-def _embedded_data(say: Callable[[str], None]) -> Path:
-    recipe = GarmentRecipe()
-    said = False
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal said
-        if not said:
-            say(f"rendering {total:,} synthetic garments: once, some seconds")
-            said = True
-
-    return cached_dataset(recipe, cache_dir(), on_progress=on_progress)
-
-
-def _budget(
-    settings: SweepSettings, base: ProjectConfig, batch_sizes: tuple[int, ...], num_train: int, reduction_factor: int
-) -> tuple[int, int]:
-    """Examples of a trial and of a stage, which is also the first rung: multiples of every batch size in the space."""
-    unit = math.lcm(*batch_sizes)
-    budget, stage = settings.budget_examples, settings.grace_examples
-    stages = reduction_factor**2  # by default: rungs after 1 / eta**2 and 1 / eta of the budget
-    for flag, value in (("--budget-examples", budget), ("--grace-examples", stage)):
-        if value is not None and (value < unit or value % unit):
-            nearest = max(1, round(value / unit)) * unit
-            raise UserError(
-                f"{flag} {value} is not allowed: a multiple of {unit} (every batch size in the space), say {nearest}"
-            )
-    if stage is None:
-        wanted = budget if budget is not None else base.training.epochs * num_train
-        stage = max(1, round(wanted / stages / unit)) * unit
-        if budget is not None:
-            stage = _divisor_near(budget // unit, stage // unit) * unit
-    if budget is None and settings.grace_examples is None:
-        budget = stages * stage
-    elif budget is None:
-        budget = max(1, round(base.training.epochs * num_train / stage)) * stage
-    if budget % stage:
-        nearest = max(1, round(budget / stage)) * stage
-        raise UserError(f"--budget-examples {budget} is not allowed: a multiple of --grace-examples {stage}, say {nearest}")
-    return budget, stage
-
-
-def _divisor_near(number: int, wanted: int) -> int:
-    """The divisor of ``number`` that is nearest to ``wanted`` by ratio."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(math.log(d / wanted)))

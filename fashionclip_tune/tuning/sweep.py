@@ -19,7 +19,7 @@ from fashionclip_tune.checkpoint import newest_weights, strip_training_state
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import best_row, ranked, read_sweep, trials_table, winner_lines
+from fashionclip_tune.report import bad_sample_lines, best_row, ranked, read_sweep, trials_table, winner_lines
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.execution import run_trials
@@ -243,6 +243,8 @@ def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> 
             console.print(
                 f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
             )
+    for line in bad_sample_lines(sweep_dir):
+        console.print(line, highlight=False, soft_wrap=True)
     if result["state"] == "INTERRUPTED":
         results = sweep_dir.parent
         console.print(

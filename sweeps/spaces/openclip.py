@@ -15,8 +15,13 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         "loss.positives": trial.suggest_categorical("positives", ["pair", "all", "mask"]),
         "training.learning_rate": trial.suggest_float("learning_rate", 1e-6, 1e-4, log=True),
         "optimizer.layer_decay": trial.suggest_categorical("layer_decay", [1.0, 0.75]),
-        "augmentation.caption": trial.suggest_categorical("caption", ["original", "uniform"]),
+        "augmentation.caption": trial.suggest_categorical("caption", ["original", "uniform", "weighted"]),
     }
+    if settings["augmentation.caption"] == "weighted":
+        probability = trial.suggest_float("original_caption_probability", 0.1, 0.9)
+        settings["augmentation.original_caption_probability"] = probability
     if trial.suggest_categorical("augment_images", [False, True]):
         settings["augmentation.image_strength"] = trial.suggest_float("image_strength", 0.1, 1.0)
+        settings["augmentation.rand_augment"] = trial.suggest_categorical("rand_augment", [False, True])
+        settings["augmentation.erasing"] = trial.suggest_categorical("erasing", [False, True])
     return settings

@@ -109,8 +109,11 @@ def test_members_and_layout(shop: Shop) -> None:
 
     assert progress == [(i, 8) for i in range(1, 9)]
     assert sorted(path.name for path in shop.out.glob("[!.]*")) == [
+        "clip_dataset_test.000000.index.npz",
         "clip_dataset_test.000000.tar",
+        "clip_dataset_train.000000.index.npz",
         "clip_dataset_train.000000.tar",
+        "clip_dataset_valid.000000.index.npz",
         "clip_dataset_valid.000000.tar",
         "dataset.json",
         "prepare.json",

@@ -30,7 +30,9 @@ def refused(result, *said):
         (["--set", "training.learning_rate=fast"], ["training.learning_rate = 'fast'", "a number expected"]),
         (["--set", "training.epochs"], ["PATH=VALUE"]),
         (["--set", "train_shards_pattern=nothing.{000000..000003}.tar"], ["nothing.{000000..000003}.tar", "none of its files"]),
-        (["--set", "train_shards_pattern=pipe:cat x.tar"], ["pipe"]),
+        (["--set", "train_shards_pattern=pipe:cat x.tar"], ["pipe:cat x.tar", "runs a command", "--allow-remote"]),
+        (["--set", "reading.allow_remote=true"], ["reading.allow_remote", "use --allow-remote"]),
+        (["--scratch-gb", "0"], ["reading.scratch_gb = 0.0", "above 0"]),
         (["--budget-examples", "100"], ["--budget-examples 100", "multiple of 16", "say 96"]),
         (["--budget-examples", "96", "--grace-examples", "64"], ["--grace-examples 64", "say 128"]),
         (["--set", "training.batch_size=500"], ["500", "160 photos"]),
@@ -54,6 +56,13 @@ def test_a_folder_without_shards_is_refused(run_sweep, tmp_path):
     refused(run_sweep("--data", tmp_path / "nowhere"), "nowhere", "does not exist")
     (tmp_path / "empty").mkdir()
     refused(run_sweep("--data", tmp_path / "empty"), "empty", "clip_dataset_train.000000.tar", "prepare")
+
+
+def test_a_url_must_be_allowed_and_there(run_sweep):
+    """Nothing listens on port 1."""
+    refused(run_sweep("--data", "http://127.0.0.1:1/shards"), "http://127.0.0.1:1/shards", "--allow-remote")
+    refused(run_sweep("--data", "ftp://127.0.0.1/shards", "--allow-remote"), "is not allowed: a path, or one of https")
+    refused(run_sweep("--data", "http://127.0.0.1:1/shards", "--allow-remote"), "shards/dataset.json", "cannot be read")
 
 
 RATE = """def space(trial):

@@ -1,0 +1,46 @@
+"""How many examples a trial and its stages get."""
+
+import math
+
+from fashionclip_tune.errors import UserError
+
+
+def plan_budget(
+    budget: int | None, stage: int | None, *, epochs: int, batch_sizes: tuple[int, ...], num_train: int, reduction_factor: int
+) -> tuple[int, int]:
+    """Examples of a trial and of a stage, which is also the first rung: multiples of every batch size in the space.
+
+    Args:
+        budget, stage: as given by flags, or None.
+
+    Raises:
+        UserError: they do not fit each other or the batch sizes; says what would.
+    """
+    unit = math.lcm(*batch_sizes)
+    given_stage = stage
+    stages = reduction_factor**2  # by default: rungs after 1 / eta**2 and 1 / eta of the budget
+    for flag, value in (("--budget-examples", budget), ("--grace-examples", stage)):
+        if value is not None and (value < unit or value % unit):
+            nearest = max(1, round(value / unit)) * unit
+            raise UserError(
+                f"{flag} {value} is not allowed: a multiple of {unit} (every batch size in the space), say {nearest}"
+            )
+    if stage is None:
+        wanted = budget if budget is not None else epochs * num_train
+        stage = max(1, round(wanted / stages / unit)) * unit
+        if budget is not None:
+            stage = _divisor_near(budget // unit, stage // unit) * unit
+    if budget is None and given_stage is None:
+        budget = stages * stage
+    elif budget is None:
+        budget = max(1, round(epochs * num_train / stage)) * stage
+    if budget % stage:
+        nearest = max(1, round(budget / stage)) * stage
+        raise UserError(f"--budget-examples {budget} is not allowed: a multiple of --grace-examples {stage}, say {nearest}")
+    return budget, stage
+
+
+def _divisor_near(number: int, wanted: int) -> int:
+    """The divisor of ``number`` that is nearest to ``wanted`` by ratio."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / wanted)))

@@ -23,7 +23,7 @@ from fashionclip_tune.files import sync_folder, write_json
 
 _VERSION = 1
 _KEPT = 2
-WEIGHTS_NAME, _STATE_NAME, _RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
+WEIGHTS_NAME, _STATE_NAME, RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def save_checkpoint(
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, unfinished / WEIGHTS_NAME)
     torch.save(dict(training_state), unfinished / _STATE_NAME)
     hashes = {name: _synced_hash(unfinished / name) for name in (WEIGHTS_NAME, _STATE_NAME)}
-    write_json(unfinished / _RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
+    write_json(unfinished / RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
     if final.exists():  # one that was refused, or a stage that is trained again
         shutil.rmtree(final)
     unfinished.replace(final)
@@ -77,7 +77,7 @@ def save_checkpoint(
 
 def newest_checkpoint(place: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint at ``place`` (a checkpoint, or a run's folder), and why newer ones were refused."""
-    if (place / _RECORD_NAME).is_file():
+    if (place / RECORD_NAME).is_file():
         return open_checkpoint(place), []
     refused: list[str] = []
     for folder in reversed(_folders(place / "checkpoints")):
@@ -95,25 +95,25 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         UserError: it is not one of ours, of another version, half-written, changed, or stripped of its training state.
     """
     try:
-        record = json.loads((folder / _RECORD_NAME).read_text())
+        record = json.loads((folder / RECORD_NAME).read_text())
         version, hashes, _ = record["version"], dict(record["files"]), int(record["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no checkpoint of this project: {_RECORD_NAME}: {error!r}") from error
+        raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
     if version != _VERSION:
         raise UserError(f"{folder} has format {version}; this version of fashionclip_tune reads {_VERSION}")
     if set(hashes) != {WEIGHTS_NAME, _STATE_NAME}:
-        raise UserError(f"{folder} is no checkpoint of this project: {_RECORD_NAME} lists {', '.join(hashes) or 'no files'}")
+        raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME} lists {', '.join(hashes) or 'no files'}")
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder} cannot be resumed from: {name} is missing")
         if _hash(folder / name) != expected:
-            raise UserError(f"{folder} is damaged: {name} is not what {_RECORD_NAME} says")
+            raise UserError(f"{folder} is damaged: {name} is not what {RECORD_NAME} says")
     return Checkpoint(folder, record)
 
 
 def weights_at(place: Path) -> Path:
     """The weights file of a checkpoint, one stripped of its training state included; any other path as it is."""
-    return place / WEIGHTS_NAME if (place / _RECORD_NAME).is_file() else place
+    return place / WEIGHTS_NAME if (place / RECORD_NAME).is_file() else place
 
 
 def newest_weights(run_dir: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train. (Sweeps: ``sweeps/run_sweep.py``.)"""
+"""``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train, evaluate. (Sweeps: ``sweeps/run_sweep.py``.)"""
 
 import argparse
 import sys
@@ -61,7 +61,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m fashionclip_tune", description="Fine-tune OpenCLIP models on photos.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train):
+    for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train, _add_evaluate):
         add(commands)
     parsed = parser.parse_args(arguments)
     with user_errors():
@@ -193,15 +193,18 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scratch-gb", type=float, metavar="G", help="for all copies together (default: 20)")
 
 
+def _reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:
+    flags = {name: getattr(parsed, name) for name in ("allow_remote", "scratch", "scratch_gb")}
+    return {f"reading.{name}": value for name, value in flags.items() if value is not None}
+
+
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
     from fashionclip_tune.data import cached_index, run_shards, storage_of
     from fashionclip_tune.index import count_kinds
     from fashionclip_tune.training import print_row, train
 
-    flags = {name: getattr(parsed, name) for name in ("allow_remote", "scratch", "scratch_gb")}
-    given = {f"reading.{name}": value for name, value in flags.items() if value is not None}
-    config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **given})
+    config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **_reading_settings(parsed)})
     shards = run_shards(config)
     with progress_bar("indexing shards") as on_progress:
         for some in (shards.train, shards.valid):
@@ -212,3 +215,66 @@ def _train(parsed: argparse.Namespace) -> None:
         for sample in bad[:_SHOWN_BAD]:
             print(f"  {sample}")
     print(f"weights: {result.checkpoint}")
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="retrieval figures of a model on a data set",
+        description="Retrieval figures of a model on a data set, by one protocol or several (docs/evaluation.md).",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME|CHECKPOINT|DIR",
+        help="an OpenCLIP architecture, or the folder of a checkpoint, a run, a sweep (its best) or an OpenCLIP model",
+    )
+    parser.add_argument("--data", required=True, help="folder of shards, or its URL")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="valid", help="default: %(default)s")
+    parser.add_argument("--use-test-split", action="store_true", help="needed for --split test; who and when is noted")
+    parser.add_argument(
+        "--protocol",
+        dest="protocols",
+        action="append",
+        choices=("instance", "product", "candidates_101", "all_captions"),
+        help="may be given again (default: instance and product)",
+    )
+    parser.add_argument(
+        "--gallery", choices=("split", "all"), default="split", help="all: search among the photos and captions of all splits"
+    )
+    parser.add_argument("--json", metavar="FILE", help="writes the figures as JSON, too; -: prints them, and no table")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, such as device=cpu")
+    add_reading_flags(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    import json
+
+    from rich.console import Console
+
+    from fashionclip_tune.config import ProjectConfig, Protocol
+    from fashionclip_tune.evaluate_command import EvaluateOptions, run_evaluate
+    from fashionclip_tune.files import write_json
+
+    config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **_reading_settings(parsed)})
+    options = EvaluateOptions(
+        model=parsed.model,
+        data=config.dataset_dir,
+        split=parsed.split,
+        use_test_split=parsed.use_test_split,
+        protocols=tuple(Protocol(name) for name in dict.fromkeys(parsed.protocols or ("instance", "product"))),
+        gallery=parsed.gallery,
+        config=config,
+    )
+    with progress_bar("encoding photos") as on_progress:
+        report = run_evaluate(options, on_progress)
+    if parsed.json == "-":
+        print(json.dumps(report.as_json(), indent=2))
+        return
+    if parsed.json:
+        write_json(Path(parsed.json), report.as_json())
+    console = Console()
+    console.print(report.table())
+    for line in report.lines():
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

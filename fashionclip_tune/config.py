@@ -50,6 +50,15 @@ class LearningRateSchedule(str, Enum):
     CONSTANT = "constant"
 
 
+class Protocol(str, Enum):
+    """What counts as right in an evaluation, and among what: see ``protocols`` and docs/evaluation.md."""
+
+    INSTANCE = "instance"  # photo i's first caption, for photo i only
+    PRODUCT = "product"  # one text a product, any photo of the product
+    CANDIDATES_101 = "candidates_101"  # against 100 others of the same category
+    ALL_CAPTIONS = "all_captions"  # every caption of a photo is a query
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Section):
     """Optimisation, budget and data order of a run."""
@@ -174,6 +183,8 @@ class EvaluationConfig(Section):
 
     batch_size: int = 64
     """Photos and captions encoded at a time; fixed, so that the training batch changes no bit of a metric."""
+    protocol: Protocol = Protocol.INSTANCE
+    """Of ``recall_at_10``, the objective of a sweep; ``product`` where products have several photos."""
 
     def _check(self) -> None:
         self._require(self.batch_size >= 1, "batch_size", "at least 1")

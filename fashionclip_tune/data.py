@@ -5,7 +5,7 @@ is not of the canvas' shape, resize it as uint8; everything else happens in a ba
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -227,13 +227,14 @@ class BadSamples:
                 f"{self._max_share:g} allows ({count_kinds(tuple(self.found.values()))}):\n{listed}"
             )
 
-    def write_csv(self, path: Path) -> None:
-        """Lists what was found, if anything was."""
-        if self.found:
-            with open(path, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(BadSample._fields)
-                writer.writerows(self.found.values())
+
+def write_bad_samples(path: Path, bad: Sequence[BadSample]) -> None:
+    """Lists as CSV what could not be read, if there is anything."""
+    if bad:
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(BadSample._fields)
+            writer.writerows(bad)
 
 
 _indexes: dict[tuple[tuple[Shard, ...], ShardStorage | None], ShardIndex] = {}

@@ -6,134 +6,164 @@ batch sizes differ in the last bits, enough to break ties.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from fashionclip_tune.cache import cache_dir
-from fashionclip_tune.data import BadSamples, cached_index
+from fashionclip_tune.config import Protocol
+from fashionclip_tune.data import BadSamples
+from fashionclip_tune.evaluation_set import EvaluationSet, pixel_blocks
 from fashionclip_tune.files import write_json
 from fashionclip_tune.index import BadSample
-from fashionclip_tune.metrics import RetrievalRecall, retrieval_recall
-from fashionclip_tune.model import LoadedModel, Preprocessing
+from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.precision import PrecisionPlan
-from fashionclip_tune.reader import ShardReader, decode_pil
-from fashionclip_tune.shards import Shard
-from fashionclip_tune.storage import ShardStorage
+from fashionclip_tune.protocols import KS, Pool, Retrieval, retrieve
+from fashionclip_tune.statistics import bootstrap_interval
 
-_KS = (1, 5, 10)
-# A validation set whose pixels fit is decoded once a process; a larger one is read again at each evaluation.
-_KEPT_PIXELS_BYTES = 1 << 28
+# Of what the zero-shot cache holds: increase it with every change of what a figure means.
+_FORMAT = 2
 
-
-class PixelBlock(NamedTuple):
-    """Photos of one block: uint8, zeros behind the last one; the slots that hold one; what could not be read."""
-
-    pixels_BCHW: Tensor
-    good: list[int]
-    bad: tuple[BadSample, ...]
+Metrics = dict[str, Any]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class EvaluationSet:
-    """Photos with their first captions; row i of ``caption_of`` is the distinct caption of photo i."""
+class Evaluation:
+    """``metrics`` of one protocol, flat; the queries' ranks behind them (None: from the cache); what could not be read."""
 
-    reader: ShardReader
-    captions: tuple[str, ...]
-    caption_of: Tensor
-    preprocessing: Preprocessing
-    kept_blocks: dict[int, "PixelBlock"] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.reader.index.fingerprint
-
-
-@lru_cache(maxsize=4)
-def evaluation_set(
-    shards: tuple[Shard, ...], preprocessing: Preprocessing, storage: ShardStorage | None = None
-) -> EvaluationSet:
-    """Reads the captions; photos are read when they are encoded."""
-    reader = ShardReader(cached_index(shards, storage), storage)
-    first_captions = [reader.captions(sample)[0] for sample in range(len(reader.index))]
-    number_of = {caption: number for number, caption in enumerate(dict.fromkeys(first_captions))}
-    caption_of = torch.tensor([number_of[caption] for caption in first_captions])
-    return EvaluationSet(reader, tuple(number_of), caption_of, preprocessing)
+    metrics: Metrics
+    retrieval: Retrieval | None
+    bad_samples: tuple[BadSample, ...]
 
 
 def evaluate(
-    loaded: LoadedModel, photos: EvaluationSet, *, batch_size: int, plan: PrecisionPlan, max_bad_share: float
-) -> dict[str, float]:
-    """Recall at instance level (photo i's caption is right for photo i only): the published protocol.
+    loaded: LoadedModel,
+    photos: EvaluationSet,
+    *,
+    protocol: Protocol = Protocol.INSTANCE,
+    batch_size: int,
+    plan: PrecisionPlan,
+    max_bad_share: float,
+) -> Evaluation:
+    """Encodes photos and captions and ranks them under a protocol; see ``describe`` for the metrics.
+
+    Raises:
+        BadDataError: more photos than ``max_bad_share`` cannot be read.
+        UserError: the protocol needs what the shards do not have.
+    """
+    pool, bad = embed(
+        loaded,
+        photos,
+        all_captions=protocol is Protocol.ALL_CAPTIONS,
+        batch_size=batch_size,
+        plan=plan,
+        max_bad_share=max_bad_share,
+    )
+    return Evaluation(*describe(pool, protocol), bad)
+
+
+def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
+    """Ranks a pool under a protocol.
 
     Returns:
-        ``recall_at_K`` (mean of both directions), ``recall_at_K_text_to_image`` and ``recall_at_K_image_to_text`` for K
-        in 1, 5, 10, and ``num_pairs``.
+        ``protocol``; ``recall_at_K`` (mean of both directions), ``recall_at_K_text_to_image``, ``recall_at_K_image_to_text``
+        for K in 1, 5, 10; ``recall_at_10_low`` and ``_high`` (95 % interval over products); ``median_rank_`` and
+        ``mean_rank_`` of both directions; ``num_pairs`` (photos searched for), ``num_products`` of theirs,
+        ``num_text_queries``, ``num_image_queries`` (over all draws), ``num_gallery_images``, ``num_gallery_texts``.
     """
+    retrieval = retrieve(pool, protocol)
+    texts, images = retrieval.text_to_image, retrieval.image_to_text
+    metrics: Metrics = {"protocol": protocol.value}
+    for k in KS:
+        text_to_image, image_to_text = texts.ranks.recall(k), images.ranks.recall(k)
+        metrics[f"recall_at_{k}"] = (text_to_image + image_to_text) / 2
+        metrics[f"recall_at_{k}_text_to_image"] = text_to_image
+        metrics[f"recall_at_{k}_image_to_text"] = image_to_text
+    metrics["recall_at_10_low"], metrics["recall_at_10_high"] = bootstrap_interval(retrieval.hits(10))
+    for name, direction in (("text_to_image", texts), ("image_to_text", images)):
+        metrics[f"median_rank_{name}"] = direction.ranks.median_rank()
+        metrics[f"mean_rank_{name}"] = direction.ranks.mean_rank()
+    metrics |= {
+        "num_pairs": int(pool.is_query_N.sum()),
+        "num_products": len(torch.unique(pool.products_N[pool.is_query_N])),
+        "num_text_queries": int(texts.ranks.counted.sum()),
+        "num_image_queries": int(images.ranks.counted.sum()),
+        "num_gallery_images": texts.gallery_size,
+        "num_gallery_texts": images.gallery_size,
+    }
+    return metrics, retrieval
+
+
+def gain(recall: float, base: float) -> str:
+    """Absolute and relative."""
+    relative = f" ({(recall - base) / base:+.1%})" if base > 0 else ""
+    return f"gain {recall - base:+.4f}{relative}"
+
+
+def embed(
+    loaded: LoadedModel,
+    photos: EvaluationSet,
+    *,
+    all_captions: bool,
+    batch_size: int,
+    plan: PrecisionPlan,
+    max_bad_share: float,
+    on_progress: OnProgress = lambda done, total: None,
+) -> tuple[Pool, tuple[BadSample, ...]]:
+    """The embeddings of all photos that can be read and of their first captions, or of all captions, each encoded once."""
     network = loaded.network
     was_training = network.training
     network.eval()
+    bad = BadSamples(photos.reader.index, max_bad_share)
+    captions = photos.captions if all_captions else photos.captions[: photos.num_first_captions]
     try:
-        images_ND, readable_N = _encode_images(network, photos, batch_size, plan, max_bad_share)
-        texts_MD = _encode_captions(loaded, photos, batch_size, plan)
+        images_ND, readable_N = _encode_images(network, photos, batch_size, plan, bad, on_progress)
+        captions_VD = _encode_captions(loaded, captions, batch_size, plan)
     finally:
         network.train(was_training)
         photos.reader.close()  # opened again when next needed; the set itself is kept
-    texts_ND = texts_MD[photos.caption_of[readable_N].to(texts_MD.device)]
-    instance_N = torch.arange(len(images_ND), device=images_ND.device)
-    return _metrics(retrieval_recall(images_ND, texts_ND, instance_N, instance_N, ks=_KS), len(images_ND))
-
-
-def _metrics(recall: RetrievalRecall, num_pairs: int) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for k in _KS:
-        metrics[f"recall_at_{k}"] = recall.mean[k]
-        metrics[f"recall_at_{k}_text_to_image"] = recall.text_to_image[k]
-        metrics[f"recall_at_{k}_image_to_text"] = recall.image_to_text[k]
-    return {**metrics, "num_pairs": num_pairs}
+    pool = Pool(
+        images_ND=images_ND,
+        captions_VD=captions_VD,
+        caption_rows_NK=photos.caption_rows_NK[readable_N, : None if all_captions else 1],
+        products_N=photos.products_N[readable_N],
+        categories_N=photos.categories_N[readable_N],
+        is_query_N=readable_N < photos.num_query_photos,
+    )
+    return pool, tuple(bad.found.values())
 
 
 @torch.no_grad()
 def _encode_images(
-    network: nn.Module, photos: EvaluationSet, batch_size: int, plan: PrecisionPlan, max_bad_share: float
+    network: nn.Module,
+    photos: EvaluationSet,
+    batch_size: int,
+    plan: PrecisionPlan,
+    bad: BadSamples,
+    on_progress: OnProgress,
 ) -> tuple[Tensor, Tensor]:
-    embeddings, readable = [], []
-    bad = BadSamples(photos.reader.index, max_bad_share)
-    for start in range(0, len(photos.caption_of), batch_size):
-        pixels_BCHW, good, found = _block(photos, start, batch_size)
-        bad.add(found)
-        images_BCHW = photos.preprocessing.normalise(pixels_BCHW.to(plan.device).float() / 255)
-        with plan.autocast():
-            block_BD = network.encode_image(images_BCHW, normalize=True)  # type: ignore[operator]
-        embeddings.append(block_BD.float()[good])
-        readable += [start + slot for slot in good]
+    embeddings, readable = [], list[int]()
+    with closing(pixel_blocks(photos, batch_size)) as blocks:
+        for start, (pixels_BCHW, good, unreadable) in blocks:
+            bad.add(tuple(photos.reader.bad(start + slot, reason) for slot, reason in unreadable))
+            images_BCHW = photos.preprocessing.normalise(pixels_BCHW.to(plan.device).float() / 255)
+            with plan.autocast():
+                block_BD = network.encode_image(images_BCHW, normalize=True)  # type: ignore[operator]
+            embeddings.append(block_BD.float()[good])
+            readable += [start + slot for slot in good]
+            on_progress(min(start + batch_size, len(photos)), len(photos))
     return torch.cat(embeddings), torch.tensor(readable)
 
 
-def _block(photos: EvaluationSet, start: int, batch_size: int) -> PixelBlock:
-    if start in photos.kept_blocks and len(photos.kept_blocks[start].pixels_BCHW) == batch_size:
-        return photos.kept_blocks[start]
-    reader, side = photos.reader, photos.preprocessing.size
-    pixels_BCHW = torch.zeros(batch_size, 3, side, side, dtype=torch.uint8)
-    good, bad = [], []
-    for slot, sample in enumerate(range(start, min(start + batch_size, len(reader.index)))):
-        try:
-            pixels_BCHW[slot] = photos.preprocessing.resize(decode_pil(reader.image(sample)))
-            good.append(slot)
-        except (ValueError, OSError) as error:
-            bad.append(reader.bad(sample, str(error)))
-    block = PixelBlock(pixels_BCHW, good, tuple(bad))
-    if len(reader.index) * 3 * side * side <= _KEPT_PIXELS_BYTES:
-        photos.kept_blocks[start] = block
-    return block
-
-
 @torch.no_grad()
-def _encode_captions(loaded: LoadedModel, photos: EvaluationSet, batch_size: int, plan: PrecisionPlan) -> Tensor:
-    tokens_ML = loaded.tokenizer(photos.captions)
+def _encode_captions(loaded: LoadedModel, captions: tuple[str, ...], batch_size: int, plan: PrecisionPlan) -> Tensor:
+    tokens_ML = loaded.tokenizer(captions)
     blocks = []
     for tokens_BL in tokens_ML.split(batch_size):
         num_real = len(tokens_BL)
@@ -145,23 +175,39 @@ def _encode_captions(loaded: LoadedModel, photos: EvaluationSet, batch_size: int
 
 
 def cached_zero_shot(
-    loaded: LoadedModel, photos: EvaluationSet, *, batch_size: int, plan: PrecisionPlan, max_bad_share: float
-) -> dict[str, float]:
-    """``evaluate`` of untouched weights, computed once for (weights, preprocessing, data, arithmetic) on this machine."""
+    loaded: LoadedModel,
+    photos: EvaluationSet,
+    *,
+    protocol: Protocol = Protocol.INSTANCE,
+    batch_size: int,
+    plan: PrecisionPlan,
+    max_bad_share: float,
+) -> Evaluation:
+    """``evaluate`` of untouched weights, computed once on this machine.
+
+    Once for each (weights, preprocessing, data, protocol, arithmetic); trials that ask at the same time wait for the first.
+    """
     arithmetic = [batch_size, str(plan), torch.get_num_threads(), max_bad_share]
     identity: list[Any] = [
+        _FORMAT,
         loaded.name,
         loaded.weights_fingerprint,
         str(loaded.preprocessing),
         photos.fingerprint,
+        protocol.value,
         arithmetic,
     ]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     path = cache_dir() / "zero_shot" / f"{digest}.json"
-    try:
-        cached: dict[str, float] = json.loads(path.read_text())
-        return cached
-    except (OSError, ValueError):
-        metrics = evaluate(loaded, photos, batch_size=batch_size, plan=plan, max_bad_share=max_bad_share)
-    write_json(path, metrics)
-    return metrics
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        try:
+            cached = json.loads(path.read_text())
+            bad = tuple(BadSample(*sample) for sample in cached["bad_samples"])
+            return Evaluation(cached["metrics"], None, bad)
+        except (OSError, ValueError, KeyError, TypeError):
+            evaluation = evaluate(
+                loaded, photos, protocol=protocol, batch_size=batch_size, plan=plan, max_bad_share=max_bad_share
+            )
+        write_json(path, {"metrics": evaluation.metrics, "bad_samples": evaluation.bad_samples})
+    return evaluation

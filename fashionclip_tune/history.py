@@ -64,6 +64,8 @@ def _tag(name: str) -> str | None:
     """TensorBoard sorts by group: the recalls come first, each with a chart of its own, then what explains them."""
     if re.fullmatch(r"recall_at_\d+", name):
         return name
+    if re.fullmatch(r"recall_at_\d+_(low|high)", name):
+        return f"recall_interval/{name}"
     if name.startswith("recall_at_"):
         return f"recall_by_direction/{name}"
     if name.startswith("train_recall_at_"):

@@ -34,7 +34,7 @@ DEFAULT_TAGS = {
 _SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
 # A canvas much larger than the input costs more to move than it is worth; up to twice, bilinear crops do not alias.
 _CANVAS_FACTOR, _CANVAS_LIMIT = 1.25, 2
-_WEIGHTS_NAME, _CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
+_WEIGHTS_NAME, CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
 
 
 class Tokenizer(Protocol):
@@ -291,7 +291,7 @@ def _tokenizer(name: str, cache_dir: Path, source: str | Path | None) -> Tokeniz
 
 def _local_model_config(folder: Path, name: str) -> dict[str, Any]:
     """The ``model_cfg`` of an OpenCLIP folder, which must be of the named architecture but for a logit bias."""
-    path = folder / _CONFIG_NAME
+    path = folder / CONFIG_NAME
     try:
         local: dict[str, Any] = dict(json.loads(path.read_text())["model_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -330,7 +330,7 @@ def export_openclip(loaded: LoadedModel, folder: Path) -> None:
     save_file(weights, folder / _WEIGHTS_NAME)
     preprocess = {key: value for key, value in asdict(loaded.preprocessing).items() if key != "size"}
     described = {"model_cfg": loaded.model_config, "preprocess_cfg": preprocess}
-    (folder / _CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
+    (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
     if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
         loaded.tokenizer.save_pretrained(folder)
 

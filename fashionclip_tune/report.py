@@ -2,13 +2,17 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluate import gain
+from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, load_retrieval
+from fashionclip_tune.statistics import PairedTest, paired_test
 
 Row = Mapping[str, Any]
 _SHOWN_BAD = 10
@@ -17,6 +21,8 @@ _COLUMNS = (
     "state",
     "stop_reason",
     "recall_at_10",
+    "recall_at_10_low",
+    "recall_at_10_high",
     "recall_at_5",
     "max_recall_at_10",
     "step",
@@ -62,17 +68,53 @@ def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
     unfinished.replace(path)
 
 
-def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str) -> Table:
-    """Trials in the given order, with the gain over their untouched model."""
+def last_queries(sweep_dir: Path, row: Row) -> tuple[Retrieval, dict[str, Any]] | None:
+    """The queries of a trial's last evaluation, and of what they are; None where they were not kept."""
+    for path in sweep_dir.glob(f"trials/{row['trial_id']}-*/{QUERIES_FILE}"):
+        try:
+            retrieval, about = load_retrieval(path)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+        return (retrieval, about) if about["step"] == row["step"] else None
+    return None
+
+
+def compare_trials(first_dir: Path, first: Row, second_dir: Path, second: Row) -> PairedTest | None:
+    """What one trial is better by in recall_at_10; None where they were not evaluated on the same queries."""
+    one, other = last_queries(first_dir, first), last_queries(second_dir, second)
+    if one is None or other is None or (one[0].protocol, one[1]["data"]) != (other[0].protocol, other[1]["data"]):
+        return None
+    try:
+        return paired_test(one[0].hits(10), other[0].hits(10))
+    except ValueError:  # a photo that could be read at one time only
+        return None
+
+
+def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
+    """Trials whose difference to the best one is inside chance."""
+    best = best_row(rows)
+    if best is None:
+        return set()
+    ended = [row for row in ranked(rows) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
+    tests = {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row) for row in ended}
+    return {trial_id for trial_id, test in tests.items() if test is not None and test.is_tie}
+
+
+def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str, ties: Collection[str] = ()) -> Table:
+    """Trials in the given order, with half the width of their interval and the gain over their untouched model.
+
+    ``ties``: those that are not told apart from the best one.
+    """
     # Two spaces between columns and short figures: fits a terminal of 80 columns but for long model names.
     table = Table(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for header in ("trial", "model", "loss", "lr", "augment"):
         table.add_column(header, no_wrap=True)
-    for header in ("seen", "R@10", "gain"):
+    for header in ("seen", "R@10", "±", "gain"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("end", no_wrap=True)
     for row in rows:
         config = row["config"]
+        end = row["stop_reason"] or "running"
         table.add_row(
             row["trial_id"],
             config.get("clip_model", ""),
@@ -81,8 +123,9 @@ def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str) 
             _augmentation(config),
             f"{row['examples_seen'] / 1000:,.1f}k",
             _figure(row["recall_at_10"]),
+            _half_width(row),
             _gain(row, zero_shot),
-            row["stop_reason"] or "running",
+            f"{end}, tie" if row["trial_id"] in ties else end,
         )
     return table
 
@@ -100,7 +143,7 @@ def bad_sample_lines(sweep_dir: Path) -> list[str]:
     return [f"{len(found)} samples could not be read{more}:", *(f"  {text}" for text in list(found.values())[:_SHOWN_BAD])]
 
 
-def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
+def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str] = ()) -> list[str]:
     """The best trial, its gain over its own untouched model, and how to load it."""
     best = sweep["best"]
     if best is None:
@@ -109,10 +152,15 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
     model = config.get("clip_model", "?")
     recall = metrics["recall_at_10"]
     lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
+    if "recall_at_10_low" in metrics:
+        low, high, protocol = metrics["recall_at_10_low"], metrics["recall_at_10_high"], metrics["protocol"]
+        gallery = f"{metrics['num_gallery_images']:,} photos, {metrics['num_gallery_texts']:,} texts"
+        lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {protocol} among {gallery}")
     if before := sweep["zero_shot"].get(model):
         base = before["recall_at_10"]
-        relative = f", {(recall - base) / base:+.1%}" if base > 0 else ""
-        lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; gain {recall - base:+.4f}{relative}")
+        lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
+    if ties:
+        lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
     lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")
     lines.append(f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "best"}")')
     return lines
@@ -131,6 +179,11 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def _half_width(row: Row) -> str:
+    low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
+    return "" if low is None or high is None else f"{(high - low) / 2:.3f}"
+
+
 def _gain(row: Row, zero_shot: Mapping[str, Row]) -> str:
     before = zero_shot.get(row["config"].get("clip_model", ""))
     if before is None or row["recall_at_10"] is None:
@@ -144,16 +197,27 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
     parts: list[Table | str] = []
     for folder, sweep in sweeps:
         rows = ranked(sweep["trials"])
-        parts.append(trials_table(rows, sweep["zero_shot"], f"{sweep['name']} ({sweep['state'].lower()}), best first"))
-        parts += winner_lines(sweep, folder)
+        ties = ties_with_best(folder, rows)
+        parts.append(trials_table(rows, sweep["zero_shot"], f"{sweep['name']} ({sweep['state'].lower()}), best first", ties))
+        parts += winner_lines(sweep, folder, ties)
         parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if row["state"] == "FAIL"]
     if len(sweeps) > 1:
-        table = Table(title="best of each sweep")
-        for header in ("sweep", "trial", "model", "recall@10", "pairs"):
-            table.add_column(header)
-        with_best = [(sweep["name"], sweep["best"]) for _, sweep in sweeps if sweep["best"] is not None]
-        for name, best in sorted(with_best, key=lambda pair: -pair[1]["metrics"]["recall_at_10"]):
-            recall, pairs = best["metrics"]["recall_at_10"], best["metrics"]["num_pairs"]
-            table.add_row(name, best["trial_id"], best["config"]["clip_model"], f"{recall:.4f}", f"{pairs:,}")
-        parts.append(table)
+        parts.append(_best_of_each(sweeps))
     return parts
+
+
+def _best_of_each(sweeps: Sequence[tuple[Path, Mapping[str, Any]]]) -> Table:
+    table = Table(title="best of each sweep")
+    for header in ("sweep", "trial", "model", "protocol", "recall@10", "pairs", "to the first"):
+        table.add_column(header)
+    with_best = [(folder, sweep, best) for folder, sweep in sweeps if (best := best_row(sweep["trials"])) is not None]
+    with_best.sort(key=lambda entry: -entry[2]["recall_at_10"])
+    for folder, sweep, row in with_best:
+        metrics = sweep["best"]["metrics"]
+        behind = ""
+        if row is not with_best[0][2]:
+            test = compare_trials(with_best[0][0], with_best[0][2], folder, row)
+            behind = "other queries" if test is None else f"{test.difference:.4f}{', tie' if test.is_tie else ''}"
+        protocol, recall, pairs = metrics.get("protocol", ""), f"{metrics['recall_at_10']:.4f}", f"{metrics['num_pairs']:,}"
+        table.add_row(sweep["name"], row["trial_id"], row["config"]["clip_model"], protocol, recall, pairs, behind)
+    return table

@@ -12,6 +12,7 @@ class Stream(IntEnum):
     REPLACEMENT = 4
     AUGMENTATION = 5
     MODEL = 6
+    CANDIDATES = 7
 
 
 def numpy_generator(seed: int, stream: Stream, *where: int) -> np.random.Generator:

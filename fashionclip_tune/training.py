@@ -20,15 +20,18 @@ from fashionclip_tune.data import (
     leaking_products,
     run_shards,
     storage_of,
+    write_bad_samples,
 )
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import cached_zero_shot, evaluate, evaluation_set
+from fashionclip_tune.evaluate import Evaluation, Metrics, cached_zero_shot, evaluate
+from fashionclip_tune.evaluation_set import evaluation_set
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row, read_history
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, save_retrieval
 from fashionclip_tune.trainer import StageStats, Trainer
 
 OnEval = Callable[[Row], None]
@@ -50,7 +53,7 @@ class TrainResult:
     checkpoint: Path
     history: tuple[Row, ...]
     bad_samples: tuple[BadSample, ...]
-    """Of the training set: which could not be read, and why."""
+    """Which photos, to train or to evaluate on, could not be read, and why."""
 
     @property
     def metrics(self) -> Row:
@@ -133,6 +136,8 @@ class _Run:
                 stacklevel=4,
             )
         self._bad = BadSamples(self._index, config.training.max_bad_share)
+        self._evaluation_bad: dict[BadSample, None] = {}
+        self._retrieval: Retrieval | None = None
         self._loaded = load_model(_starting_point(config))
         self._fingerprint = config.fingerprint(
             data=f"{self._index.fingerprint}:{valid.fingerprint}",
@@ -182,14 +187,20 @@ class _Run:
                     self._report(self._rows[-1], history, on_eval)
             finally:
                 history.close()
-                self._bad.write_csv(self._out_dir / "bad_samples.csv")
+                write_bad_samples(self._out_dir / "bad_samples.csv", self._bad_samples())
         assert self._checkpoint is not None
-        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), tuple(self._bad.found.values()))
+        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), self._bad_samples())
+
+    def _bad_samples(self) -> tuple[BadSample, ...]:
+        return tuple(dict.fromkeys([*self._bad.found.values(), *self._evaluation_bad]))
 
     def _on_batch(self, batch: TrainBatch) -> None:
         self._bad.add(batch.bad)
 
     def _report(self, row: Row, history: History, on_eval: OnEval) -> None:
+        if self._retrieval is not None:
+            data = cached_index(self._shards.valid, self._storage).fingerprint
+            save_retrieval(self._out_dir / QUERIES_FILE, self._retrieval, step=row["step"], data=data)
         if difference := history.record(row):
             message = f"a stage that was trained again came out otherwise: {difference}"
             if self._plan.device.type == "cpu":
@@ -203,29 +214,32 @@ class _Run:
                 self._save_checkpoint()
             raise
 
-    def _zero_shot(self) -> dict[str, float]:
+    def _zero_shot(self) -> Metrics:
         return self._recalls(cached_zero_shot)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> Metrics:
         with self._trainer.averaged():
             return self._recalls(evaluate)
 
-    def _recalls(self, measure: Callable[..., dict[str, float]]) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def _recalls(self, measure: Callable[..., Evaluation]) -> Metrics:
+        metrics: Metrics = {}
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
                 photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
                 measured = measure(
                     self._loaded,
                     photos,
+                    protocol=self._config.evaluation.protocol,
                     batch_size=self._config.evaluation.batch_size,
                     plan=self._plan,
                     max_bad_share=self._config.training.max_bad_share,
                 )
-                metrics |= {prefix + name: value for name, value in measured.items()}
+                metrics |= {prefix + name: value for name, value in measured.metrics.items()}
+                self._evaluation_bad |= dict.fromkeys(measured.bad_samples)
+                self._retrieval = measured.retrieval  # the validation set's is the last one
         return metrics
 
-    def _row(self, metrics: dict[str, float], stats: StageStats | None) -> Row:
+    def _row(self, metrics: Metrics, stats: StageStats | None) -> Row:
         training = self._config.training
         row: Row = {
             "step": self._trainer.step,

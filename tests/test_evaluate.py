@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import torch
 import webdataset
 from PIL import Image
 
-from fashionclip_tune import evaluate as evaluate_module
+from fashionclip_tune import evaluation_set as evaluation_set_module
 from fashionclip_tune.cache import cache_dir
-from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError
-from fashionclip_tune.evaluate import EvaluationSet, cached_zero_shot, evaluate, evaluation_set
+from fashionclip_tune.config import ProjectConfig, Protocol
+from fashionclip_tune.data import cached_index
+from fashionclip_tune.errors import BadDataError, UserError
+from fashionclip_tune.evaluate import Evaluation, cached_zero_shot, evaluate
+from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.model import LoadedModel, load_model
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.protocols import QUERIES_FILE, load_retrieval
 from fashionclip_tune.shards import ShardSample, find_dataset, write_split
 from fashionclip_tune.training import train
 
@@ -29,8 +33,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def measured(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, float]:
+def evaluated(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> Evaluation:
     return evaluate(loaded, photos, **{"batch_size": 8, "plan": CPU, "max_bad_share": 0.01, **changes})
+
+
+def measured(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, Any]:
+    return evaluated(loaded, photos, **changes).metrics
 
 
 def validation(loaded: LoadedModel, root: Path) -> EvaluationSet:
@@ -122,19 +130,19 @@ def test_kept_pixels_and_pixels_read_anew_agree(
     photos = validation(loaded, garments)
     photos.kept_blocks.clear()
     reads = 0
-    decode = evaluate_module.decode_pil
+    decode = evaluation_set_module.decode_pil
 
     def counting(data: bytes) -> Any:
         nonlocal reads
         reads += 1
         return decode(data)
 
-    monkeypatch.setattr(evaluate_module, "decode_pil", counting)
+    monkeypatch.setattr(evaluation_set_module, "decode_pil", counting)
     first, again = measured(loaded, photos), measured(loaded, photos)
     assert first == again
     assert reads == 20  # one for each photo: the second evaluation read none
     photos.kept_blocks.clear()
-    monkeypatch.setattr(evaluate_module, "_KEPT_PIXELS_BYTES", 20 * 3 * 32 * 32 - 1)
+    monkeypatch.setattr(evaluation_set_module, "_KEPT_PIXELS_BYTES", 20 * 3 * 32 * 32 - 1)
     assert [measured(loaded, photos), measured(loaded, photos)] == [first, first]
     assert reads == 60
 
@@ -175,8 +183,8 @@ def test_more_unreadable_photos_than_allowed_stop_with_the_list(tiny_config: Pro
         measured(loaded, evaluation_set(damaged, loaded.preprocessing), max_bad_share=0.049)
 
 
-def zero_shot(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, float]:
-    return cached_zero_shot(loaded, photos, **{"batch_size": 8, "plan": CPU, "max_bad_share": 0.01, **changes})
+def zero_shot(loaded: LoadedModel, photos: EvaluationSet, **changes: Any) -> dict[str, Any]:
+    return cached_zero_shot(loaded, photos, **{"batch_size": 8, "plan": CPU, "max_bad_share": 0.01, **changes}).metrics
 
 
 def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
@@ -188,9 +196,9 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
     computed = zero_shot(loaded, photos)
     assert computed == measured(loaded, photos)
 
-    entries = list((tmp_path / "zero_shot").iterdir())
+    entries = list((tmp_path / "zero_shot").glob("*.json"))
     assert len(entries) == 1
-    entries[0].write_text(json.dumps({"from": "the cache"}))
+    entries[0].write_text(json.dumps({"metrics": {"from": "the cache"}, "bad_samples": []}))
     assert zero_shot(load_model(tiny_config), photos) == {"from": "the cache"}
 
     others = load_model(tiny_config.with_overrides({"training.seed": 1}))
@@ -201,7 +209,8 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
     assert "from" not in zero_shot(loaded, photos, plan=bf16)
     assert "from" not in zero_shot(loaded, evaluation_set(find_dataset(garments).test, loaded.preprocessing))
     assert "from" not in zero_shot(loaded, photos, batch_size=7)
-    assert len(list((tmp_path / "zero_shot").iterdir())) == 6
+    assert "from" not in zero_shot(loaded, photos, protocol=Protocol.PRODUCT)
+    assert len(list((tmp_path / "zero_shot").glob("*.json"))) == 7
 
 
 def test_a_damaged_zero_shot_entry_is_made_again(
@@ -210,7 +219,140 @@ def test_a_damaged_zero_shot_entry_is_made_again(
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
     loaded = load_model(tiny_config)
     computed = zero_shot(loaded, validation(loaded, garments))
-    (entry,) = (cache_dir() / "zero_shot").iterdir()
+    (entry,) = (cache_dir() / "zero_shot").glob("*.json")
     entry.write_text('{"recall_at_1')
     assert zero_shot(loaded, validation(loaded, garments)) == computed
-    assert json.loads(entry.read_text()) == computed
+    assert json.loads(entry.read_text())["metrics"] == computed
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_protocols_and_what_their_figures_stand_on(tiny_config: ProjectConfig, garments: Path) -> None:
+    """20 photos of 10 products, two each, with three captions a photo."""
+    loaded = load_model(tiny_config)
+    photos = validation(loaded, garments)
+    by_protocol = {protocol: measured(loaded, photos, protocol=protocol) for protocol in NO_CATEGORIES}
+    assert [metrics["protocol"] for metrics in by_protocol.values()] == ["instance", "product", "all_captions"]
+    sizes = ("num_text_queries", "num_image_queries", "num_gallery_images", "num_gallery_texts", "num_pairs", "num_products")
+    assert {protocol.value: [metrics[size] for size in sizes] for protocol, metrics in by_protocol.items()} == {
+        "instance": [20, 20, 20, 20, 20, 10],
+        "product": [10, 20, 20, 10, 20, 10],
+        "all_captions": [60, 20, 20, 60, 20, 10],
+    }
+    for metrics in by_protocol.values():
+        assert 0 <= metrics["recall_at_10_low"] <= metrics["recall_at_10"] <= metrics["recall_at_10_high"] <= 1
+        assert 1 <= metrics["median_rank_text_to_image"] <= metrics["num_gallery_images"]
+    # Any of two photos, among the same twenty, is at least as easy as one of them.
+    of_product, of_instance = by_protocol[Protocol.PRODUCT], by_protocol[Protocol.INSTANCE]
+    assert of_product["recall_at_5_text_to_image"] >= of_instance["recall_at_5_text_to_image"]
+    with pytest.raises(UserError, match="no category here has that many"):
+        measured(loaded, photos, protocol=Protocol.CANDIDATES_101)
+
+
+NO_CATEGORIES = (Protocol.INSTANCE, Protocol.PRODUCT, Protocol.ALL_CAPTIONS)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_each_distinct_caption_is_encoded_once(tiny_config: ProjectConfig, garments: Path) -> None:
+    loaded = load_model(tiny_config)
+    photos = validation(loaded, garments)
+    tokenizer, asked = loaded.tokenizer, list[str]()
+
+    def counting(texts: Any) -> torch.Tensor:
+        asked.extend(texts)
+        return tokenizer(texts)
+
+    loaded.tokenizer = counting
+    first = {caption for _, caption in pairs(find_dataset(garments).valid)}
+    measured(loaded, photos)
+    assert sorted(asked) == sorted(first)
+    asked.clear()
+    measured(loaded, photos, protocol=Protocol.ALL_CAPTIONS)
+    assert len(asked) == len(set(asked)) > len(first)
+    assert set(asked) > first
+
+
+def test_in_a_larger_gallery_recall_falls_and_the_queries_stay(tiny_config: ProjectConfig, garments: Path) -> None:
+    loaded = load_model(tiny_config)
+    found = find_dataset(garments)
+    alone = measured(loaded, evaluation_set(found.valid, loaded.preprocessing))
+    among_all = measured(loaded, evaluation_set(found.valid, loaded.preprocessing, gallery=found.train + found.test))
+    assert (among_all["num_pairs"], among_all["num_gallery_images"], among_all["num_gallery_texts"]) == (20, 200, 200)
+    assert among_all["num_text_queries"] == among_all["num_image_queries"] == 20
+    assert among_all["recall_at_10"] < alone["recall_at_10"]
+    assert among_all["median_rank_text_to_image"] > alone["median_rank_text_to_image"]
+
+
+def test_photos_are_decoded_ahead_in_their_order_and_a_few_blocks_at_a_time(
+    tiny_config: ProjectConfig, garments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(tiny_config)
+    photos = evaluation_set(find_dataset(garments).train, loaded.preprocessing)
+    photos.kept_blocks.clear()
+    monkeypatch.setattr(evaluation_set_module, "_KEPT_PIXELS_BYTES", 0)
+    read = 0
+    image = photos.reader.image
+
+    def counting(sample: int) -> bytes:
+        nonlocal read
+        read += 1
+        return image(sample)
+
+    monkeypatch.setattr(photos.reader, "image", counting)
+    torch.set_num_threads(3)
+    for number, (start, block) in enumerate(evaluation_set_module.pixel_blocks(photos, 8)):
+        assert start == 8 * number
+        assert read <= start + 8 * 5  # this block, four ahead
+        for slot in block.good:
+            expected = loaded.preprocessing.resize(Image.open(io.BytesIO(image(start + slot))))
+            assert torch.equal(block.pixels_BCHW[slot], expected)
+    assert read == 160
+    assert not photos.kept_blocks
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_photos_that_cannot_be_evaluated_are_listed_at_the_end_of_a_run(
+    tiny_config: ProjectConfig, garments: Path, damaged: tuple[Path, ...], tmp_path: Path
+) -> None:
+    for shard in find_dataset(garments).train:
+        (damaged[0].parent / shard.name).symlink_to(shard)
+    config = replace(
+        tiny_config,
+        dataset_root=damaged[0].parent,
+        train_shards_pattern="clip_dataset_train_aug.000000.tar",
+        valid_shards_pattern=damaged[0].name,
+    ).with_overrides({"training.budget_examples": 32, "training.max_bad_share": 0.06})
+    expected = [(damaged[0].name, "k3")]
+    result = train(config, tmp_path / "run")
+    assert [sample[:2] for sample in result.bad_samples] == expected
+    # The untouched weights' figure comes from the cache now, and what could not be read with it.
+    again = train(config, tmp_path / "again")
+    assert [sample[:2] for sample in again.bad_samples] == expected
+
+
+def test_the_queries_of_the_last_evaluation_are_kept(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    config = tiny_config.with_overrides({"training.budget_examples": 64, "evaluation.protocol": "product"})
+    result = train(config, tmp_path)
+    retrieval, about = load_retrieval(tmp_path / QUERIES_FILE)
+    assert about["step"] == result.history[-1]["step"] == 4
+    assert retrieval.protocol is Protocol.PRODUCT
+    assert {row["protocol"] for row in result.history} == {"product"}
+    texts, images = retrieval.hits(10)
+    assert (texts.values_Q.mean() + images.values_Q.mean()) / 2 == pytest.approx(result.metrics["recall_at_10"], abs=1e-12)
+
+
+def test_a_shard_that_vanishes_is_told_of_its_captions_or_counts_photo_by_photo(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path
+) -> None:
+    loaded = load_model(tiny_config)
+    (shard,) = find_dataset(garments).valid
+    copy = Path(shutil.copy(shard, tmp_path))
+    photos = evaluation_set((copy,), loaded.preprocessing)
+    copy.rename(tmp_path / "gone")
+    with pytest.raises(BadDataError, match=r"shard cannot be read \(No such file"):
+        measured(loaded, photos, max_bad_share=0.5)
+    (tmp_path / "other").mkdir()
+    other = Path(shutil.copy(shard, tmp_path / "other"))
+    cached_index((other,))
+    other.unlink()
+    with pytest.raises(BadDataError, match="captions to evaluate on are lost: clip_dataset_valid_aug"):
+        evaluation_set((other,), loaded.preprocessing)

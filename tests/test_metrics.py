@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from open_clip_train.train import get_clip_metrics
 from torch import Tensor
 
 from fashionclip_tune import metrics
-from fashionclip_tune.metrics import retrieval_recall
+from fashionclip_tune.metrics import retrieval_ranks, retrieval_recall
 
 # Rows of four entries, each 1 or -1, have length 2: their cosine similarities are exact, so ties are exact too.
 SIGNS = list(itertools.product((1, -1), repeat=4))
@@ -132,18 +133,18 @@ def test_photos_that_share_a_caption_share_its_rank() -> None:
         assert recall.image_to_text == pytest.approx({1: 0.2, 3: 0.6, 5: 1.0, 10: 1.0}, abs=1e-9)
 
 
-@pytest.mark.parametrize("chunk_elements", [1, 7, 100])
-def test_the_size_of_the_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch, chunk_elements: int) -> None:
+@pytest.mark.parametrize("tile", [1, 7, 20])
+def test_the_size_of_the_tiles_changes_nothing(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
     rows = torch.tensor(SIGNS)[torch.randint(16, (61,), generator=torch.Generator().manual_seed(5))]
     tied = (rows[:31], rows[31:], torch.arange(31) % 9, torch.arange(30) % 11)
     untied = (embeddings(31), embeddings(30, seed=1), torch.arange(31) % 9, torch.arange(30) % 11)
     whole = [retrieval_recall(*inputs) for inputs in (tied, untied)]
-    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(metrics, "_CPU_TILE", tile)
     for before, inputs in zip(whole, (tied, untied), strict=True):
-        chunked = retrieval_recall(*inputs)
-        assert chunked.text_to_image == pytest.approx(before.text_to_image, abs=1e-12)
-        assert chunked.image_to_text == pytest.approx(before.image_to_text, abs=1e-12)
-        assert chunked.num_left_out == before.num_left_out
+        tiled = retrieval_recall(*inputs)
+        assert tiled.text_to_image == pytest.approx(before.text_to_image, abs=1e-12)
+        assert tiled.image_to_text == pytest.approx(before.image_to_text, abs=1e-12)
+        assert tiled.num_left_out == before.num_left_out
 
 
 def test_the_length_of_an_embedding_does_not_count() -> None:
@@ -169,3 +170,89 @@ def test_inputs_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         retrieval_recall(images, texts, image_groups, text_groups)
+
+
+def published_recall(images: Tensor, texts: Tensor, k: int) -> tuple[float, float]:
+    """As the published runs counted: the whole matrix, sorted; pair i is right for i only."""
+    similarity_NM = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
+    own = torch.arange(len(images))[:, None]
+    text_to_image = (similarity_NM.T.argsort(dim=1, descending=True)[:, :k] == own).any(dim=1)
+    image_to_text = (similarity_NM.argsort(dim=1, descending=True)[:, :k] == own).any(dim=1)
+    return float(text_to_image.double().mean()), float(image_to_text.double().mean())
+
+
+def test_where_the_published_rule_applies_it_is_the_published_figure() -> None:
+    images = embeddings(700, dim=64)
+    texts = images + 3 * embeddings(700, dim=64, seed=1)
+    ours = retrieval_recall(images, texts, torch.arange(700), torch.arange(700))
+    for k in (5, 10):
+        text_to_image, image_to_text = published_recall(images, texts, k)
+        assert 0.1 < text_to_image < 0.9
+        assert ours.text_to_image[k] == pytest.approx(text_to_image, abs=1e-12)
+        assert ours.image_to_text[k] == pytest.approx(image_to_text, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(images=samples, texts=samples)
+def test_ranks_are_the_expectation_over_the_orders_of_ties(
+    images: list[tuple[tuple[int, ...], int]], texts: list[tuple[tuple[int, ...], int]]
+) -> None:
+    image_rows, image_groups = zip(*images, strict=True)
+    text_rows, text_groups = zip(*texts, strict=True)
+    if not set(image_groups) & set(text_groups):
+        return
+    expected = []
+    for query, group in zip(text_rows, text_groups, strict=True):
+        if group not in image_groups:
+            continue
+        scores = [sum(a * b for a, b in zip(query, item, strict=True)) for item in image_rows]
+        ranks = [
+            1 + [image_groups[item] == group for item in sorted(order, key=lambda item: -scores[item])].index(True)
+            for order in itertools.permutations(range(len(image_rows)))
+        ]
+        expected.append(Fraction(sum(ranks), len(ranks)))
+    recall = retrieval_recall(*[torch.tensor(x) for x in (image_rows, text_rows, image_groups, text_groups)])
+    assert recall.mean_rank_text_to_image == pytest.approx(float(sum(expected) / len(expected)), abs=1e-12)
+    assert recall.median_rank_text_to_image == pytest.approx(float(statistics.median(expected)), abs=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 33, 512])
+def test_a_positive_has_the_score_that_it_is_compared_with(dim: int) -> None:
+    """Over many tiles, in the second product of a tile as in the first: else it would not be found among its equals."""
+    images, texts = embeddings(1_300, dim=dim), embeddings(1_100, dim=dim, seed=1)
+    groups_of_images, groups_of_texts = torch.arange(1_300) * 7 % 900, torch.arange(1_100) * 11 % 900
+    for direction in retrieval_ranks(images, texts, groups_of_images, groups_of_texts):
+        assert bool((direction.num_tied >= direction.num_tied_relevant).all())
+        assert bool((direction.num_tied_relevant[direction.counted] >= 1).all())
+        assert bool((direction.num_better + direction.num_tied <= 1_300).all())
+        assert int(direction.counted.sum()) > 1_000
+    both = retrieval_recall(images, texts, groups_of_images, groups_of_texts)
+    turned = retrieval_recall(texts, images, groups_of_texts, groups_of_images)
+    assert both.text_to_image == pytest.approx(turned.image_to_text, abs=2e-3)
+
+
+def test_an_embedding_that_is_no_number_scores_as_nothing_known() -> None:
+    images, texts = embeddings(50), embeddings(50, seed=1)
+    images[:] = torch.nan
+    recall = retrieval_recall(images, texts, torch.arange(50), torch.arange(50))
+    assert recall.mean[10] == pytest.approx(0.2)
+    assert recall.mean_rank_text_to_image == pytest.approx(25.5)
+
+
+def test_many_equal_items_do_not_need_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One caption for 3,000 photos in 1,000 groups: it is multiplied once, and spread a tile at a time."""
+    monkeypatch.setattr(metrics, "_CPU_TILE", 64)
+    largest = 0
+    count = metrics._Block.count
+
+    def counted(block: metrics._Block, marks: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, block.scores_NM.numel())
+        count(block, marks)
+
+    monkeypatch.setattr(metrics._Block, "count", counted)
+    groups = torch.arange(3_000) % 1_000
+    texts = embeddings(1).repeat(500, 1)
+    recall = retrieval_recall(embeddings(3_000, seed=2), texts, groups, torch.arange(500), ks=(10,))
+    assert largest == 64 * 64
+    assert recall.image_to_text[10] == pytest.approx(10 / 500)

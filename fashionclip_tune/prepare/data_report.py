@@ -90,8 +90,8 @@ class DataReport:
         ]
         if each.share_with_several > 0.5:
             lines.append(
-                "  most products have several photos: at instance level a product's other photos count as wrong, the "
-                "`product` protocol counts them together"
+                "  most products have several photos: at instance level a product's other photos count as wrong; recommended "
+                "is the protocol that counts them together: --set evaluation.protocol=product"
             )
         lines += self._caption_lines()
         if self.same_photos:

@@ -140,6 +140,7 @@ class SweepPlan:
             f" on {self.base.device}",
             f"budget:   {budget:,} examples a trial ({budget / self.num_train:.1f} epochs), evaluated every {stage:,}",
             f"stopping: {stopping}",
+            f"metric:   recall_at_10, protocol {self.base.evaluation.protocol.value}",
         ]
 
 
@@ -245,6 +246,8 @@ def _refuse_shared(drawn: Mapping[str, Any], where: str) -> None:
     _refuse_owned(drawn, where)
     if "training.epochs" in drawn:
         raise UserError(f"{where} draws training.epochs, the same for all trials of a sweep: use BASE or --budget-examples")
+    if "evaluation.protocol" in drawn:
+        raise UserError(f"{where} draws evaluation.protocol, the same for all trials of a sweep: use BASE or --set")
 
 
 def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:

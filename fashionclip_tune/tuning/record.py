@@ -11,6 +11,8 @@ from fashionclip_tune.report import best_row, write_trials_csv
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.study import METRIC, SweepStudy, message, settings, stop_reason
 
+_ABOUT_RECALL = ("protocol", "num_pairs", "num_products", "num_gallery_images", "num_gallery_texts")
+
 
 class SweepRecord:
     """Writes what a sweep has found so far. ``header`` is what does not change: name, settings, versions."""
@@ -63,6 +65,8 @@ class SweepRecord:
             "examples_seen": last.get("examples_seen", 0),
             "recall_at_10": 0.0 if diverged else last.get(METRIC),
             "recall_at_5": 0.0 if diverged else last.get("recall_at_5"),
+            "recall_at_10_low": None if diverged else last.get("recall_at_10_low"),
+            "recall_at_10_high": None if diverged else last.get("recall_at_10_high"),
             "max_recall_at_10": max((row[METRIC] for row in history), default=None),
             "duration_s": last.get("duration_s", 0.0),
             "metrics": _recalls(last),
@@ -73,4 +77,4 @@ class SweepRecord:
 
 
 def _recalls(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name.startswith("recall_at_") or name == "num_pairs"}
+    return {name: value for name, value in row.items() if name.startswith("recall_at_") or name in _ABOUT_RECALL}

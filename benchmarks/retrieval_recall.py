@@ -1,0 +1,162 @@
+#!/usr/bin/env python
+"""Seconds and memory of Recall@5 and @10 both ways: this project's, the published way, torchmetrics, and the limit.
+
+    python benchmarks/retrieval_recall.py --rounds 5
+
+Random pairs of 512 dimensions, one relevant item a query. Each method runs in a process of its own, in turn, round after
+round, on one thread; seconds are of that process's CPU time, so that other work on the machine counts little.
+``matrix_product`` is the bare N x N product in blocks, of which nothing is kept: no exact method can be faster.
+``published`` sorts every row and every column once, for both k, in blocks (as published, the whole matrix at once, it needs
+13 GB at 32,528). What takes minutes is measured on ``--queries`` queries each way and scaled up; its recall is then that of
+these queries. torchmetrics is no dependency: give it a folder from
+``pip install --no-deps --target DIR torchmetrics lightning-utilities`` and ``--torchmetrics DIR``, or it is left out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_DIM = 512
+_BLOCK = 1024
+_KS = (5, 10)
+Recalls = tuple[float, float] | None
+
+
+def pairs(num: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num, _DIM, generator=generator)
+    texts = 0.12 * images + torch.randn(num, _DIM, generator=generator)
+    return F.normalize(images, dim=1), F.normalize(texts, dim=1)
+
+
+def ours(images: Tensor, texts: Tensor, num_queries: int) -> Recalls:
+    from fashionclip_tune.metrics import retrieval_recall
+
+    pair = torch.arange(len(images))
+    recall = retrieval_recall(images, texts, pair, pair, ks=_KS)
+    return recall.text_to_image[10], recall.image_to_text[10]
+
+
+def matrix_product(images: Tensor, texts: Tensor, num_queries: int) -> Recalls:
+    block = torch.empty(_BLOCK, _BLOCK)
+    for rows in images.split(_BLOCK):
+        for columns in texts.split(_BLOCK):
+            torch.mm(rows, columns.T, out=block[: len(rows), : len(columns)])
+    return None
+
+
+def published(images: Tensor, texts: Tensor, num_queries: int) -> Recalls:
+    """The order of all items for each query, then whether its own is among the first k."""
+    recalls = []
+    for queries, items in ((texts, images), (images, texts)):
+        hits = dict.fromkeys(_KS, 0)
+        for start in range(0, num_queries, _BLOCK):
+            own = torch.arange(start, min(start + _BLOCK, num_queries))
+            order = (queries[own] @ items.T).argsort(dim=1, descending=True)
+            for k in _KS:
+                hits[k] += int((order[:, :k] == own[:, None]).any(dim=1).sum())
+        recalls.append(hits[10] / num_queries)
+    return recalls[0], recalls[1]
+
+
+def torchmetrics(images: Tensor, texts: Tensor, num_queries: int) -> Recalls:
+    """Its hit rate, query by query, as its RetrievalHitRate does once it has grouped N x N scores."""
+    from torchmetrics.functional.retrieval import retrieval_hit_rate
+
+    recalls = []
+    for queries, items in ((texts, images), (images, texts)):
+        hits = dict.fromkeys(_KS, 0.0)
+        for start in range(0, num_queries, _BLOCK):
+            numbers = range(start, min(start + _BLOCK, num_queries))
+            for number, scores in zip(numbers, queries[numbers.start : numbers.stop] @ items.T, strict=True):
+                target = torch.zeros(len(items), dtype=torch.bool)
+                target[number] = True
+                for k in _KS:
+                    hits[k] += float(retrieval_hit_rate(scores, target, top_k=k))
+        recalls.append(hits[10] / num_queries)
+    return recalls[0], recalls[1]
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor, int], Recalls]] = {
+    "ours": ours,
+    "matrix_product": matrix_product,
+    "published": published,
+    "torchmetrics": torchmetrics,
+}
+
+
+def measure(name: str, num: int, num_queries: int) -> dict[str, object]:
+    torch.set_num_threads(1)
+    images, texts = pairs(num)
+    METHODS[name](images[:2048], texts[:2048], 64)  # imports, thread pools
+    before = _peak_megabytes()
+    started = time.process_time()
+    recalls = METHODS[name](images, texts, num_queries)
+    seconds = time.process_time() - started
+    return {"seconds": seconds, "recalls": recalls, "peak_mb": _peak_megabytes(), "before_mb": before}
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[6_912, 20_000, 32_528], help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--queries", type=int, default=1_024, help="of published and torchmetrics, each way (default: %(default)s)"
+    )
+    parser.add_argument("--torchmetrics", metavar="DIR", help="folder with torchmetrics and lightning-utilities")
+    parser.add_argument("--only", nargs=2, metavar=("METHOD", "SIZE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        name, size = arguments.only[0], int(arguments.only[1])
+        print(json.dumps(measure(name, size, min(arguments.queries, size))))
+        return
+    names = [name for name in METHODS if name != "torchmetrics" or arguments.torchmetrics]
+    print(f"{_DIM} dimensions, one thread, {arguments.rounds} rounds; {platform.machine()}, torch {torch.__version__}")
+    print("| pairs | method | seconds, median | lowest | highest | over the product, median of the rounds | peak MB |")
+    print("|---|---|---|---|---|---|---|")
+    for size in arguments.sizes:
+        _compare(names, size, arguments)
+
+
+def _compare(names: list[str], size: int, arguments: argparse.Namespace) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    path = [entry for entry in (os.environ.get("PYTHONPATH"), arguments.torchmetrics) if entry]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    last = {}
+    for _ in range(arguments.rounds):
+        for name in names:
+            command = [sys.executable, __file__, "--only", name, str(size)]
+            command += ["--queries", str(arguments.queries)]
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            last[name] = json.loads(done.stdout.splitlines()[-1])
+            scale = size / min(arguments.queries, size) if name in ("published", "torchmetrics") else 1
+            seconds[name].append(last[name]["seconds"] * scale)
+    for name in names:
+        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["matrix_product"], strict=True))
+        spread = statistics.median(seconds[name]), min(seconds[name]), max(seconds[name])
+        figures = " | ".join(f"{value:,.2f}" for value in spread)
+        print(f"| {size:,} | {name} | {figures} | {ratio:.2f} | {last[name]['peak_mb']:,.0f} |", flush=True)
+    for name in names:
+        if last[name]["recalls"]:
+            both = ", ".join(f"{value:.6f}" for value in last[name]["recalls"])
+            print(f"<!-- {size:,} {name}: recall_at_10 text to image, image to text: {both} -->")
+
+
+if __name__ == "__main__":
+    main()

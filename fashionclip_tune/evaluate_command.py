@@ -1,0 +1,247 @@
+"""``python -m fashionclip_tune evaluate``: a model's figures on a data set, beside those of its untouched weights."""
+
+import getpass
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from rich.table import Table
+
+from fashionclip_tune.cache import cache_dir
+from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weights
+from fashionclip_tune.config import ProjectConfig, Protocol
+from fashionclip_tune.data import storage_of
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, embed, gain
+from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
+from fashionclip_tune.index import BadSample
+from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, Preprocessing, load_model
+from fashionclip_tune.precision import plan_precision
+from fashionclip_tune.protocols import KS
+from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
+from fashionclip_tune.tiny import TINY_MODELS
+
+_USES_NAME = "test_split_uses.jsonl"
+_DIRECTIONS = {"text to image": "text_to_image", "image to text": "image_to_text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What is measured, as the command's flags say."""
+
+    model: str
+    """An OpenCLIP architecture, or the folder of a checkpoint, a run, a sweep or an OpenCLIP model."""
+    data: Path | str
+    split: str = "valid"
+    use_test_split: bool = False
+    protocols: tuple[Protocol, ...] = (Protocol.INSTANCE, Protocol.PRODUCT)
+    gallery: str = "split"
+    """``all``: the split's photos and captions are searched among those of all splits, as in a shop."""
+    config: ProjectConfig = field(default_factory=ProjectConfig)
+    """Device, precision and inner batch; architecture and weights, where ``model`` names an architecture."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """``figures`` and ``untouched`` (None: not known what the model started from) have a dict of metrics a protocol."""
+
+    about: dict[str, Any]
+    figures: list[Metrics]
+    untouched: list[Metrics] | None
+    notes: list[str]
+    bad_samples: tuple[BadSample, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        bad = [str(sample) for sample in self.bad_samples]
+        return {**self.about, "figures": self.figures, "untouched": self.untouched, "notes": self.notes, "not_readable": bad}
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.about['model']} on {self.about['split']}, {self.about['data']}", box=None, pad_edge=False)
+        for header in ("protocol", "direction"):
+            table.add_column(header, no_wrap=True)
+        for header in (*(f"R@{k}" for k in KS), "median rank", "queries", "gallery"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for metrics in self.figures:
+            for (title, name), queries, gallery in zip(
+                _DIRECTIONS.items(), ("text", "image"), ("images", "texts"), strict=True
+            ):
+                recalls = [f"{metrics[f'recall_at_{k}_{name}']:.4f}" for k in KS]
+                rank, asked = f"{metrics[f'median_rank_{name}']:g}", f"{metrics[f'num_{queries}_queries']:,}"
+                table.add_row(metrics["protocol"], title, *recalls, rank, asked, f"{metrics[f'num_gallery_{gallery}']:,}")
+        return table
+
+    def lines(self) -> Iterator[str]:
+        """What stands below the table."""
+        for number, metrics in enumerate(self.figures):
+            recall, low, high = (metrics[f"recall_at_10{end}"] for end in ("", "_low", "_high"))
+            line = f"{metrics['protocol']}: recall_at_10 {recall:.4f}, 95 % interval {low:.4f} to {high:.4f}"
+            line += f" ({metrics['num_products']:,} products)"
+            if self.untouched is not None:
+                base = self.untouched[number]["recall_at_10"]
+                line += f"; untouched {base:.4f}, {gain(recall, base)}"
+            yield line
+        yield from self.notes
+        yield from (f"not readable: {sample}" for sample in self.bad_samples)
+
+
+def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], None]) -> Report:
+    """Measures a model under each protocol, and the weights that it started from, where they are known.
+
+    Raises:
+        UserError: no such model or split, the test split without leave, or a protocol that the data cannot serve.
+        BadDataError: too many photos cannot be read; the message names files and keys.
+    """
+    config = options.config
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    plan = plan_precision(config)
+    shards = _shards_of(options, find_dataset(options.data, allow_remote=config.reading.allow_remote))
+    storage = storage_of(config)
+    named = _named_model(options.model, config)
+    named.loaded.network.to(plan.device)
+    photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, storage, gallery=shards.searched_too)
+    notes = _note_test_use(options, photos) if options.split == "test" else []
+    settings: dict[str, Any] = {
+        "batch_size": config.evaluation.batch_size,
+        "plan": plan,
+        "max_bad_share": config.training.max_bad_share,
+    }
+    all_captions = Protocol.ALL_CAPTIONS in options.protocols
+    pool, bad = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=on_progress)
+    figures = [describe(pool, protocol)[0] for protocol in options.protocols]
+    untouched = None
+    if named.started_from is not None:
+        try:
+            base = load_model(named.started_from)
+            base.network.to(plan.device)
+            same_photos = evaluation_set(shards.searched_for, base.preprocessing, storage, gallery=shards.searched_too)
+            untouched = [cached_zero_shot(base, same_photos, protocol=p, **settings).metrics for p in options.protocols]
+        except UserError as error:
+            notes.append(f"no figures of the untouched weights: {error}")
+    about = {
+        "model": options.model,
+        "architecture": named.loaded.name,
+        "data": str(options.data),
+        "data_fingerprint": photos.fingerprint,
+        "split": options.split,
+        "gallery": options.gallery,
+        "precision": str(plan.autocast_dtype or "fp32"),
+    }
+    return Report(about, figures, untouched, notes, bad)
+
+
+class _Shards(NamedTuple):
+    searched_for: tuple[Shard, ...]
+    searched_too: tuple[Shard, ...]
+
+
+def _shards_of(options: EvaluateOptions, found: DatasetShards) -> _Shards:
+    splits = {"train": found.train, "valid": found.valid, "test": found.test}
+    if not splits[options.split]:
+        with_shards = ", ".join(name for name, shards in splits.items() if shards)
+        raise UserError(f"--split {options.split}: {options.data} has no such shards, only {with_shards}")
+    if options.split == "test" and not options.use_test_split:
+        raise UserError(
+            "--split test is for the end, once, with the settings chosen before: add --use-test-split to use it; a note of "
+            "who did and when is kept beside the data"
+        )
+    others = [shard for name, shards in splits.items() if name != options.split for shard in shards]
+    return _Shards(splits[options.split], tuple(others) if options.gallery == "all" else ())
+
+
+def _note_test_use(options: EvaluateOptions, photos: EvaluationSet) -> list[str]:
+    """Adds a line to the data set's list, before anything is measured, and says what stood there."""
+    use = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "user": _user(),
+        "host": platform.node(),
+        "model": options.model,
+        "protocols": [protocol.value for protocol in options.protocols],
+        "gallery": options.gallery,
+    }
+    # Beside the data, where everyone who has it sees it; where that cannot be written, on this machine.
+    in_cache = cache_dir() / "test_split_uses" / f"{photos.reader.index.fingerprint}.jsonl"
+    beside = options.data / _USES_NAME if isinstance(options.data, Path) else in_cache
+    places = dict.fromkeys([beside, in_cache])
+    earlier = [line for place in places if place.is_file() for line in place.read_text().splitlines()]
+    try:
+        _append(beside, use)
+    except OSError:
+        in_cache.parent.mkdir(parents=True, exist_ok=True)
+        _append(in_cache, use)
+    if not earlier:
+        return ["the test split was used for the first time, as far as is noted"]
+    last = json.loads(earlier[-1])
+    return [f"the test split was used {len(earlier)} times before, last by {last['user']} at {last['time']}: {last['model']}"]
+
+
+def _append(path: Path, use: dict[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(use) + "\n")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
+class _NamedModel(NamedTuple):
+    loaded: LoadedModel
+    started_from: ProjectConfig | None
+
+
+def _named_model(name: str, config: ProjectConfig) -> _NamedModel:
+    place = Path(name).expanduser()
+    if not place.exists():
+        return _NamedModel(load_model(config.with_overrides({"clip_model": name})), None)
+    place = place.parent if place.name == WEIGHTS_NAME else place
+    if (place / "sweep.json").is_file():
+        place = place / "best"
+    if (weights := newest_weights(place)) is not None:
+        place = weights.parent
+    if (place / RECORD_NAME).is_file():
+        return _checkpoint_model(place)
+    if (place / CONFIG_NAME).is_file():
+        settings = {"clip_model": _architecture(place), "model.pretrained": str(place.absolute())}
+        return _NamedModel(load_model(config.with_overrides(settings)), None)
+    raise UserError(
+        f"--model {name} is no model: give an OpenCLIP architecture, or the folder of a checkpoint ({RECORD_NAME}), a run, a "
+        f"sweep or an OpenCLIP model ({CONFIG_NAME}); a single weights file by --set model.pretrained=FILE"
+    )
+
+
+def _checkpoint_model(folder: Path) -> _NamedModel:
+    try:
+        record = json.loads((folder / RECORD_NAME).read_text())
+        started_from = ProjectConfig.from_dict(record["config"])
+        weights = started_from.with_overrides({"model.pretrained": str(folder.absolute() / WEIGHTS_NAME)})
+        stored = record["preprocessing"]
+        preprocessing = Preprocessing(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
+    # A weights file does not say how photos are to be prepared.
+    loaded = replace(load_model(weights), preprocessing=preprocessing)
+    return _NamedModel(loaded, started_from)
+
+
+def _architecture(folder: Path) -> str:
+    """Which of OpenCLIP's architectures a folder's ``model_cfg`` is, but for a bias of the logits."""
+    try:
+        described = json.loads((folder / CONFIG_NAME).read_text())["model_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--model {folder} is no OpenCLIP folder: {CONFIG_NAME} cannot be read ({error})") from error
+    described.pop("init_logit_bias", None)
+    for name in dict.fromkeys([*DEFAULT_TAGS, *TINY_MODELS, *open_clip.list_models()]):
+        known = dict(open_clip.get_model_config(name) or {})
+        known.pop("init_logit_bias", None)
+        if known == described:
+            return str(name)
+    raise UserError(f"--model {folder}: its model_cfg is none of the architectures that OpenCLIP knows")

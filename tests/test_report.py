@@ -1,0 +1,109 @@
+"""What people read of a sweep: ranking, intervals, and which trials are not told apart from the best."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from fashionclip_tune.config import Protocol
+from fashionclip_tune.metrics import QueryRanks
+from fashionclip_tune.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
+from fashionclip_tune.report import comparison, ties_with_best
+
+
+def queries(num_right: int, seed: int) -> Retrieval:
+    """200 queries of 100 products; ``num_right`` of them, here and there, are found first."""
+    ranks = torch.full((200,), 50)
+    ranks[torch.randperm(200, generator=torch.Generator().manual_seed(seed))[:num_right]] = 0
+    one = torch.ones(200, dtype=torch.long)
+    direction = Direction(QueryRanks(ranks, one, one), torch.arange(200) // 2, 200)
+    return Retrieval(Protocol.INSTANCE, direction, direction)
+
+
+def row(number: int, recall: float, *, step: int = 10, state: str = "COMPLETE") -> dict[str, Any]:
+    return {
+        "trial_id": f"{number:04d}",
+        "state": state,
+        "stop_reason": "budget" if state == "COMPLETE" else None,
+        "config": {"clip_model": "tiny-clip", "training.learning_rate": 1e-3},
+        "step": step,
+        "examples_seen": 16 * step,
+        "recall_at_10": recall,
+        "recall_at_10_low": recall - 0.05,
+        "recall_at_10_high": recall + 0.07,
+    }
+
+
+def write_sweep(folder: Path, num_right: list[int], *, data: str = "abc", kept_step: int = 10) -> Path:
+    rows = [row(number, right / 200) for number, right in enumerate(num_right)]
+    for number, right in enumerate(num_right):
+        path = folder / "trials" / f"{number:04d}-tiny-clip-contrastive" / QUERIES_FILE
+        save_retrieval(path, queries(right, seed=number), step=kept_step, data=data)
+    best = max(rows, key=lambda each: each["recall_at_10"])
+    names = ("recall_at_10", "recall_at_10_low", "recall_at_10_high")
+    metrics = {name: best[name] for name in names} | {
+        "recall_at_5": 0.3,
+        "protocol": "instance",
+        "num_pairs": 200,
+        "num_gallery_images": 200,
+        "num_gallery_texts": 190,
+    }
+    sweep = {
+        "name": folder.name,
+        "state": "FINISHED",
+        "trials": rows,
+        "zero_shot": {"tiny-clip": {"recall_at_10": 0.25}},
+        "best": {"trial_id": best["trial_id"], "config": best["config"], "metrics": metrics},
+    }
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    return folder
+
+
+def printed(*folders: Path) -> str:
+    written = io.StringIO()
+    console = Console(width=200, file=written)
+    for part in comparison(folders):
+        console.print(part, soft_wrap=isinstance(part, str))
+    return written.getvalue()
+
+
+def test_trials_inside_chance_of_the_best_are_called_ties(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "one", [150, 148, 60])
+    assert ties_with_best(folder, json.loads((folder / "sweep.json").read_text())["trials"]) == {"0001"}
+    text = printed(folder)
+    lines = {line[:4]: line for line in text.splitlines() if line[:4].isdigit()}
+    assert "budget, tie" in lines["0001"]
+    assert "tie" not in lines["0000"] + lines["0002"]
+    assert "0.060" in lines["0000"], "half the interval's width"
+    assert "not told apart from it (paired test over products, p at least 0.05): 0001" in text
+    assert "95 % interval 0.7000 to 0.8200 over products; protocol instance among 200 photos, 190 texts" in text
+    assert "untouched tiny-clip: recall_at_10 0.2500; gain +0.5000 (+200.0%)" in text
+
+
+@pytest.mark.parametrize("kept_step", [8, 10])
+def test_queries_of_another_stage_or_a_damaged_file_are_not_compared(tmp_path: Path, kept_step: int) -> None:
+    folder = write_sweep(tmp_path / "one", [150, 148, 147], kept_step=kept_step)
+    (damaged,) = folder.glob(f"trials/0002-*/{QUERIES_FILE}")
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    rows = json.loads((folder / "sweep.json").read_text())["trials"]
+    assert ties_with_best(folder, rows) == ({"0001"} if kept_step == 10 else set())
+
+
+def test_the_best_of_several_sweeps_are_compared_on_the_same_queries_only(tmp_path: Path) -> None:
+    folders = [
+        write_sweep(tmp_path / "ahead", [150]),
+        write_sweep(tmp_path / "close", [100, 149]),
+        write_sweep(tmp_path / "weaker", [60]),
+        write_sweep(tmp_path / "elsewhere", [140], data="other"),
+    ]
+    text = printed(*folders)
+    table = text[text.index("best of each sweep") :]
+    by_name = {name: next(line for line in table.splitlines() if name in line) for name in ("close", "weaker", "elsewhere")}
+    assert "0.0050, tie" in by_name["close"]
+    assert "0.4500 " in by_name["weaker"]
+    assert "tie" not in by_name["weaker"]
+    assert "other queries" in by_name["elsewhere"]

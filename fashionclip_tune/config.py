@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.recipe import FreezeConfig, LossConfig, OptimizerConfig
 from fashionclip_tune.sections import NO_FINGERPRINT, Section, dotted_paths, plain, value_at
 
 
@@ -134,10 +135,16 @@ class ModelConfig(Section):
     """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments); another OpenCLIP
     tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none: random weights. A resumed run checks the
     weights' content, wherever they come from."""
-    init_logit_bias: float = -10.0
-    """Bias of the sigmoid loss for a model that was pretrained without one (SigLIP, section 3.2)."""
+    init_logit_bias: float | None = None
+    """Bias of the sigmoid loss for a model that was pretrained without one. None: that with which the loss of the first
+    batch is least, since -10 (SigLIP, section 3.2) goes with SigLIP's own first scale of 10 and not with CLIP's 100."""
+    patch_dropout: float = 0.0
+    """Share of the patches that the image tower does not see in training, drawn for each photo (FLIP, Li et al. 2023)."""
     cache_dir: Path | None = field(default=None, metadata=NO_FINGERPRINT)
     """Where downloaded weights are kept; none: ``openclip_cache/`` below ``base_path``."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.patch_dropout < 1, "patch_dropout", "at least 0, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +221,12 @@ class HardwareConfig(Section):
     precision: Precision = Precision.AUTO
     threads: int | None = None
     """Threads of CPU operations; sums depend on it, so a bit-exact resume needs it set. None: torch's default."""
+    gradient_checkpointing: bool = field(default=False, metadata=NO_FINGERPRINT)
+    """Blocks are computed again in the backward pass instead of being kept: less memory, a third more time, the same
+    gradients."""
+    compile: bool = False
+    """Both towers go through ``torch.compile`` in training; evaluation does not. Needs a C++ compiler, on a GPU Triton too;
+    the first step takes a minute or more."""
 
     def _check(self) -> None:
         self._require(self.threads is None or self.threads >= 1, "threads", "at least 1, or none")
@@ -243,7 +256,10 @@ class ProjectConfig(Section):
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     reading: ReadingConfig = field(default_factory=ReadingConfig)

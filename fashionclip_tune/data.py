@@ -66,6 +66,7 @@ class TrainBatch:
 
     images_BCHW: Tensor  # uint8, canvas size
     tokens_BL: Tensor
+    products_B: Tensor  # int64, equal for photos of one product
     keys: tuple[str, ...]
     bad: tuple[BadSample, ...]  # met while this batch was read, and replaced
 
@@ -88,6 +89,7 @@ class TrainBatches(Dataset[TrainBatch]):
         self._preprocessing = preprocessing
         self._tokenizer = tokenizer
         self._order = SampleOrder(config, index)
+        self._products = np.unique(index.product_ids, return_inverse=True)[1]
         self._known_tokens: dict[str, Tensor] = {}
         self._canvas = preprocessing.canvas(index.pixel_sizes)
         self._copies: _CopiesAhead | None = None
@@ -112,7 +114,8 @@ class TrainBatches(Dataset[TrainBatch]):
             self._reader.release_copies()
         self._note(-1)
         keys = tuple(self._reader.index.keys[samples].tolist())
-        return TrainBatch(images_BHWC.permute(0, 3, 1, 2), self._tokens(captions), keys, tuple(bad))
+        images_BCHW, products_B = images_BHWC.permute(0, 3, 1, 2), torch.from_numpy(self._products[samples])
+        return TrainBatch(images_BCHW, self._tokens(captions), products_B, keys, tuple(bad))
 
     def _tokens(self, captions: list[str]) -> Tensor:
         """[B, L]; photos of a product share captions, and epochs repeat them, so tokens are kept for the next time."""

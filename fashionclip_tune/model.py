@@ -32,6 +32,7 @@ DEFAULT_TAGS = {
     ClipModelOptions.ViT_B_16.value: "laion2b_s34b_b88k",
     ClipModelOptions.ViT_SigLIP_2_16.value: "webli",
 }
+_SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
 # A canvas much larger than the input costs more to move than it is worth; up to twice, bilinear crops do not alias.
 _CANVAS_FACTOR, _CANVAS_LIMIT = 1.25, 2
 _WEIGHTS_NAME, CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
@@ -128,6 +129,8 @@ class LoadedModel:
     weights_fingerprint: str
     clamps_logit_scale: bool
     """CLIP models were trained with the scale kept at or below 100; SigLIP models were not."""
+    fits_logit_bias: bool = False
+    """The sigmoid loss was added to a model without a bias; it is to be fitted to the first batch."""
 
 
 def load_model(config: ProjectConfig) -> LoadedModel:
@@ -139,8 +142,11 @@ def load_model(config: ProjectConfig) -> LoadedModel:
     loaded = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
     loaded = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
     if config.loss_function.value == "siglip" and _logit_bias(loaded.network) is None:
-        loaded.network.logit_bias = nn.Parameter(torch.tensor(config.model.init_logit_bias))
-        loaded.model_config = {**loaded.model_config, "init_logit_bias": config.model.init_logit_bias}
+        given = config.model.init_logit_bias
+        bias = _SIGLIP_BIAS if given is None else given
+        loaded.network.logit_bias = nn.Parameter(torch.tensor(bias))
+        loaded.model_config = {**loaded.model_config, "init_logit_bias": bias}
+        loaded.fits_logit_bias = given is None
     return loaded
 
 

@@ -164,7 +164,8 @@ def _random_batch(config: ProjectConfig, loaded: LoadedModel) -> TrainBatch:
     batch_size, side = config.training.batch_size, round(loaded.preprocessing.size * _CANVAS)
     images_BCHW = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
     tokens_1L = loaded.tokenizer(["a photo of a red dress"])
-    return TrainBatch(images_BCHW, tokens_1L.expand(batch_size, -1).contiguous(), ("",) * batch_size, ())
+    tokens_BL = tokens_1L.expand(batch_size, -1).contiguous()
+    return TrainBatch(images_BCHW, tokens_BL, torch.arange(batch_size), ("",) * batch_size, ())
 
 
 def report_lines(report: ProbeReport) -> list[str]:

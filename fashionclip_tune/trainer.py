@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +13,23 @@ from torch import Tensor
 
 from fashionclip_tune.accumulation import backward_whole_batch
 from fashionclip_tune.augment import AugmentationDraws, augment, draw_augmentation
+from fashionclip_tune.compilation import encoders
 from fashionclip_tune.config import LossFunctionOptions, ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import OutOfMemoryError
-from fashionclip_tune.losses import info_nce, sigmoid_bce
+from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, positive_pairs, sigmoid_bce
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.oom import free_memory, ran_out_of_memory
 from fashionclip_tune.optim import build_optimizer
 from fashionclip_tune.patch_draws import share_patch_draws, tied_to_micro_batch
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.recipe import PositivePairs
 from fashionclip_tune.schedules import learning_rate_factor
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.stage_sums import StageSums
+from fashionclip_tune.towers import prepare_towers
 from fashionclip_tune.transfer import Transfer
+from fashionclip_tune.weight_average import WeightAverage
 
 # CLIP kept its scale at or below 100 in training, "to prevent training instability" (Radford et al. 2021, section 2.5).
 _MAX_LOG_SCALE = math.log(100)
@@ -37,7 +42,7 @@ class StageStats:
     loss: float
     """Mean over the steps."""
     learning_rate: float
-    """Of the last step."""
+    """Of the last step: ``training.learning_rate`` on its schedule."""
     logit_scale: float
     logit_bias: float | None
     micro_batch_size: int
@@ -54,6 +59,7 @@ class _Inputs:
     images_BCHW: Tensor  # uint8
     tokens_BL: Tensor
     augmentation: AugmentationDraws | None
+    positives_BB: Tensor | None
 
 
 class Trainer:
@@ -61,6 +67,9 @@ class Trainer:
 
     The network, optimizer and scaler live on the plan's device. ``step`` counts finished optimizer steps.
     ``micro_batch_size``: photos encoded at a time; it changes nothing but rounding, and is halved when memory runs out.
+
+    Raises:
+        UserError: the model or the machine lacks what an option needs.
     """
 
     def __init__(self, loaded: LoadedModel, config: ProjectConfig, total_steps: int, plan: PrecisionPlan) -> None:
@@ -72,9 +81,13 @@ class Trainer:
         self._config = config
         self._total_steps = total_steps
         self._plan = plan
-        self._optimizer: Any = build_optimizer(self.network, training)
-        self._scaler = self._new_scaler()
+        prepare_towers(self.network, config)
         self._patches = share_patch_draws(self.network)
+        self._optimizer: Any = build_optimizer(self.network, training, config.optimizer)
+        decay = config.optimizer.ema_decay
+        self._average = WeightAverage(self.network, decay) if decay is not None else None
+        self._encode_image, self._encode_text = encoders(self.network, plan.device, compiled=config.hardware.compile)
+        self._scaler = self._new_scaler()
         self._transfer = Transfer(plan.device)
         self._sums = StageSums.zero(plan.device)
         self._keys_of_step: dict[int, tuple[str, ...]] = {}
@@ -112,7 +125,7 @@ class Trainer:
         bias = getattr(self.network, "logit_bias", None)
         stats = StageStats(
             loss=self._sums.mean_loss,
-            learning_rate=self._optimizer.param_groups[0]["lr"],
+            learning_rate=self._config.training.learning_rate * self._rate_factor(self.step - 1),
             logit_scale=float(self.network.logit_scale.detach().exp()),
             logit_bias=None if bias is None else float(bias.detach()),
             micro_batch_size=self.micro_batch_size,
@@ -142,15 +155,14 @@ class Trainer:
         training = self._config.training
         if not self._optimizer.state:
             self._allocate_optimizer_state()
-        learning_rate = training.learning_rate * learning_rate_factor(self.step, self._total_steps, self._config.schedule)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["peak_rate"] * self._rate_factor(self.step)
         self._patches.begin_step(torch_seed(training.seed, Stream.PATCHES, self.step), len(batch.keys))
         inputs = self._inputs(batch)
         self._optimizer.zero_grad(set_to_none=True)
         loss = backward_whole_batch(
             lambda rows: self._encode(inputs, rows),
-            self._loss,
+            lambda image_BD, text_BD: self._loss(image_BD, text_BD, inputs.positives_BB),
             self._scaler.scale,
             batch_size=len(batch.keys),
             micro_batch_size=self.micro_batch_size,
@@ -168,6 +180,8 @@ class Trainer:
     def _update(self, skips: Tensor) -> None:
         """A flag on the device leaves the update out: AdamW's kernel reads it there, and nothing waits for it."""
         if not self._scaler.is_enabled():  # an enabled one sets the same two attributes
+            if not self._optimizer.defaults["fused"] and bool(skips):
+                return  # other kernels know no flag: this waits for the device
             self._optimizer.grad_scale, self._optimizer.found_inf = None, skips
         first_state = next(iter(self._optimizer.state.values()))
         updates_before = first_state["step"].clone()
@@ -177,6 +191,8 @@ class Trainer:
             if self._loaded.clamps_logit_scale:
                 with torch.no_grad():
                     self.network.logit_scale.clamp_(0, _MAX_LOG_SCALE)
+            if self._average is not None:
+                self._average.update()
         except RuntimeError as error:
             if not ran_out_of_memory(error) or torch.equal(first_state["step"], updates_before):
                 raise
@@ -231,10 +247,15 @@ class Trainer:
 
     def _inputs(self, batch: TrainBatch) -> _Inputs:
         """Draws for the whole batch before any of it is cut."""
-        images_BCHW, tokens_BL = self._transfer([batch.images_BCHW, batch.tokens_BL])
+        positives_BB = None
+        if self._config.loss.positives is not PositivePairs.PAIR:
+            positives_BB = positive_pairs(batch.products_B, batch.tokens_BL)
+        on_cpu = [batch.images_BCHW, batch.tokens_BL, *([] if positives_BB is None else [positives_BB])]
+        images_BCHW, tokens_BL, *others = self._transfer(on_cpu)
+        positives_BB = others[0] if others else None
         wanted = self._config.augmentation
         if wanted.image_strength == 0:
-            return _Inputs(images_BCHW, tokens_BL, None)
+            return _Inputs(images_BCHW, tokens_BL, None, positives_BB)
         draws = draw_augmentation(
             len(images_BCHW),
             wanted.image_strength,
@@ -242,7 +263,7 @@ class Trainer:
             rand_augment=wanted.rand_augment,
             erasing=wanted.erasing,
         )
-        return _Inputs(images_BCHW, tokens_BL, draws)
+        return _Inputs(images_BCHW, tokens_BL, draws, positives_BB)
 
     def _encode(self, inputs: _Inputs, rows: slice) -> tuple[Tensor, Tensor]:
         """Image and text embeddings, normalised, float32: [B, D] each for the B rows."""
@@ -252,8 +273,8 @@ class Trainer:
         self._patches.choose(rows)
         images_BCHW, tokens_BL = self._model_input(inputs, rows), inputs.tokens_BL[rows]
         with self._plan.autocast():
-            image_BD = self.network.encode_image(images_BCHW, normalize=True)
-            text_BD = self.network.encode_text(tokens_BL, normalize=True)
+            image_BD = self._encode_image(images_BCHW, normalize=True)
+            text_BD = self._encode_text(tokens_BL, normalize=True)
         return image_BD.float(), text_BD.float()
 
     def _model_input(self, inputs: _Inputs, rows: slice) -> Tensor:
@@ -262,23 +283,39 @@ class Trainer:
             return preprocessing.normalise(preprocessing.resize_canvas(canvases_BCHW).float() / 255)
         return preprocessing.normalise(augment(canvases_BCHW, inputs.augmentation[rows], preprocessing.size))
 
-    def _loss(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
+    def _rate_factor(self, step: int) -> float:
+        return learning_rate_factor(step, self._total_steps, self._config.schedule)
+
+    def _loss(self, image_BD: Tensor, text_BD: Tensor, positives_BB: Tensor | None) -> Tensor:
         scale = self.network.logit_scale.exp()
+        treatment: Positives = "mask" if self._config.loss.positives is PositivePairs.MASK else "all"
         if self._config.loss_function is LossFunctionOptions.SIGLIP:
-            return sigmoid_bce(image_BD, text_BD, scale, self.network.logit_bias)
-        return info_nce(image_BD, text_BD, scale)
+            if self._loaded.fits_logit_bias and self.step == 0:
+                with torch.no_grad():
+                    bias = fitted_logit_bias(image_BD, text_BD, scale, positives_BB, treatment)
+                    self.network.logit_bias.copy_(bias)
+                if self._average is not None:
+                    self._average.start()
+            return sigmoid_bce(image_BD, text_BD, scale, self.network.logit_bias, positives_BB, treatment)
+        return info_nce(image_BD, text_BD, scale, positives_BB, treatment)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the network has the weights that count: the average of ``optimizer.ema_decay``, if there is one."""
+        return self._average.in_place() if self._average is not None else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the network's weights; valid after any step."""
+        """All but the weights that count; where those are an average, the trained ones too. Valid after any step."""
         return {
             "step": self.step,
             "micro_batch_size": self.micro_batch_size,
             "stage": self._sums.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "raw_weights": self._average.raw_weights() if self._average is not None else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Into a trainer whose network was loaded with the weights that count."""
         self.step = state["step"]
         # What fitted goes on, but for a smaller one that is asked for now (a smaller card).
         self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
@@ -286,3 +323,5 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where the run had none: it may go on, scaled, on a card without bf16
             self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.restore(state["raw_weights"])

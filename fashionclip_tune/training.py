@@ -262,7 +262,8 @@ class _Run:
         return self._recalls(cached_zero_shot)
 
     def _evaluate(self) -> Metrics:
-        return self._recalls(evaluate)
+        with self._trainer.averaged():
+            return self._recalls(evaluate)
 
     def _recalls(self, measure: Callable[..., Evaluation]) -> Metrics:
         metrics: Metrics = {}
@@ -334,9 +335,10 @@ class _Run:
             "history": self._rows,
             "duration_s": self._duration_s(),
         }
-        self._checkpoint = save_checkpoint(
-            self._out_dir / "checkpoints", self._trainer.network.state_dict(), self._trainer.state_dict(), record
-        )
+        training_state = self._trainer.state_dict()
+        with self._trainer.averaged():
+            weights = self._trainer.network.state_dict()
+            self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, record)
         self._checkpoint_step = self._trainer.step
         self._checkpoint_time = time.monotonic()
 

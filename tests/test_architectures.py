@@ -43,7 +43,7 @@ def test_a_step_runs_is_saved_resumed_and_exported(option: ClipModelOptions, tmp
     side, length = loaded.preprocessing.size, network.context_length
     tokens_BL = torch.randint(1, 1000, (2, length), generator=torch.Generator().manual_seed(0))
     images_BCHW = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
-    batch = TrainBatch(images_BCHW, tokens_BL, ("a", "b"), ())
+    batch = TrainBatch(images_BCHW, tokens_BL, torch.arange(2), ("a", "b"), ())
     trainer = Trainer(loaded, config, 2, plan_precision(config))
     stats = trainer.run_stage(iter([batch]), 1, lambda batch: None)
     assert stats is not None

@@ -58,7 +58,7 @@ def fails_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: Sequ
 
 
 def in_forward(patch: pytest.MonkeyPatch, trainer: Trainer) -> None:
-    fails_at(patch, trainer.network, "encode_text", [1])
+    fails_at(patch, trainer, "_encode_text", [1])
 
 
 def in_the_second_chunks_backward(patch: pytest.MonkeyPatch, trainer: Trainer) -> None:
@@ -137,7 +137,7 @@ def test_the_micro_batch_changes_nothing_but_rounding(tiny_config: ProjectConfig
     expected: StageStats = steps(undisturbed, given)
     disturbed = trainer_for(config_for(tiny_config, loss))
     with pytest.MonkeyPatch.context() as patch:
-        fails_at(patch, disturbed.network, "encode_image", [2, 3])  # 6 to 3 to 2, both at the second step
+        fails_at(patch, disturbed, "_encode_image", [2, 3])  # 6 to 3 to 2, both at the second step
         with pytest.warns(UserWarning, match="out of memory at step 2"):
             stats = steps(disturbed, given)
     assert disturbed.micro_batch_size == 2
@@ -154,7 +154,7 @@ def test_a_micro_batch_of_one_photo_that_does_not_fit_ends_the_run(tiny_config: 
     trainer = trainer_for(config_for(tiny_config))
     before = weights(trainer)
     with pytest.MonkeyPatch.context() as patch:
-        seen = fails_at(patch, trainer.network, "encode_image", range(100))
+        seen = fails_at(patch, trainer, "_encode_image", range(100))
         reason = r"step 1 with a micro-batch of 1, which cannot be halved: CUDA out of memory"
         with (
             pytest.warns(UserWarning, match="out of memory at step 1") as warned,
@@ -180,7 +180,7 @@ def test_an_update_that_is_half_done_is_not_done_again(tiny_config: ProjectConfi
 def test_the_tensors_of_a_failed_attempt_are_gone_before_the_next(tiny_config: ProjectConfig) -> None:
     trainer = trainer_for(config_for(tiny_config))
     alive: list[Any] = []
-    encode_image = trainer.network.encode_image
+    encode_image = trainer._encode_image
 
     def watched(*arguments: Any, **options: Any) -> torch.Tensor:
         assert not alive or alive[0]() is None
@@ -190,8 +190,8 @@ def test_the_tensors_of_a_failed_attempt_are_gone_before_the_next(tiny_config: P
         return image_BD
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.network, "encode_image", watched)
-        fails_at(patch, trainer.network, "encode_text", [1])
+        patch.setattr(trainer, "_encode_image", watched)
+        fails_at(patch, trainer, "_encode_text", [1])
         with pytest.warns(UserWarning, match="goes on with 3"):
             steps(trainer, batches(1))
     assert len(alive) == 1
@@ -201,7 +201,7 @@ def test_the_micro_batch_goes_on_with_the_run(tiny_config: ProjectConfig) -> Non
     config = config_for(tiny_config)
     first = trainer_for(config)
     with pytest.MonkeyPatch.context() as patch:
-        fails_at(patch, first.network, "encode_image", [1])
+        fails_at(patch, first, "_encode_image", [1])
         with pytest.warns(UserWarning, match="goes on with 3"):
             steps(first, batches(1))
     for asked, expected in ((None, 3), (1, 1), (5, 3), (100, 3)):

@@ -88,6 +88,10 @@ def hard(config: ProjectConfig, name: str = "tiny-clip", loss: str = "contrastiv
             "augmentation.caption": "uniform",
             "training.batch_size": 20,
             "training.micro_batch_size": 8,
+            "loss.positives": "all",
+            "optimizer.ema_decay": 0.9,
+            "optimizer.layer_decay": 0.9,
+            "model.patch_dropout": 0.25,
             "training.stage_examples": 60,
             "training.budget_examples": 180,
             "training.shuffle_buffer": 50,
@@ -638,8 +642,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_good_checkpoi
 ) -> None:
     info_nce = training_module.Trainer._loss
 
-    def breaks_at_step_5(self: Any, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        return info_nce(self, image_BD, text_BD) * (torch.nan if self.step == 4 else 1)
+    def breaks_at_step_5(self: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        return info_nce(self, *inputs) * (torch.nan if self.step == 4 else 1)
 
     monkeypatch.setattr(training_module.Trainer, "_loss", breaks_at_step_5)
     with pytest.raises(DivergedError, match=r"the loss is nan at step 5, logit scale \d+\.\d+; its batch: (\w+, ){15}\w+$"):

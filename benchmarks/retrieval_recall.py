@@ -142,7 +142,7 @@ def main() -> None:
         return
     names = [name for name in METHODS if name != "torchmetrics" or arguments.torchmetrics]
     print(f"{_DIM} dimensions, one thread, {arguments.rounds} rounds; {platform.machine()}, torch {torch.__version__}")
-    print("| pairs | method | seconds, median | lowest | highest | over ours, median of the rounds | peak MB |")
+    print("| pairs | method | seconds, median | lowest | highest | over ours, median of the rounds | peak MiB |")
     print("|---|---|---|---|---|---|---|")
     for size in arguments.sizes:
         _compare([name for name in names if name != "published" or size <= _WHOLE_UP_TO], size, arguments)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: whole or not there, checked before they are believed, never executing what they hold.
 
-``checkpoints/step_00001000/`` has ``model.safetensors`` (weights), ``training_state.pt`` (optimizer and scaler, tensors and
-plain values only) and ``checkpoint.json`` (what, of which run, and the hash of the other files).
+``checkpoints/step_00001000/`` has ``model.safetensors`` (weights), ``training_state.pt`` (optimizer, scaler, counters, sums
+of the stage; tensors and plain values only) and ``checkpoint.json`` (what, of which run, and the hash of the other files).
 """
 
 import hashlib
@@ -21,9 +21,10 @@ from torch import Tensor
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import sync_folder, write_json
 
-_VERSION = 1
+_VERSION = 2
 _KEPT = 2
 WEIGHTS_NAME, _STATE_NAME, RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
+_REQUIRED = ("step", "fingerprint", "config", "history")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Checkpoint:
         return self.folder / WEIGHTS_NAME
 
     def training_state(self) -> dict[str, Any]:
-        """Optimizer and scaler; a file that holds anything but tensors and plain values is refused, not executed."""
+        """Optimizer, scaler and counters; a file that holds anything but tensors and plain values is refused, not executed."""
         try:
             state: dict[str, Any] = torch.load(self.folder / _STATE_NAME, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
@@ -63,6 +64,7 @@ def save_checkpoint(
     torch.save(dict(training_state), unfinished / _STATE_NAME)
     hashes = {name: _synced_hash(unfinished / name) for name in (WEIGHTS_NAME, _STATE_NAME)}
     write_json(unfinished / RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
+    sync_folder(unfinished)
     if final.exists():  # one that was refused, or a stage that is trained again
         shutil.rmtree(final)
     unfinished.replace(final)
@@ -101,6 +103,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
     if version != _VERSION:
         raise UserError(f"{folder} has format {version}; this version of fashionclip_tune reads {_VERSION}")
+    if missing := [name for name in _REQUIRED if name not in record]:
+        raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME} lacks {', '.join(missing)}")
     if set(hashes) != {WEIGHTS_NAME, _STATE_NAME}:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME} lists {', '.join(hashes) or 'no files'}")
     for name, expected in hashes.items():

@@ -1,15 +1,17 @@
-"""``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train, evaluate. (Sweeps: ``sweeps/run_sweep.py``.)"""
+"""``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train, evaluate, probe. (Sweeps: ``run_sweep.py``.)"""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fashionclip_tune.errors import BadDataError, DivergedError, LoaderError, UserError
+from fashionclip_tune.errors import BadDataError, DivergedError, LoaderError, OutOfMemoryError, StoppedError, UserError
 
 _SHOWN_BAD = 20
+_SIGTERM_STATUS = 143  # as a shell reports a process that SIGTERM ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +29,7 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (BadDataError, DivergedError, LoaderError) as error:
+    except (BadDataError, DivergedError, LoaderError, OutOfMemoryError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -61,7 +63,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m fashionclip_tune", description="Fine-tune OpenCLIP models on photos.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train, _add_evaluate):
+    for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train, _add_evaluate, _add_probe):
         add(commands)
     parsed = parser.parse_args(arguments)
     with user_errors():
@@ -200,7 +202,7 @@ def _reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:
 
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.data import cached_index, run_shards, storage_of
+    from fashionclip_tune.dataset import cached_index, run_shards, storage_of
     from fashionclip_tune.evaluate import counted_as, gain
     from fashionclip_tune.index import count_kinds
     from fashionclip_tune.training import print_row, train
@@ -210,7 +212,11 @@ def _train(parsed: argparse.Namespace) -> None:
     with progress_bar("indexing shards") as on_progress:
         for some in (shards.train, shards.valid):
             cached_index(some, storage_of(config), on_progress=on_progress)
-    result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
+    try:
+        result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
+    except StoppedError as error:
+        print(f"stopped: {error}\ngo on with: {_resuming(parsed)}", file=sys.stderr)
+        sys.exit(_SIGTERM_STATUS)
     if bad := result.bad_samples:
         print(f"{len(bad)} samples could not be read ({count_kinds(bad)}); all are in {parsed.out / 'bad_samples.csv'}")
         for sample in bad[:_SHOWN_BAD]:
@@ -218,6 +224,38 @@ def _train(parsed: argparse.Namespace) -> None:
     untouched, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
     print(f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; untouched {untouched:.4f}, {gain(last, untouched)}")
     print(f"weights: {result.checkpoint}")
+
+
+def _add_probe(commands: Any) -> None:
+    parser = commands.add_parser(
+        "probe",
+        help="how much memory a step needs on this GPU",
+        description="Measures the largest micro-batch that fits this GPU, once; without a GPU, prints estimates.",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as for train")
+    parser.set_defaults(run=_probe)
+
+
+def _probe(parsed: argparse.Namespace) -> None:
+    from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.probe import probe, report_lines
+
+    for line in report_lines(probe(ProjectConfig().with_overrides(assignments(parsed.set)))):
+        print(line)
+
+
+def _resuming(parsed: argparse.Namespace) -> str:
+    """The command that goes on with a run."""
+    command = ["train", "--data", str(parsed.data), "--out", str(parsed.out), "--resume"]
+    for text in parsed.set:
+        command += ["--set", text]
+    if parsed.allow_remote:
+        command.append("--allow-remote")
+    if parsed.scratch is not None:
+        command += ["--scratch", parsed.scratch]
+    if parsed.scratch_gb is not None:
+        command += ["--scratch-gb", str(parsed.scratch_gb)]
+    return f"python -m fashionclip_tune {shlex.join(command)}"
 
 
 def _add_evaluate(commands: Any) -> None:

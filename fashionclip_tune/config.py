@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.recipe import FreezeConfig, LossConfig, OptimizerConfig
 from fashionclip_tune.sections import NO_FINGERPRINT, Section, dotted_paths, plain, value_at
 
 
@@ -66,6 +67,9 @@ class TrainingConfig(Section):
 
     batch_size: int = 64
     """Effective batch: photos whose embeddings meet in one loss."""
+    micro_batch_size: int | None = field(default=None, metadata=NO_FINGERPRINT)
+    """Photos encoded at a time; none: the whole batch. Loss and gradients are those of the batch, up to rounding, for one
+    more forward pass. A run that runs out of memory halves it by itself; a resumed one goes on with the smaller one."""
     num_workers: int = field(default=2, metadata=NO_FINGERPRINT)
     """Loader processes; 0 loads in the training process. Changes no number."""
     learning_rate: float = 1e-5
@@ -100,7 +104,7 @@ class TrainingConfig(Section):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("num_workers", "weight_decay", "checkpoint_minutes", "shuffle_buffer", "seed"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
-        for name in ("max_steps", "budget_examples", "stage_examples", "max_grad_norm"):
+        for name in ("micro_batch_size", "max_steps", "budget_examples", "stage_examples", "max_grad_norm"):
             self._require(getattr(self, name) is None or getattr(self, name) > 0, name, "above 0, or none")
         self._require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1")
         self._require(self.epsilon > 0, "epsilon", "above 0")
@@ -131,10 +135,16 @@ class ModelConfig(Section):
     """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments); another OpenCLIP
     tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none: random weights. A resumed run checks the
     weights' content, wherever they come from."""
-    init_logit_bias: float = -10.0
-    """Bias of the sigmoid loss for a model that was pretrained without one (SigLIP, section 3.2)."""
+    init_logit_bias: float | None = None
+    """Bias of the sigmoid loss for a model that was pretrained without one. None: that with which the loss of the first
+    batch is least, since -10 (SigLIP, section 3.2) goes with SigLIP's own first scale of 10 and not with CLIP's 100."""
+    patch_dropout: float = 0.0
+    """Share of the patches that the image tower does not see in training, drawn for each photo (FLIP, Li et al. 2023)."""
     cache_dir: Path | None = field(default=None, metadata=NO_FINGERPRINT)
     """Where downloaded weights are kept; none: ``openclip_cache/`` below ``base_path``."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.patch_dropout < 1, "patch_dropout", "at least 0, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +221,12 @@ class HardwareConfig(Section):
     precision: Precision = Precision.AUTO
     threads: int | None = None
     """Threads of CPU operations; sums depend on it, so a bit-exact resume needs it set. None: torch's default."""
+    gradient_checkpointing: bool = field(default=False, metadata=NO_FINGERPRINT)
+    """Blocks are computed again in the backward pass instead of being kept: less memory, a third more time, the same
+    gradients."""
+    compile: bool = False
+    """Both towers go through ``torch.compile`` in training; evaluation does not. Needs a C++ compiler, on a GPU Triton too;
+    the first step takes a minute or more."""
 
     def _check(self) -> None:
         self._require(self.threads is None or self.threads >= 1, "threads", "at least 1, or none")
@@ -240,7 +256,10 @@ class ProjectConfig(Section):
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     reading: ReadingConfig = field(default_factory=ReadingConfig)

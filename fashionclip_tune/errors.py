@@ -16,5 +16,13 @@ class BadDataError(RuntimeError):
     """More samples are unreadable than the configuration allows; the message lists them by file and key."""
 
 
+class OutOfMemoryError(RuntimeError):
+    """The device's memory is too small for the run even where the run can make do with less."""
+
+
+class StoppedError(RuntimeError):
+    """The process was asked to end (SIGTERM); what was trained is in a checkpoint, from which the run can go on."""
+
+
 class LoaderError(RuntimeError):
     """A loader process is stuck or gone; the message names what it was reading."""

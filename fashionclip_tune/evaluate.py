@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import Protocol
-from fashionclip_tune.data import BadSamples
+from fashionclip_tune.dataset import BadSamples
 from fashionclip_tune.evaluation_set import EvaluationSet, pixel_blocks
 from fashionclip_tune.files import write_json
 from fashionclip_tune.index import BadSample
@@ -28,7 +28,8 @@ from fashionclip_tune.protocols import KS, Pool, Retrieval, load_retrieval, retr
 from fashionclip_tune.statistics import bootstrap_interval
 
 # Of what the zero-shot cache holds: increase it with every change of what a figure means.
-_FORMAT = 3
+_FORMAT = 4
+_SPREAD_SAMPLE = 1_000
 
 Metrics = dict[str, Any]
 OnProgress = Callable[[int, int], None]
@@ -76,7 +77,8 @@ def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
         ``protocol``; ``recall_at_K`` (mean of both directions), ``recall_at_K_text_to_image``, ``recall_at_K_image_to_text``
         for K in 1, 5, 10; ``recall_at_10_low`` and ``_high`` (95 % interval over products); ``median_rank_`` and
         ``mean_rank_`` of both directions; ``num_pairs`` (photos searched for), ``num_products`` of theirs,
-        ``num_text_queries``, ``num_image_queries`` (over all draws), ``num_gallery_images``, ``num_gallery_texts``.
+        ``num_text_queries``, ``num_image_queries`` (over all draws), ``num_gallery_images``, ``num_gallery_texts``;
+        ``similarity_spread`` (0: the embeddings have collapsed).
     """
     retrieval = retrieve(pool, protocol)
     texts, images = retrieval.text_to_image, retrieval.image_to_text
@@ -97,6 +99,7 @@ def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
         "num_image_queries": int(images.ranks.counted.sum()),
         "num_gallery_images": texts.gallery_size,
         "num_gallery_texts": images.gallery_size,
+        "similarity_spread": similarity_spread(pool.images_ND, pool.captions_VD),
     }
     return metrics, retrieval
 
@@ -104,6 +107,13 @@ def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
 def relative_gain(recall: float, base: float) -> float | None:
     """None over a base of 0."""
     return (recall - base) / base if base > 0 else None
+
+
+def similarity_spread(images_ND: Tensor, texts_MD: Tensor) -> float:
+    """Largest minus smallest cosine similarity among (a sample of) photos and captions; 0: the embeddings have collapsed."""
+    image_stride, text_stride = (-(-len(each) // _SPREAD_SAMPLE) for each in (images_ND, texts_MD))
+    similarities = images_ND[::image_stride] @ texts_MD[::text_stride].T
+    return float(similarities.max() - similarities.min())
 
 
 def gain(recall: float, base: float) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
-from fashionclip_tune.data import storage_of
+from fashionclip_tune.dataset import storage_of
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, embed, gain, relative_gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
@@ -23,9 +23,9 @@ from fashionclip_tune.model import load_model
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.protocols import KS, compare, draw_candidates
+from fashionclip_tune.run import starting_point
 from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
 from fashionclip_tune.statistics import PairedTest
-from fashionclip_tune.training import starting_point
 
 _USES_NAME = "test_split_uses.jsonl"
 _DIRECTIONS = {"text to image": "text_to_image", "image to text": "image_to_text"}

@@ -14,7 +14,16 @@ from fashionclip_tune.files import write_json
 Row = dict[str, Any]
 # These say how long it took, not what came out: a stage that is trained again may differ in them.
 _TIMING = ("duration_s", "samples_per_second")
-_TRAINING = ("loss", "learning_rate", "logit_scale", "logit_bias", "samples_per_second")
+_TRAINING = (
+    "loss",
+    "learning_rate",
+    "logit_scale",
+    "logit_bias",
+    "samples_per_second",
+    "micro_batch_size",
+    "skipped_steps",
+    "similarity_spread",
+)
 
 
 def read_history(run_dir: Path) -> list[Row]:

@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.pickled_weights import PICKLED_SUFFIXES, read_pickled_weights
 from fashionclip_tune.tiny import TINY_MODELS, TINY_PREPROCESSING, pretrained_tiny_dir, register_tiny_models
 
 # The published tags; each also says how photos are to be prepared where weights come from a file.
@@ -31,6 +32,7 @@ DEFAULT_TAGS = {
     ClipModelOptions.ViT_B_16.value: "laion2b_s34b_b88k",
     ClipModelOptions.ViT_SigLIP_2_16.value: "webli",
 }
+_SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
 # A canvas much larger than the input costs more to move than it is worth; up to twice, bilinear crops do not alias.
 _CANVAS_FACTOR, _CANVAS_LIMIT = 1.25, 2
 _WEIGHTS_NAME, CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
@@ -95,8 +97,8 @@ class Preprocessing:
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Floats in [0, 1] to the model's input."""
-        normalised_BCHW: Tensor = TF.normalize(images_BCHW, list(self.mean), list(self.std))
-        return normalised_BCHW
+        mean_C11, std_C11 = _statistics(self.mean, self.std, images_BCHW.device)
+        return (images_BCHW - mean_C11) / std_C11
 
     @property
     def _mode(self) -> v2.InterpolationMode:
@@ -106,6 +108,12 @@ class Preprocessing:
     def _centre(image_CHW: Tensor, side: int) -> Tensor:
         cropped_CHW: Tensor = TF.center_crop(image_CHW, [side, side])
         return cropped_CHW
+
+
+@lru_cache(maxsize=8)
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: a GPU waits for each number that comes from Python."""
+    return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]
 
 
 @dataclass
@@ -121,6 +129,8 @@ class LoadedModel:
     weights_fingerprint: str
     clamps_logit_scale: bool
     """CLIP models were trained with the scale kept at or below 100; SigLIP models were not."""
+    fits_logit_bias: bool = False
+    """The sigmoid loss was added to a model without a bias; it is to be fitted to the first batch."""
 
 
 def load_model(config: ProjectConfig) -> LoadedModel:
@@ -132,8 +142,11 @@ def load_model(config: ProjectConfig) -> LoadedModel:
     loaded = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
     loaded = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
     if config.loss_function.value == "siglip" and _logit_bias(loaded.network) is None:
-        loaded.network.logit_bias = nn.Parameter(torch.tensor(config.model.init_logit_bias))
-        loaded.model_config = {**loaded.model_config, "init_logit_bias": config.model.init_logit_bias}
+        given = config.model.init_logit_bias
+        bias = _SIGLIP_BIAS if given is None else given
+        loaded.network.logit_bias = nn.Parameter(torch.tensor(bias))
+        loaded.model_config = {**loaded.model_config, "init_logit_bias": bias}
+        loaded.fits_logit_bias = given is None
     return loaded
 
 
@@ -145,21 +158,21 @@ def _logit_bias(network: nn.Module) -> Tensor | None:
 def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) -> LoadedModel:
     model_config = check_architecture(name)
     source = _weights_source(name, pretrained)
+    weights = read_pickled_weights(source) if isinstance(source, Path) and source.suffix in PICKLED_SUFFIXES else None
     # A folder without weights would silently give random ones.
     arguments: dict[str, Any] = {
         "pretrained_text": False,
         "cache_dir": str(cache_dir),
-        "require_pretrained": source is not None,
+        "require_pretrained": source is not None and weights is None,
     }
     if isinstance(source, Path) and source.is_dir():
         arguments["model_name"] = f"local-dir:{source}"
         model_config = _local_model_config(source, name)
     else:
-        arguments |= {"model_name": name, "pretrained": str(source) if source else None}
+        arguments |= {"model_name": name, "pretrained": str(source) if source and weights is None else None}
         arguments["force_preprocess_cfg"] = _preprocessing_of(name, source)
-        if "init_logit_bias" not in model_config and _has_logit_bias(
-            source
-        ):  # of a CLIP model that was trained with the sigmoid loss
+        has_logit_bias = "logit_bias" in weights if weights is not None else _has_logit_bias(source)
+        if "init_logit_bias" not in model_config and has_logit_bias:  # of a CLIP model trained with the sigmoid loss
             arguments["init_logit_bias"] = 0.0
             model_config = {**model_config, "init_logit_bias": 0.0}
     torch.manual_seed(seed)  # random weights are part of the run's definition
@@ -167,6 +180,8 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) 
     logging.getLogger().addFilter(_no_record)
     try:
         network = open_clip.create_model(**arguments)
+        if weights is not None:
+            network.load_state_dict(weights)
         tokenizer = _tokenizer(name, cache_dir, source)
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
         raise UserError(_weights_message(name, pretrained, source, cache_dir, error)) from error
@@ -307,6 +322,12 @@ def _weights_message(name: str, pretrained: str | None, source: object, cache_di
         f"and on the hub at {hub} ({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP "
         f"folder: --set model.pretrained=/path/to/{_WEIGHTS_NAME}"
     )
+
+
+def tokenizer_name(loaded: LoadedModel) -> str:
+    """Where a model's tokenizer comes from, and how long its texts are at most: ``openai/clip, 77 tokens``."""
+    text = loaded.model_config.get("text_cfg", {})
+    return f"{text.get('hf_tokenizer_name', 'openai/clip')}, {text.get('context_length', 77)} tokens"
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -13,6 +13,7 @@ class Stream(IntEnum):
     AUGMENTATION = 5
     MODEL = 6
     CANDIDATES = 7
+    PATCHES = 8
 
 
 def numpy_generator(seed: int, stream: Stream, *where: int) -> np.random.Generator:

@@ -30,7 +30,8 @@ def save(run: Path, step: int) -> Path:
     """A checkpoint whose every number says which step it is of."""
     weights = {"matrix": torch.full((3, 4), float(step)), "scale": torch.tensor(step / 2)}
     state = {"step": step, "optimizer": {"state": {0: {"exp_avg": torch.full((12,), step / 4)}}}, "scaler": {}}
-    return save_checkpoint(run / "checkpoints", weights, state, {"step": step, "fingerprint": "f", "history": [{"step": step}]})
+    record = {"step": step, "fingerprint": "f", "config": {}, "history": [{"step": step}]}
+    return save_checkpoint(run / "checkpoints", weights, state, record)
 
 
 def assert_whole(run: Path, step: int) -> None:
@@ -78,7 +79,13 @@ def flip_a_bit(path: Path) -> None:
 
 
 def other_version(path: Path) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
+
+
+def incomplete(path: Path) -> None:
+    record = json.loads(path.read_text())
+    del record["history"]
+    path.write_text(json.dumps(record))
 
 
 def no_files(path: Path) -> None:
@@ -102,7 +109,8 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("checkpoint.json", no_files, "no checkpoint of this project"),
     ("checkpoint.json", lambda path: path.write_text("[1, 2]"), "no checkpoint of this project"),
     ("checkpoint.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "no checkpoint of this project"),
-    ("checkpoint.json", other_version, "has format 2; this version of fashionclip_tune reads 1"),
+    ("checkpoint.json", other_version, "has format 1; this version of fashionclip_tune reads 2"),
+    ("checkpoint.json", incomplete, "no checkpoint of this project: checkpoint.json lacks history"),
 ]
 
 

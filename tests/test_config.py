@@ -22,6 +22,7 @@ from fashionclip_tune.config import (
     override_paths,
 )
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.recipe import FreezeConfig, LossConfig, OptimizerConfig
 
 # For every setting another value than the default, and whether it changes the numbers of a run.
 OTHER_VALUES: dict[str, tuple[Any, bool]] = {
@@ -38,6 +39,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "should_load_checkpoint": (True, False),
     "checkpoint_path": ("/some/checkpoint", False),
     "training.batch_size": (128, True),
+    "training.micro_batch_size": (16, False),
     "training.num_workers": (7, False),
     "training.learning_rate": (2e-5, True),
     "training.weight_decay": (0.1, True),
@@ -57,7 +59,19 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "training.seed": (1, True),
     "model.pretrained": ("openai", False),
     "model.init_logit_bias": (-5.0, True),
+    "model.patch_dropout": (0.5, True),
     "model.cache_dir": ("/cache", False),
+    "loss.positives": ("mask", True),
+    "optimizer.image_rate": (0.5, True),
+    "optimizer.text_rate": (0.5, True),
+    "optimizer.layer_decay": (0.7, True),
+    "optimizer.logit_learning_rate": (0.02, True),
+    "optimizer.ema_decay": (0.99, True),
+    "freeze.image_tower": (True, True),
+    "freeze.text_tower": (True, True),
+    "freeze.token_embedding": (True, True),
+    "freeze.image_blocks": (3, True),
+    "freeze.text_blocks": (3, True),
     "schedule.name": ("constant", True),
     "schedule.warmup_ratio": (0.1, True),
     "augmentation.caption": ("uniform", True),
@@ -73,6 +87,8 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "evaluation.protocol": ("product", True),
     "hardware.precision": ("bf16", True),
     "hardware.threads": (2, True),
+    "hardware.gradient_checkpointing": (True, False),
+    "hardware.compile": (True, True),
 }
 
 
@@ -119,6 +135,8 @@ def with_one(path: str, value: Any) -> ProjectConfig:
         ("training.batch_size", [64], "a whole number expected"),
         ("training.batch_size", float("inf"), "a whole number expected"),
         ("training.batch_size", float("nan"), "a whole number expected"),
+        ("training.micro_batch_size", 0, "above 0, or none"),
+        ("training.micro_batch_size", "half", "a whole number expected"),
         ("training.num_workers", -1, "at least 0"),
         ("training.learning_rate", 0.0, "above 0, at most 1"),
         ("training.learning_rate", -1e-5, "above 0, at most 1"),
@@ -145,8 +163,21 @@ def with_one(path: str, value: Any) -> ProjectConfig:
         ("training.max_bad_share", 1.0, "at least 0, below 1"),
         ("training.seed", -1, "at least 0"),
         ("model.pretrained", 3, "text expected"),
-        ("model.init_logit_bias", None, "a number expected"),
+        ("model.init_logit_bias", "low", "a number expected"),
         ("model.cache_dir", 3, "a path expected"),
+        ("model.patch_dropout", 1.0, "at least 0, below 1"),
+        ("loss.positives", "some", "one of pair, all, mask"),
+        ("optimizer.image_rate", 0.0, "above 0 (freeze.image_tower"),
+        ("optimizer.text_rate", -1.0, "above 0 (freeze.image_tower"),
+        ("optimizer.layer_decay", 0.0, "above 0, at most 1"),
+        ("optimizer.layer_decay", 1.1, "above 0, at most 1"),
+        ("optimizer.logit_learning_rate", -0.1, "from 0 to 1, or none"),
+        ("optimizer.ema_decay", 1.0, "above 0, below 1, or none"),
+        ("optimizer.ema_decay", 0.0, "above 0, below 1, or none"),
+        ("freeze.image_tower", 1, "true or false expected"),
+        ("freeze.image_blocks", -1, "at least 0"),
+        ("freeze.text_blocks", -1, "at least 0"),
+        ("hardware.compile", "yes", "true or false expected"),
         ("schedule.name", "linear", "one of cosine, constant"),
         ("schedule.warmup_ratio", 1.0, "at least 0, below 1"),
         ("augmentation.caption", "all", "one of original, uniform, weighted"),
@@ -193,6 +224,9 @@ def test_a_section_of_the_wrong_type_is_refused_by_name() -> None:
     [
         (TrainingConfig, {"batch_size": 0}, "training.batch_size"),
         (ModelConfig, {"pretrained": 1}, "model.pretrained"),
+        (LossConfig, {"positives": "x"}, "loss.positives"),
+        (OptimizerConfig, {"layer_decay": 2}, "optimizer.layer_decay"),
+        (FreezeConfig, {"image_tower": True, "text_tower": True}, "freeze.text_tower"),
         (ScheduleConfig, {"warmup_ratio": 2}, "schedule.warmup_ratio"),
         (AugmentationConfig, {"caption": "x"}, "augmentation.caption"),
         (EvaluationConfig, {"batch_size": 0}, "evaluation.batch_size"),
@@ -272,7 +306,8 @@ def test_a_config_is_frozen_and_overrides_leave_it_alone() -> None:
 
 
 def test_every_setting_survives_json() -> None:
-    values = {path: value for path, (value, _) in OTHER_VALUES.items() if path != "training.budget_examples"}
+    alone = ("training.budget_examples", "freeze.text_tower")  # not possible with the others
+    values = {path: value for path, (value, _) in OTHER_VALUES.items() if path not in alone}
     config = ProjectConfig().with_overrides(values | {"training.budget_examples": 6400})
     flat = json.loads(json.dumps(config.to_dict()))
     assert ProjectConfig.from_dict(flat) == config

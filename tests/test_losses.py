@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
-from fashionclip_tune.losses import Positives, info_nce, sigmoid_bce
+from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, positive_pairs, sigmoid_bce
 
 
 class Inputs:
@@ -153,3 +153,52 @@ def test_a_whole_batch_of_one_product_is_finite_with_gradients() -> None:
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in inputs.gradients(masked, with_bias=False))
     spread = info_nce(inputs.image, inputs.text, inputs.scale, everything, "all")
     assert all(gradient.isfinite().all() for gradient in inputs.gradients(spread, with_bias=False))
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid_bce"])
+@pytest.mark.parametrize("positives", ["all", "mask"])
+def test_gradients_of_several_positives_are_the_slopes_of_the_slow_sum(loss: str, positives: Positives) -> None:
+    """Of each logit, by central differences of the sum written out pair by pair."""
+    relevant = random_positives(5)
+    logits_BB = torch.randn(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    texts_BB, one, zero = torch.eye(5, dtype=torch.float64), torch.tensor(1.0), torch.tensor(0.0)
+    if loss == "info_nce":
+        slow, value = slow_info_nce, info_nce(logits_BB, texts_BB, one, relevant, positives)
+    else:
+        slow, value = slow_sigmoid_bce, sigmoid_bce(logits_BB, texts_BB, one, zero, relevant, positives)
+    (gradient_BB,) = torch.autograd.grad(value, logits_BB)
+    for i in range(5):
+        for j in range(5):
+            values = []
+            for step in (1e-5, -1e-5):
+                moved = logits_BB.tolist()
+                moved[i][j] += step
+                values.append(slow(moved, relevant.tolist(), positives))
+            assert gradient_BB[i, j].item() == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-8)
+
+
+def test_photos_of_a_product_and_captions_of_the_same_tokens_belong_together() -> None:
+    products_B = torch.tensor([7, 3, 7, 5, 9])
+    tokens_BL = torch.tensor([[1, 2, 0], [4, 5, 0], [1, 3, 0], [4, 5, 0], [4, 5, 6]])
+    together = {(0, 2), (2, 0), (1, 3), (3, 1), *((i, i) for i in range(5))}
+    expected = [[(i, j) in together for j in range(5)] for i in range(5)]
+    assert positive_pairs(products_B, tokens_BL).tolist() == expected
+
+
+@pytest.mark.parametrize("positives", [None, "all", "mask"])
+@pytest.mark.parametrize("scale", [1.0, 16.0, 100.0])
+def test_the_fitted_bias_has_the_least_loss(scale: float, positives: Positives | None) -> None:
+    inputs = Inputs(16, torch.float64, scale=scale)
+    given: tuple[Tensor, Positives] | tuple[()] = (random_positives(16, 0.05), positives) if positives else ()
+    bias = fitted_logit_bias(inputs.image, inputs.text, inputs.scale, *given)
+    assert -200 < bias.item() < 0
+    least = sigmoid_bce(inputs.image, inputs.text, inputs.scale, bias, *given).item()
+    for step in (-3.0, -0.01, 0.01, 3.0):
+        assert sigmoid_bce(inputs.image, inputs.text, inputs.scale, bias + step, *given).item() > least
+
+
+def test_the_fitted_bias_stays_finite_where_there_is_nothing_to_repel() -> None:
+    inputs = Inputs(4, torch.float32)
+    everything = torch.ones(4, 4, dtype=torch.bool)
+    for given in ((everything, "all"), (everything, "mask")):
+        assert fitted_logit_bias(inputs.image, inputs.text, inputs.scale, *given).item() == 0

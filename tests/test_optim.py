@@ -1,9 +1,15 @@
+from typing import Any
+
+import open_clip
 import pytest
 import torch
 
 from fashionclip_tune.config import ProjectConfig, TrainingConfig
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import load_model
-from fashionclip_tune.optim import build_optimizer
+from fashionclip_tune.optim import build_optimizer, has_fused_adamw
+from fashionclip_tune.recipe import OptimizerConfig
+from fashionclip_tune.tiny import register_tiny_models
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-sig"])
@@ -11,7 +17,7 @@ def test_without_gradients_only_matrices_shrink_and_every_parameter_is_in_one_gr
     name: str, tiny_config: ProjectConfig
 ) -> None:
     network = load_model(tiny_config.with_overrides({"clip_model": name})).network
-    optimizer = build_optimizer(network, TrainingConfig(learning_rate=0.1, weight_decay=0.5))
+    optimizer = build_optimizer(network, TrainingConfig(learning_rate=0.1, weight_decay=0.5), OptimizerConfig())
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
 
@@ -30,7 +36,7 @@ def test_frozen_parameters_are_left_to_no_group(tiny_config: ProjectConfig) -> N
     network = load_model(tiny_config).network
     for parameter in network.visual.parameters():
         parameter.requires_grad_(False)
-    optimizer = build_optimizer(network, TrainingConfig())
+    optimizer = build_optimizer(network, TrainingConfig(), OptimizerConfig())
     frozen = {id(parameter) for parameter in network.visual.parameters()}
     assert not frozen & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
@@ -40,7 +46,7 @@ def test_a_step_is_adamw_as_its_paper_has_it() -> None:
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 2)
     training = TrainingConfig(learning_rate=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, epsilon=1e-3)
-    optimizer = build_optimizer(network, training)
+    optimizer = build_optimizer(network, training, OptimizerConfig())
     expected = {"weight": network.weight.detach().double(), "bias": network.bias.detach().double()}
     moments = {key: (torch.zeros_like(value), torch.zeros_like(value)) for key, value in expected.items()}
     for step in range(1, 5):
@@ -57,3 +63,58 @@ def test_a_step_is_adamw_as_its_paper_has_it() -> None:
         optimizer.step()
     for key, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.detach().double(), expected[key], atol=1e-6, rtol=0)
+
+
+def on_meta(name: str) -> Any:
+    register_tiny_models()
+    with torch.device("meta"):
+        return open_clip.create_model(name, pretrained_text=False, device="meta")
+
+
+FIRST = {"token_embedding", "positional_embedding", "class_embedding", "conv1", "ln_pre", "patch_embed", "pos_embed"}
+
+
+def written_out_rate(name: str, blocks: int, base: float) -> float:
+    """Names of the three published models and of the tiny ones, looked at word by word."""
+    words = name.removeprefix("text.").split(".")
+    if name.startswith("logit_"):
+        return 0.02
+    tower_rate = 0.5 if words[0] == "visual" else 2.0
+    numbers = [int(word) for word in words if word.isdigit()]
+    if numbers:  # a block, counted from 0
+        above = blocks - numbers[0]
+    elif {"token_embedding", "positional_embedding", "class_embedding", "conv1", "ln_pre", "patch_embed", "pos_embed"} & set(
+        words
+    ):
+        above = blocks + 1
+    else:
+        above = 0
+    return base * tower_rate * 0.75**above
+
+
+@pytest.mark.parametrize(
+    ("name", "image_blocks", "text_blocks"),
+    [("tiny-clip", 3, 2), ("tiny-sig", 3, 2), ("ViT-B-32", 12, 12), ("ViT-B-16", 12, 12), ("ViT-B-16-SigLIP2-256", 12, 12)],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_each_parameter_has_its_towers_and_layers_rate(name: str, image_blocks: int, text_blocks: int) -> None:
+    network = on_meta(name)
+    rates = OptimizerConfig(image_rate=0.5, text_rate=2.0, layer_decay=0.75, logit_learning_rate=0.02)
+    groups = build_optimizer(network, TrainingConfig(learning_rate=1e-3), rates).param_groups
+    rate_of = {id(parameter): group["peak_rate"] for group in groups for parameter in group["params"]}
+    assert len(rate_of) == len(list(network.parameters()))
+    for key, parameter in network.named_parameters():
+        blocks = image_blocks if key.startswith("visual.") else text_blocks
+        assert rate_of[id(parameter)] == pytest.approx(written_out_rate(key, blocks, 1e-3), rel=1e-12), key
+
+
+def test_layer_decay_is_refused_where_layers_are_not_known() -> None:
+    with pytest.raises(UserError, match=r"^optimizer.layer_decay = 0.5 is not possible: the image tower .* allowed is 1$"):
+        build_optimizer(on_meta("RN50"), TrainingConfig(), OptimizerConfig(layer_decay=0.5))
+
+
+def test_fused_adamw_is_used_where_the_device_has_it_only() -> None:
+    network = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(network, TrainingConfig(), OptimizerConfig())
+    assert optimizer.param_groups[0]["fused"] is has_fused_adamw("cpu")
+    assert not has_fused_adamw("meta")

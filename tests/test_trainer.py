@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import DivergedError
+from fashionclip_tune.losses import info_nce, sigmoid_bce
 from fashionclip_tune.model import load_model
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.trainer import Trainer
+from fashionclip_tune.training_inputs import prepare_inputs
 
 CPU = PrecisionPlan(torch.device("cpu"), None)
 TOTAL_STEPS = 8
@@ -36,7 +39,7 @@ def batches(count: int, *, batch_size: int = 6, side: int = 32) -> list[TrainBat
         tokens_BL = torch.randint(1, 40_000, (batch_size, 32), generator=generator)
         tokens_BL[:, 0], tokens_BL[:, 20], tokens_BL[:, 21:] = 49406, 49407, 0
         keys = tuple(f"{number}-{slot}" for slot in range(batch_size))
-        made.append(TrainBatch(images_BCHW, tokens_BL, keys, ()))
+        made.append(TrainBatch(images_BCHW, tokens_BL, torch.arange(batch_size), keys, ()))
     return made
 
 
@@ -108,6 +111,7 @@ def test_steps_equal_a_loop_written_out_by_hand(tiny_config: ProjectConfig, name
             "training.max_grad_norm": 0.5,
             "training.epsilon": 1e-4,
             "schedule.warmup_ratio": 0.25,
+            "model.init_logit_bias": -10.0,
         },
     )
     given = batches(4)
@@ -163,7 +167,7 @@ def test_weights_that_are_no_numbers_end_the_run_as_diverged(tiny_config: Projec
     steps(trainer, batches(1))
     with torch.no_grad():
         trainer.network.logit_scale.fill_(bad)
-    with pytest.raises(DivergedError, match=r"the loss is nan within the 2 steps up to step 3"):
+    with pytest.raises(DivergedError, match=rf"^the loss is nan at step 2, logit scale {bad}; its batch: 0-0, 0-1, .*0-5$"):
         steps(trainer, batches(2))
 
 
@@ -225,21 +229,29 @@ def test_no_clipping_is_no_clipping(tiny_config: ProjectConfig) -> None:
     assert norms[1] == pytest.approx(1e-3, rel=1e-2)
 
 
+def model_input(trainer: Trainer, batch: TrainBatch, rows: slice) -> torch.Tensor:
+    inputs = prepare_inputs(batch, trainer._config, trainer._loaded.preprocessing, trainer.step, trainer._transfer)
+    return inputs.images(rows)
+
+
 def test_augmentation_depends_on_the_step_and_the_seed_only(tiny_config: ProjectConfig) -> None:
     config = tiny_config.with_overrides({"augmentation.image_strength": 0.5})
     (batch,) = batches(1, side=40)
     trainer, again = trainer_for(config), trainer_for(config)
     torch.manual_seed(99)
-    first = trainer._model_input(batch)
+    first = model_input(trainer, batch, slice(0, 6))
     assert first.shape == (6, 3, 32, 32)
-    assert torch.equal(again._model_input(batch), first)
+    assert torch.equal(model_input(again, batch, slice(0, 6)), first)
+    cut = [model_input(again, batch, rows) for rows in (slice(0, 4), slice(4, 6))]
+    torch.testing.assert_close(torch.cat(cut), first, atol=1e-5, rtol=0)
     again.step = 1
-    assert not torch.equal(again._model_input(batch), first)
-    assert not torch.equal(trainer_for(config.with_overrides({"training.seed": 1}))._model_input(batch), first)
+    assert not torch.equal(model_input(again, batch, slice(0, 6)), first)
+    other = trainer_for(config.with_overrides({"training.seed": 1}))
+    assert not torch.equal(model_input(other, batch, slice(0, 6)), first)
     for part in ("augmentation.rand_augment", "augmentation.erasing"):
-        assert not torch.equal(trainer_for(config.with_overrides({part: True}))._model_input(batch), first)
-        without = tiny_config.with_overrides({part: True})  # no strength
-        assert torch.equal(trainer_for(without)._model_input(batch), trainer_for(tiny_config)._model_input(batch))
+        assert not torch.equal(model_input(trainer_for(config.with_overrides({part: True})), batch, slice(0, 6)), first)
+        without = trainer_for(tiny_config.with_overrides({part: True}))  # no strength
+        assert torch.equal(model_input(without, batch, slice(0, 6)), model_input(trainer_for(tiny_config), batch, slice(0, 6)))
 
 
 def test_a_run_without_loss_scaling_goes_on_with_it(tiny_config: ProjectConfig) -> None:
@@ -251,3 +263,70 @@ def test_a_run_without_loss_scaling_goes_on_with_it(tiny_config: ProjectConfig) 
     scaled.load_state_dict(state)
     steps(scaled, batches(2))
     assert scaled.state_dict()["scaler"]["scale"] > 0
+
+
+def test_what_is_frozen_has_no_optimizer_state_and_does_not_move(tiny_config: ProjectConfig) -> None:
+    config = tiny_config.with_overrides({"freeze.image_tower": True, "freeze.text_blocks": 1})
+    trainer = trainer_for(config)
+    before = weights(trainer)
+    steps(trainer, batches(2))
+    names = {name for name, parameter in trainer.network.named_parameters() if parameter.requires_grad}
+    moved = {key for key, tensor in weights(trainer).items() if not torch.equal(tensor, before[key])}
+    assert moved == names
+    assert not any(name.startswith(("visual.", "token_embedding", "transformer.resblocks.0.")) for name in names)
+    assert len(trainer.state_dict()["optimizer"]["state"]) == len(names)
+
+
+@pytest.mark.parametrize(("name", "treatment"), [("tiny-clip", "all"), ("tiny-clip", "mask"), ("tiny-sig", "mask")])
+def test_the_products_of_a_batch_reach_the_loss(tiny_config: ProjectConfig, name: str, treatment: Any) -> None:
+    loss = "siglip" if name == "tiny-sig" else "contrastive"
+    config = model_config(tiny_config, name, loss, **{"loss.positives": treatment})
+    (batch,) = batches(1)
+    batch = replace(batch, products_B=torch.tensor([0, 0, 1, 2, 3, 3]))
+    network: Any = load_model(config).network.train()
+    preprocessing = load_model(config).preprocessing
+    image_BD = network.encode_image(preprocessing.normalise(batch.images_BCHW / 255), normalize=True)
+    text_BD = network.encode_text(batch.tokens_BL, normalize=True)
+    together_BB = batch.products_B[:, None] == batch.products_B
+    if loss == "siglip":
+        expected = sigmoid_bce(image_BD, text_BD, network.logit_scale.exp(), network.logit_bias, together_BB, treatment)
+    else:
+        expected = info_nce(image_BD, text_BD, network.logit_scale.exp(), together_BB, treatment)
+    assert steps(trainer_for(config), [batch]).loss == pytest.approx(float(expected.detach()), abs=1e-5)
+
+
+def test_a_bias_of_its_own_is_kept_and_a_missing_one_is_fitted_to_the_first_batch(tiny_config: ProjectConfig) -> None:
+    own = trainer_for(model_config(tiny_config, "tiny-sig", "siglip", **{"optimizer.logit_learning_rate": 0.0}))
+    assert steps(own, batches(2)).logit_bias == -10.0
+    fitted = trainer_for(model_config(tiny_config, "tiny-clip", "siglip", **{"optimizer.logit_learning_rate": 0.0}))
+    first = steps(fitted, batches(1))
+    assert steps(fitted, batches(1)).logit_bias == first.logit_bias, "of the first batch only"
+    given = trainer_for(
+        model_config(
+            tiny_config, "tiny-clip", "siglip", **{"optimizer.logit_learning_rate": 0.0, "model.init_logit_bias": -10.0}
+        )
+    )
+    before = steps(given, batches(1))
+    assert before.logit_bias == -10.0
+    assert first.loss < before.loss
+
+
+def test_the_average_goes_through_a_checkpoint_bit_for_bit(tiny_config: ProjectConfig) -> None:
+    config = tiny_config.with_overrides({"optimizer.ema_decay": 0.7})
+    given = batches(4)
+    whole = trainer_for(config)
+    steps(whole, given[:2])
+    state = copy.deepcopy(whole.state_dict())
+    with whole.averaged():
+        saved = weights(whole)
+    assert any(not torch.equal(saved[key], tensor) for key, tensor in weights(whole).items())
+    steps(whole, given[2:])
+
+    resumed = trainer_for(config)
+    resumed.network.load_state_dict(saved)
+    resumed.load_state_dict(state)
+    steps(resumed, given[2:])
+    for one, other in ((whole.averaged, resumed.averaged), (nullcontext, nullcontext)):
+        with one(), other():
+            first, second = weights(whole), weights(resumed)
+        assert all(torch.equal(first[key], second[key]) for key in first)

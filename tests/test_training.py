@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +19,15 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashionclip_tune import training as training_module
+from fashionclip_tune import run as run_module
+from fashionclip_tune import run_metrics as run_metrics_module
 from fashionclip_tune.checkpoint import newest_checkpoint, strip_training_state
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import DivergedError, UserError
+from fashionclip_tune.errors import DivergedError, OutOfMemoryError, StoppedError, UserError
 from fashionclip_tune.history import read_history
 from fashionclip_tune.model import export_openclip, load_model
-from fashionclip_tune.training import RunPlan, TrainResult, plan_run, train, training_prep
+from fashionclip_tune.run import RunPlan, TrainResult, plan_run
+from fashionclip_tune.training import train, training_prep
 
 TIMES = ("duration_s", "samples_per_second")
 STEPS = (0, 2, 4, 6, 8, 10)
@@ -86,6 +89,11 @@ def hard(config: ProjectConfig, name: str = "tiny-clip", loss: str = "contrastiv
             "augmentation.erasing": True,
             "augmentation.caption": "uniform",
             "training.batch_size": 20,
+            "training.micro_batch_size": 8,
+            "loss.positives": "all",
+            "optimizer.ema_decay": 0.9,
+            "optimizer.layer_decay": 0.9,
+            "model.patch_dropout": 0.25,
             "training.stage_examples": 60,
             "training.budget_examples": 180,
             "training.shuffle_buffer": 50,
@@ -161,32 +169,192 @@ def test_the_number_of_workers_changes_no_bit(
     assert_same_end(tmp_path, whole_runs(config))
 
 
-def test_killed_by_sigkill_within_a_stage_and_resumed_equals_never_stopped(
-    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
-) -> None:
-    config = hard(tiny_config)
-    run = tmp_path / "run"
+def started(config: ProjectConfig, run: Path, **options: Any) -> "subprocess.Popen[bytes]":
+    """The run as a process of its own, begun on the command line, when it has reported its first stage."""
     settings = {path: value for path, value in config.to_dict().items() if value is not None and path != "dataset_root"}
     command = [sys.executable, "-m", "fashionclip_tune", "train", "--resume"]
     command += ["--data", str(config.dataset_dir), "--out", str(run)]
     for path, value in {**settings, "model.pretrained": "none", "should_load_checkpoint": "false"}.items():
         command += ["--set", f"{path}={str(value).lower() if isinstance(value, bool) else value}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
-    second = run / "evaluations" / "step_00000003.json"
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    first_stage = run / "evaluations" / "step_00000003.json"
     deadline = time.monotonic() + 120
-    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not first_stage.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
+    return process
+
+
+@pytest.mark.parametrize(("name", "loss"), [("tiny-clip", "contrastive"), ("tiny-sig", "siglip")])
+def test_killed_by_sigkill_within_a_stage_and_resumed_equals_never_stopped(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path], name: str, loss: str
+) -> None:
+    config = hard(tiny_config, name, loss)
+    run = tmp_path / "run"
+    process = started(config, run, cwd=tmp_path)
     process.send_signal(signal.SIGKILL)
-    assert process.stdout is not None
-    output = process.stdout.read().decode()
-    process.stdout.close()
-    assert process.wait() == -signal.SIGKILL, output
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
     assert not (run / "evaluations" / "step_00000009.json").exists()
 
     train(config, run, resume_from=run)  # another process, and a warning would be an error
     assert_same_end(run, whole_runs(config))
     assert [step for step, _ in scalars(run, "recall_at_10")] == [0, 60, 120, 180]
+
+
+@pytest.mark.parametrize(("name", "loss"), [("tiny-clip", "contrastive"), ("tiny-sig", "siglip")])
+def test_stopped_by_sigterm_at_any_step_and_resumed_equals_never_stopped(
+    tiny_config: ProjectConfig,
+    tmp_path: Path,
+    whole_runs: Callable[[ProjectConfig], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    loss: str,
+) -> None:
+    """In the middle of stages: what was summed up of a stage goes on, too."""
+    expected = whole_runs(hard(tiny_config, name, loss))
+    config = hard(tiny_config, name, loss).with_overrides({"training.checkpoint_minutes": 60})
+    stops = (1, 2, 4, 6, 9)
+    attempt_step = run_module.Trainer._attempt_step
+
+    def asked_to_end(self: Any, batch: Any) -> None:
+        if self.step + 1 in stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        attempt_step(self, batch)
+
+    monkeypatch.setattr(run_module.Trainer, "_attempt_step", asked_to_end)
+    before = signal.getsignal(signal.SIGTERM)
+    for step in stops[:-1]:
+        message = rf"asked to end \(SIGTERM\), after {step} of 9 steps; .*/step_0000000{step} can be resumed from"
+        with pytest.raises(StoppedError, match=message):
+            train(config, tmp_path, resume_from=tmp_path)
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert newest_step(tmp_path) == step
+    train(config, tmp_path, resume_from=tmp_path)  # asked to end at its last step, it is done
+    assert_same_end(tmp_path, expected)
+    assert [step for step, _ in scalars(tmp_path, "recall_at_10")] == [0, 60, 120, 180]
+
+
+def newest_step(run: Path) -> int | None:
+    found, _ = newest_checkpoint(run)
+    return None if found is None else found.step
+
+
+def test_sigterm_to_the_whole_group_is_outlived_by_the_loaders_and_ends_the_command_with_a_hint(
+    tiny_config: ProjectConfig, tmp_path: Path
+) -> None:
+    config = hard(tiny_config).with_overrides({"training.num_workers": 1})
+    run = tmp_path / "run"
+    process = started(config, run, cwd=tmp_path, start_new_session=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 143, output
+    stopped, hint = output.splitlines()[-2:]
+    assert stopped.startswith("stopped: asked to end (SIGTERM), after ")
+    command = f"python -m fashionclip_tune train --data {config.dataset_dir} --out {run} --resume --set clip_model="
+    assert hint.startswith(f"go on with: {command}")
+    assert 3 <= (newest_step(run) or 0) < 9
+
+
+def test_sigterm_before_the_first_step_leaves_a_run_that_starts(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    with pytest.raises(StoppedError, match="after 0 of 10 steps"):
+        train(tiny_config, tmp_path, on_eval=lambda row: os.kill(os.getpid(), signal.SIGTERM))
+    assert newest_checkpoint(tmp_path) == (None, [])
+    train(tiny_config, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def test_in_another_thread_a_run_leaves_signals_alone(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    """As in a Ray worker."""
+    handlers: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(train, tiny_config, tmp_path, on_eval=lambda row: handlers.append(signal.getsignal(signal.SIGTERM)))
+        run.result()
+    assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
+    """The given evaluations (from 1, the untouched weights' apart) run out of memory."""
+    evaluate, seen = run_metrics_module.evaluate, list[int]()
+
+    def measured(*arguments: Any, **options: Any) -> dict[str, float]:
+        seen.append(len(seen) + 1)
+        if seen[-1] in calls:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(run_metrics_module, "evaluate", measured)
+
+
+def test_an_evaluation_that_runs_out_of_memory_is_done_again_when_gradients_are_freed(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    out_of_memory_at(monkeypatch, {2})
+    train(tiny_config, tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def test_an_evaluation_that_does_not_fit_ends_the_run_with_what_to_do(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_at(monkeypatch, {2, 3})
+    with pytest.raises(OutOfMemoryError, match=r"in the evaluation, with evaluation\.batch_size = 64 \(CUDA out.*smaller one"):
+        train(tiny_config, tmp_path)
+    assert newest_step(tmp_path) == 2
+
+
+def test_a_model_that_does_not_fit_ends_the_run_as_out_of_memory(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    with pytest.raises(OutOfMemoryError, match="cpu has too little memory to hold the model and its optimizer: CUDA out of"):
+        train(tiny_config, tmp_path)
+
+
+def test_out_of_memory_is_in_the_rows_the_curves_and_the_checkpoint(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    attempt_step = run_module.Trainer._attempt_step
+
+    def too_large(self: Any, batch: Any) -> None:
+        if self.step == 4 and self.micro_batch_size == 16:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        attempt_step(self, batch)
+
+    monkeypatch.setattr(run_module.Trainer, "_attempt_step", too_large)
+    with pytest.warns(UserWarning, match="out of memory at step 5 with a micro-batch of 16"), pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(6, SystemExit()))
+    result = train(tiny_config, tmp_path, resume_from=tmp_path)  # another warning would be an error
+    assert [row["micro_batch_size"] for row in result.history[1:]] == [16, 16, 8, 8, 8]
+    assert [value for _, value in scalars(tmp_path, "train/micro_batch_size")] == [16, 16, 8, 8, 8]
+    expected = read_history(whole_runs(tiny_config))
+    assert [row["loss"] for row in result.history[1:3]] == [row["loss"] for row in expected[1:3]]
+    assert [row["loss"] for row in result.history[3:]] == pytest.approx([row["loss"] for row in expected[3:]], rel=1e-3)
+
+
+def test_collapsed_embeddings_are_warned_about(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collapse(self: Any, batch: Any) -> None:
+        self.step += 1
+        with torch.no_grad():
+            self.network.text_projection.zero_()
+
+    monkeypatch.setattr(run_module.Trainer, "_attempt_step", collapse)
+    config = tiny_config.with_overrides({"training.budget_examples": 32})
+    with pytest.warns(UserWarning, match=r"collapsed by step 2: all similarities lie within 0,"):
+        result = train(config, tmp_path)
+    assert result.history[0]["similarity_spread"] > 0.01
+    assert result.metrics["similarity_spread"] == 0
+    assert result.metrics["recall_at_10"] == pytest.approx(0.5)  # 10 of 20, by chance
 
 
 def lost_since(tmp_path: Path, config: ProjectConfig, step: int) -> Path:
@@ -269,7 +437,7 @@ def test_a_stage_ends_with_evaluation_then_checkpoint_then_record_then_callback(
     tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    evaluate, save = training_module.evaluate, training_module.save_checkpoint
+    evaluate, save = run_metrics_module.evaluate, run_module.save_checkpoint
 
     def evaluated(*arguments: Any, **options: Any) -> Any:
         order.append("evaluation")
@@ -288,8 +456,8 @@ def test_a_stage_ends_with_evaluation_then_checkpoint_then_record_then_callback(
             assert found is not None
             assert found.record["history"][-1] == row
 
-    monkeypatch.setattr(training_module, "evaluate", evaluated)
-    monkeypatch.setattr(training_module, "save_checkpoint", saved)
+    monkeypatch.setattr(run_metrics_module, "evaluate", evaluated)
+    monkeypatch.setattr(run_module, "save_checkpoint", saved)
     train(tiny_config.with_overrides({"training.budget_examples": 32}), tmp_path, on_eval=on_eval)
     assert order == ["callback", "evaluation", "checkpoint", "callback"]
 
@@ -428,6 +596,11 @@ def test_what_a_run_leaves(tiny_config: ProjectConfig, whole_runs: Callable[[Pro
         assert list(steps) == [row["examples_seen"] for row in expected]
         assert values == pytest.approx([row[name] for row in expected])
     assert rows[-1]["loss"] < rows[1]["loss"]
+    found, _ = newest_checkpoint(run)
+    assert found is not None
+    assert found.record["tokenizer"] == "openai/clip, 32 tokens"
+    assert found.record["preprocessing"]["resize_mode"] == "squash"
+    assert ProjectConfig.from_dict(found.record["config"]) == tiny_config
 
 
 def test_durations_go_on_where_the_last_life_stopped(tiny_config: ProjectConfig, tmp_path: Path) -> None:
@@ -457,7 +630,10 @@ def test_a_run_can_start_from_another_ones_checkpoint_or_from_an_openclip_folder
         "checkpoint": first.checkpoint,
         "file": first.checkpoint / "model.safetensors",
         "folder": tmp_path / "folder",
+        "published": tmp_path / "published.pt",
     }
+    trained = {f"module.{key}": tensor for key, tensor in loaded.network.state_dict().items()}
+    torch.save({"epoch": 3, "model_state_dict": trained, "loss": 0.5}, places["published"])
     for name, place in places.items():
         row = first_row(replace(config, should_load_checkpoint=True, checkpoint_path=place), tmp_path / name)
         assert row["recall_at_10"] == first.metrics["recall_at_10"] != first.history[0]["recall_at_10"]
@@ -466,13 +642,13 @@ def test_a_run_can_start_from_another_ones_checkpoint_or_from_an_openclip_folder
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_good_checkpoint(
     tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info_nce = training_module.Trainer._loss
+    info_nce = run_module.Trainer._loss
 
-    def breaks_at_step_5(self: Any, image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        return info_nce(self, image_BD, text_BD) * (torch.nan if self.step == 4 else 1)
+    def breaks_at_step_5(self: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
+        return info_nce(self, *inputs) * (torch.nan if self.step == 4 else 1)
 
-    monkeypatch.setattr(training_module.Trainer, "_loss", breaks_at_step_5)
-    with pytest.raises(DivergedError, match="within the 2 steps up to step 6"):
+    monkeypatch.setattr(run_module.Trainer, "_loss", breaks_at_step_5)
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 5, logit scale \d+\.\d+; its batch: (\w+, ){15}\w+$"):
         train(tiny_config, tmp_path)
     assert [row["step"] for row in read_history(tmp_path)] == [0, 2, 4]
     found, _ = newest_checkpoint(tmp_path)

@@ -167,7 +167,7 @@ def _drop_torn_line(journal: Path) -> None:
 
 
 def stop_reason(trial: FrozenTrial) -> str | None:
-    """budget, rung_N, diverged, bad_data or error; None while it runs."""
+    """budget, rung_N, diverged, bad_data, out_of_memory or error; None while it runs."""
     return dict(trial.user_attrs.get(_END, {})).get("stop_reason")
 
 

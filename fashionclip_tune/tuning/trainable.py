@@ -11,7 +11,7 @@ from filelock import FileLock
 from ray import tune
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError, DivergedError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError
 from fashionclip_tune.history import Row
 from fashionclip_tune.training import train
 from fashionclip_tune.tuning.engine import TrialPlan
@@ -51,7 +51,7 @@ def run_trial(ray_config: dict[str, Any]) -> None:
             stop_reason, message = "diverged", str(error)
         except BadDataError as error:
             stop_reason, message = "bad_data", str(error)
-        except torch.cuda.OutOfMemoryError as error:
+        except OutOfMemoryError as error:
             stop_reason, message = "out_of_memory", str(error)
         except Exception as error:
             (trial_dir / "error.log").write_text(traceback.format_exc())

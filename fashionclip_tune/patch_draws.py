@@ -1,0 +1,95 @@
+"""Patch dropout and other chance in a model, made independent of how a batch is cut into micro-batches.
+
+Shape legend: B photos, L patches, K patches that are kept, D width.
+"""
+
+import torch
+from open_clip.transformer import PatchDropout as OpenClipPatchDropout
+from timm.layers.patch_dropout import PatchDropout as TimmPatchDropout
+from torch import Tensor, nn
+
+
+class PatchDraws:
+    """Which patches each photo of the effective batch keeps: drawn on the CPU for all of them, then cut."""
+
+    def __init__(self) -> None:
+        self._seed, self._batch_size, self._rows = 0, 0, slice(None)
+        self._kept: dict[int, Tensor] = {}
+
+    def begin_step(self, seed: int, batch_size: int) -> None:
+        """Draws that were made in another attempt at the same step are made again."""
+        self._seed, self._batch_size = seed, batch_size
+        self._kept.clear()
+
+    def choose(self, rows: slice) -> None:
+        """The micro-batch that is encoded next."""
+        self._rows = rows
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def kept(self, layer: int, num_patches: int, num_kept: int, device: torch.device) -> Tensor:
+        """[B of the micro-batch, K] patch numbers."""
+        if layer not in self._kept:
+            generator = torch.Generator().manual_seed(self._seed + layer)
+            kept_BK = torch.rand(self._batch_size, num_patches, generator=generator).topk(num_kept, dim=1).indices
+            if device.type == "cuda":  # from pinned memory, so that nothing waits for the copy
+                kept_BK = kept_BK.pin_memory().to(device, non_blocking=True)
+            self._kept[layer] = kept_BK
+        return self._kept[layer][self._rows]
+
+
+class SharedPatchDropout(nn.Module):
+    """Patch dropout (Li et al. 2023, FLIP) as OpenCLIP's and timm's, but for where its draws come from."""
+
+    def __init__(self, prob: float, num_prefix_tokens: int, draws: PatchDraws, layer: int) -> None:
+        super().__init__()
+        self.prob = prob
+        self._num_prefix_tokens = num_prefix_tokens
+        self._draws = draws
+        self._layer = layer
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if not self.training or self.prob == 0:
+            return x_BLD
+        prefix, patches_BLD = x_BLD[:, : self._num_prefix_tokens], x_BLD[:, self._num_prefix_tokens :]
+        num_patches = patches_BLD.shape[1]
+        num_kept = max(1, int(num_patches * (1 - self.prob)))
+        kept_BK = self._draws.kept(self._layer, num_patches, num_kept, x_BLD.device)
+        kept_BKD = patches_BLD.gather(1, kept_BK[:, :, None].expand(-1, -1, patches_BLD.shape[2]))
+        return torch.cat([prefix, kept_BKD], dim=1)
+
+
+def share_patch_draws(network: nn.Module) -> PatchDraws:
+    """Replaces a network's patch dropout in place; it has no weights, so nothing else notices."""
+    draws, layer = PatchDraws(), 0
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, OpenClipPatchDropout):
+                num_prefix_tokens = int(child.exclude_first_token)
+            elif isinstance(child, TimmPatchDropout):
+                num_prefix_tokens = child.num_prefix_tokens
+            else:
+                continue
+            setattr(parent, name, SharedPatchDropout(child.prob, num_prefix_tokens, draws, layer).train(child.training))
+            layer += 1
+    return draws
+
+
+def tied_to_micro_batch(network: nn.Module) -> list[str]:
+    """Modules whose numbers depend on how a batch is cut: other dropout, and statistics over a batch.
+
+    The three published models and the tiny ones have none.
+    """
+    names = []
+    for name, module in network.named_modules():
+        probability = 0.0
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            probability = module.p
+        elif isinstance(module, nn.MultiheadAttention):
+            probability = module.dropout
+        elif type(module).__name__ == "DropPath":
+            probability = module.drop_prob or 0.0
+        elif type(module).__name__ == "PatchDropoutWithIndices":
+            probability = module.prob
+        if probability > 0 or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            names.append(name)
+    return names

@@ -1,0 +1,184 @@
+"""``python -m fashionclip_tune probe``: what a step of a configuration needs on this card, measured once and kept."""
+
+import copy
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fashionclip_tune.cache import cache_dir
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.data import TrainBatch
+from fashionclip_tune.errors import OutOfMemoryError
+from fashionclip_tune.files import write_json
+from fashionclip_tune.memory import CONTEXT_BYTES, MemoryEstimate, estimate_memory
+from fashionclip_tune.model import LoadedModel, load_model
+from fashionclip_tune.oom import free_memory, ran_out_of_memory
+from fashionclip_tune.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.trainer import Trainer
+
+# The first step makes Adam's moments, the second is like all that follow.
+_STEPS = 2
+_CANVAS = 1.25  # side of a photo before augmentation crops it, at most, of what the model sees
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One micro-batch: the estimate, and the measured peak on this card with CUDA's context (None: not measured)."""
+
+    micro_batch_size: int
+    estimate: MemoryEstimate
+    measured_bytes: int | None
+    fits: bool | None
+    """None where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """``card`` is None where there is no GPU; then nothing is measured."""
+
+    card: str | None
+    card_bytes: int | None
+    probes: tuple[Probe, ...]
+    """From the whole batch downwards by halves, to the first that fits."""
+
+    @property
+    def best(self) -> Probe | None:
+        """The largest micro-batch that fits."""
+        return next((probe for probe in self.probes if probe.fits), None)
+
+
+def probe(config: ProjectConfig) -> ProbeReport:
+    """Measures micro-batches from the whole batch downwards until one fits; the answer is kept in the cache.
+
+    On a machine without a GPU each is estimated only.
+
+    Raises:
+        UserError: a GPU is asked for that is not there, or weights that are not.
+    """
+    plan = plan_precision(config)
+    loaded = load_model(config)
+    if plan.device.type != "cuda":
+        # What would be computed in on a T4, where nothing else is asked for.
+        dtype = plan.autocast_dtype or (torch.float16 if config.hardware.precision.value == "auto" else None)
+        sizes = _halves(config.training.batch_size)
+        return ProbeReport(None, None, tuple(Probe(size, _estimate(config, loaded, size, dtype), None, None) for size in sizes))
+    card = torch.cuda.get_device_properties(plan.device)
+    known = cache_dir() / "probes" / f"{_identity(config, plan, card)}.json"
+    measured = json.loads(known.read_text()) if known.is_file() else _measure(config, loaded, plan)
+    write_json(known, measured)
+    probes = tuple(
+        Probe(int(size), _estimate(config, loaded, int(size), plan.autocast_dtype), peak, peak is not None)
+        for size, peak in measured.items()
+    )
+    return ProbeReport(card.name, card.total_memory, probes)
+
+
+def _halves(batch_size: int) -> list[int]:
+    sizes = [batch_size]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
+
+
+def _identity(config: ProjectConfig, plan: PrecisionPlan, card: Any) -> str:
+    """All that the memory of a step depends on: card, driver, libraries, settings (more of them than need be)."""
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    settings = {path: value for path, value in config.to_dict().items() if not path.startswith(_IRRELEVANT)}
+    parts = [card.name, card.total_memory, driver, torch.__version__, torch.version.cuda, str(plan.autocast_dtype), settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+_IRRELEVANT = (
+    "on_colab",
+    "device",
+    "dataset_root",
+    "shardshuffle",
+    "train_shards",
+    "valid_",
+    "train_eval",
+    "should_load",
+    "checkpoint_path",
+    "schedule.",
+    "evaluation.",
+    "model.pretrained",
+    "model.cache_dir",
+    "training.num_workers",
+    "training.learning_rate",
+    "training.micro_batch_size",
+    "training.seed",
+)
+
+
+def _estimate(config: ProjectConfig, loaded: LoadedModel, micro_batch_size: int, dtype: torch.dtype | None) -> MemoryEstimate:
+    return estimate_memory(
+        loaded.network,
+        batch_size=config.training.batch_size,
+        micro_batch_size=micro_batch_size,
+        autocast_dtype=dtype,
+    )
+
+
+def _measure(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan) -> dict[str, int | None]:
+    """Micro-batch to peak bytes, None where memory ran out."""
+    peaks: dict[str, int | None] = {}
+    for size in _halves(config.training.batch_size):
+        peaks[str(size)] = _peak_of(lambda size=size: _train(config, loaded, plan, size), plan)  # type: ignore[misc]
+        if peaks[str(size)] is not None:
+            break
+    return peaks
+
+
+def _peak_of(work: Callable[[], None], plan: PrecisionPlan) -> int | None:
+    free_memory()
+    torch.cuda.reset_peak_memory_stats(plan.device)
+    try:
+        work()
+        torch.cuda.synchronize(plan.device)
+        # Reserved, not allocated: what lies between blocks is lost to others, too.
+        return int(torch.cuda.max_memory_reserved(plan.device)) + CONTEXT_BYTES
+    except (OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, OutOfMemoryError) and not ran_out_of_memory(error):
+            raise
+        return None
+
+
+def _train(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan, micro_batch_size: int) -> None:
+    """Steps on random photos. A trainer that runs out of memory would go on by itself with less: that is the answer."""
+    copied = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
+    trainer = Trainer(copied, config.with_overrides({"training.micro_batch_size": micro_batch_size}), _STEPS, plan)
+    batch = _random_batch(config, loaded).pin_memory()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        try:
+            trainer.run_stage(iter([batch] * _STEPS), _STEPS, lambda batch: None)
+        except UserWarning as warning:
+            raise OutOfMemoryError(str(warning)) from None
+
+
+def _random_batch(config: ProjectConfig, loaded: LoadedModel) -> TrainBatch:
+    batch_size, side = config.training.batch_size, round(loaded.preprocessing.size * _CANVAS)
+    images_BCHW = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
+    tokens_1L = loaded.tokenizer(["a photo of a red dress"])
+    tokens_BL = tokens_1L.expand(batch_size, -1).contiguous()
+    return TrainBatch(images_BCHW, tokens_BL, torch.arange(batch_size), ("",) * batch_size, ())
+
+
+def report_lines(report: ProbeReport) -> list[str]:
+    """For people: a line a micro-batch."""
+    if report.card is None:
+        head = "no GPU here: nothing was measured, these are estimates (fp16 unless hardware.precision says otherwise)"
+    else:
+        assert report.card_bytes is not None
+        head = f"measured on {report.card}, {report.card_bytes / 2**30:.1f} GiB"
+    lines = [head]
+    for each in report.probes:
+        found = "" if each.fits is None else "  out of memory"
+        if each.measured_bytes is not None:
+            found = f"  measured {each.measured_bytes / 2**30:.2f} GiB"
+        lines.append(f"micro-batch {each.micro_batch_size:>5}  estimate {each.estimate.total_bytes / 2**30:6.2f} GiB{found}")
+    return lines

@@ -1,0 +1,40 @@
+"""How a trial that fails is reported; without Ray, whose ``report`` is replaced."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError
+from fashionclip_tune.tuning import trainable
+from fashionclip_tune.tuning.engine import TrialPlan
+
+
+@pytest.mark.parametrize(
+    ("error", "stop_reason", "message"),
+    [
+        (DivergedError("the loss is nan"), "diverged", "the loss is nan"),
+        (BadDataError("3 of 4 samples"), "bad_data", "3 of 4 samples"),
+        (OutOfMemoryError("out of memory at step 1"), "out_of_memory", "out of memory at step 1"),
+        (KeyError("surprise"), "error", "KeyError: 'surprise' (see "),
+    ],
+)
+def test_a_trial_reports_how_it_failed_with_its_last_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, stop_reason: str, message: str
+) -> None:
+    def train(config: ProjectConfig, out_dir: Path, *, on_eval: Any, resume_from: Path) -> None:
+        assert out_dir == resume_from == tmp_path / "trial", "a trial goes on from its own folder, not from a copy of Ray's"
+        on_eval({"examples_seen": 64, "recall_at_10": 0.25})
+        raise error
+
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainable, "train", train)
+    monkeypatch.setattr(trainable.tune, "report", reported.append)
+    plan = TrialPlan(3, str(tmp_path / "trial"), ProjectConfig().to_dict())
+    trainable.run_trial(plan.to_ray())
+    row, end = reported
+    assert row == {"examples_seen": 64, "recall_at_10": 0.25}
+    assert {name: end[name] for name in row} == row
+    assert end["stop_reason"] == stop_reason
+    assert end["message"].startswith(message)

@@ -3,6 +3,9 @@
 import io
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 import webdataset
 from PIL import Image
 
+from fashionclip_tune import evaluate as evaluate_module
 from fashionclip_tune import evaluation_set as evaluation_set_module
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
@@ -215,6 +219,29 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
     assert "from" not in zero_shot(loaded, photos, batch_size=7)
     assert "from" not in zero_shot(loaded, photos, protocol=Protocol.PRODUCT)
     assert len(list((tmp_path / "zero_shot").glob("*.json"))) == 7
+
+
+def test_trials_that_ask_at_the_same_time_wait_for_the_first(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
+    loaded = load_model(tiny_config)
+    photos = validation(loaded, garments)
+    computing, computed = threading.Event(), list[str]()
+
+    def slow(*arguments: Any, **settings: Any) -> Evaluation:
+        computing.set()
+        time.sleep(0.3)
+        computed.append(threading.current_thread().name)
+        return evaluate(*arguments, **settings)
+
+    monkeypatch.setattr(evaluate_module, "evaluate", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(zero_shot, loaded, photos)
+        assert computing.wait(60)
+        second = pool.submit(zero_shot, loaded, photos)
+        assert first.result() == second.result()
+    assert len(computed) == 1
 
 
 def test_a_damaged_zero_shot_entry_is_made_again(

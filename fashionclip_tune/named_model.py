@@ -11,7 +11,7 @@ from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weight
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, Preprocessing, load_model
-from fashionclip_tune.tiny import TINY_MODELS
+from fashionclip_tune.tiny import TINY_MODELS, register_tiny_models
 
 _SWEEP_NAME = "sweep.json"
 
@@ -84,6 +84,7 @@ def _architecture(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--model {folder} is no OpenCLIP folder: {CONFIG_NAME} cannot be read ({error})") from error
     described.pop("init_logit_bias", None)
+    register_tiny_models()
     for name in dict.fromkeys([*DEFAULT_TAGS, *TINY_MODELS, *open_clip.list_models()]):
         known = dict(open_clip.get_model_config(name) or {})
         known.pop("init_logit_bias", None)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,16 @@ def test_folders_that_are_no_model_are_refused_by_name(
     described["model_cfg"]["embed_dim"] = 48
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     assert "none of the architectures" in refused(capsys, "--model", folder, "--data", garments)
+
+
+def test_a_fresh_process_knows_the_architecture_of_a_tiny_tower_in_an_openclip_folder(tmp_path: Path) -> None:
+    export_openclip(load_model(ProjectConfig(clip_model="tiny-sig").with_overrides({"model.pretrained": None})), tmp_path)
+    code = (
+        "import sys; from fashionclip_tune.config import ProjectConfig; from fashionclip_tune.named_model import named_model; "
+    )
+    code += "print(named_model(sys.argv[1], ProjectConfig()).loaded.name)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "tiny-sig\n", done.stderr
 
 
 def test_untouched_weights_that_are_gone_are_a_note_not_an_end(

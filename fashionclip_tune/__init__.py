@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fashionclip_tune.config import ClipModelOptions, LossFunctionOptions, ProjectConfig, TrainingConfig
-    from fashionclip_tune.training import TrainResult, train, training_prep
+    from fashionclip_tune.run import TrainResult
+    from fashionclip_tune.training import train, training_prep
 
 __all__ = [
     "ClipModelOptions",

@@ -202,7 +202,7 @@ def _reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:
 
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.data import cached_index, run_shards, storage_of
+    from fashionclip_tune.dataset import cached_index, run_shards, storage_of
     from fashionclip_tune.index import count_kinds
     from fashionclip_tune.training import print_row, train
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import Protocol
-from fashionclip_tune.data import BadSamples
+from fashionclip_tune.dataset import BadSamples
 from fashionclip_tune.evaluation_set import EvaluationSet, pixel_blocks
 from fashionclip_tune.files import write_json
 from fashionclip_tune.index import BadSample

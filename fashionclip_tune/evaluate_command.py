@@ -16,7 +16,7 @@ from rich.table import Table
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weights
 from fashionclip_tune.config import ProjectConfig, Protocol
-from fashionclip_tune.data import storage_of
+from fashionclip_tune.dataset import storage_of
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, embed, gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fashionclip_tune.data import cached_index
+from fashionclip_tune.dataset import cached_index
 from fashionclip_tune.errors import BadDataError
 from fashionclip_tune.model import Preprocessing
 from fashionclip_tune.reader import ShardReader, decode_pil

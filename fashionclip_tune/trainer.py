@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from fashionclip_tune.accumulation import backward_whole_batch
-from fashionclip_tune.augment import AugmentationDraws, augment, draw_augmentation
 from fashionclip_tune.compilation import encoders
 from fashionclip_tune.config import LossFunctionOptions, ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import OutOfMemoryError
-from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, positive_pairs, sigmoid_bce
+from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, sigmoid_bce
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.oom import free_memory, ran_out_of_memory
 from fashionclip_tune.optim import build_optimizer
@@ -28,6 +27,7 @@ from fashionclip_tune.schedules import learning_rate_factor
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.stage_sums import StageSums
 from fashionclip_tune.towers import prepare_towers
+from fashionclip_tune.training_inputs import BatchInputs, prepare_inputs
 from fashionclip_tune.transfer import Transfer
 from fashionclip_tune.weight_average import WeightAverage
 
@@ -50,16 +50,6 @@ class StageStats:
     skipped_steps: int
     """Updates left out because a gradient was not finite; now and then, fp16's loss scaling does so."""
     samples_per_second: float
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """An effective batch on the training device, with all that is random about it."""
-
-    images_BCHW: Tensor  # uint8
-    tokens_BL: Tensor
-    augmentation: AugmentationDraws | None
-    positives_BB: Tensor | None
 
 
 class Trainer:
@@ -158,7 +148,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_rate"] * self._rate_factor(self.step)
         self._patches.begin_step(torch_seed(training.seed, Stream.PATCHES, self.step), len(batch.keys))
-        inputs = self._inputs(batch)
+        inputs = prepare_inputs(batch, self._config, self._loaded.preprocessing, self.step, self._transfer)
         self._optimizer.zero_grad(set_to_none=True)
         loss = backward_whole_batch(
             lambda rows: self._encode(inputs, rows),
@@ -245,43 +235,17 @@ class Trainer:
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self._plan.device.type, enabled=self._plan.needs_grad_scaler)
 
-    def _inputs(self, batch: TrainBatch) -> _Inputs:
-        """Draws for the whole batch before any of it is cut."""
-        positives_BB = None
-        if self._config.loss.positives is not PositivePairs.PAIR:
-            positives_BB = positive_pairs(batch.products_B, batch.tokens_BL)
-        on_cpu = [batch.images_BCHW, batch.tokens_BL, *([] if positives_BB is None else [positives_BB])]
-        images_BCHW, tokens_BL, *others = self._transfer(on_cpu)
-        positives_BB = others[0] if others else None
-        wanted = self._config.augmentation
-        if wanted.image_strength == 0:
-            return _Inputs(images_BCHW, tokens_BL, None, positives_BB)
-        draws = draw_augmentation(
-            len(images_BCHW),
-            wanted.image_strength,
-            torch.Generator().manual_seed(torch_seed(self._config.training.seed, Stream.AUGMENTATION, self.step)),
-            rand_augment=wanted.rand_augment,
-            erasing=wanted.erasing,
-        )
-        return _Inputs(images_BCHW, tokens_BL, draws, positives_BB)
-
-    def _encode(self, inputs: _Inputs, rows: slice) -> tuple[Tensor, Tensor]:
+    def _encode(self, inputs: BatchInputs, rows: slice) -> tuple[Tensor, Tensor]:
         """Image and text embeddings, normalised, float32: [B, D] each for the B rows."""
         # Dropout and the like draw from the global generator: tie it to the step, so that a resumed run draws the same,
         # and to the rows, so that they do when they are encoded again.
         torch.manual_seed(torch_seed(self._config.training.seed, Stream.MODEL, self.step, rows.start))
         self._patches.choose(rows)
-        images_BCHW, tokens_BL = self._model_input(inputs, rows), inputs.tokens_BL[rows]
+        images_BCHW, tokens_BL = inputs.images(rows), inputs.tokens_BL[rows]
         with self._plan.autocast():
             image_BD = self._encode_image(images_BCHW, normalize=True)
             text_BD = self._encode_text(tokens_BL, normalize=True)
         return image_BD.float(), text_BD.float()
-
-    def _model_input(self, inputs: _Inputs, rows: slice) -> Tensor:
-        preprocessing, canvases_BCHW = self._loaded.preprocessing, inputs.images_BCHW[rows]
-        if inputs.augmentation is None:
-            return preprocessing.normalise(preprocessing.resize_canvas(canvases_BCHW).float() / 255)
-        return preprocessing.normalise(augment(canvases_BCHW, inputs.augmentation[rows], preprocessing.size))
 
     def _rate_factor(self, step: int) -> float:
         return learning_rate_factor(step, self._total_steps, self._config.schedule)

@@ -19,13 +19,8 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.data import (
-    BadSamples,
-    RunShards,
-    TrainBatch,
-    TrainBatches,
-    run_shards,
-)
+from fashionclip_tune.data import TrainBatch, TrainBatches
+from fashionclip_tune.dataset import BadSamples, RunShards, run_shards
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.index import ShardIndex, load_index
 from fashionclip_tune.loader import train_loader

@@ -15,7 +15,7 @@ from PIL import Image
 from fashionclip_tune import evaluation_set as evaluation_set_module
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
-from fashionclip_tune.data import cached_index
+from fashionclip_tune.dataset import cached_index
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.evaluate import Evaluation, cached_zero_shot, evaluate
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set

@@ -11,7 +11,8 @@ import pytest
 from fashionclip_tune.cli import main
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.model import export_openclip, load_model, load_weights
-from fashionclip_tune.training import TrainResult, train
+from fashionclip_tune.run import TrainResult
+from fashionclip_tune.training import train
 
 SETTINGS = ("--set", "device=cpu", "--set", "hardware.threads=1", "--set", "model.pretrained=none")
 

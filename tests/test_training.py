@@ -25,7 +25,8 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import DivergedError, OutOfMemoryError, StoppedError, UserError
 from fashionclip_tune.history import read_history
 from fashionclip_tune.model import export_openclip, load_model
-from fashionclip_tune.training import RunPlan, TrainResult, plan_run, train, training_prep
+from fashionclip_tune.run import RunPlan, TrainResult, plan_run
+from fashionclip_tune.training import train, training_prep
 
 TIMES = ("duration_s", "samples_per_second")
 STEPS = (0, 2, 4, 6, 8, 10)

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.data import run_shards
+from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning import asha

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.data import RunShards, cached_index, leaking_products, storage_of
+from fashionclip_tune.dataset import RunShards, cached_index, leaking_products, storage_of
 from fashionclip_tune.index import ShardIndex, count_kinds
 from fashionclip_tune.remote import scheme_of
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset

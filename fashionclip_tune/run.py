@@ -1,0 +1,257 @@
+"""One life of a run: stages of training, each evaluated, saved and reported."""
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fashionclip_tune.checkpoint import Checkpoint, save_checkpoint, weights_at
+from fashionclip_tune.config import ProjectConfig, override_paths
+from fashionclip_tune.data import TrainBatch
+from fashionclip_tune.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
+from fashionclip_tune.errors import StoppedError, UserError
+from fashionclip_tune.evaluate import Metrics
+from fashionclip_tune.files import write_json
+from fashionclip_tune.history import History, Row
+from fashionclip_tune.index import BadSample
+from fashionclip_tune.loader import train_loader
+from fashionclip_tune.model import load_model, load_weights, tokenizer_name
+from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.protocols import QUERIES_FILE, save_retrieval
+from fashionclip_tune.run_metrics import RunEvaluator
+from fashionclip_tune.stopping import StopRequest, children_without_sigterm
+from fashionclip_tune.trainer import StageStats, Trainer
+
+OnEval = Callable[[Row], None]
+
+# Cosine similarities of real models lie tenths apart; those of one that says the same of everything, rounding errors.
+_COLLAPSED_SPREAD = 1e-4
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """How long a run is and how often it is evaluated, in optimizer steps."""
+
+    total_steps: int
+    stage_steps: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves. ``history`` has a row an evaluation, the untouched weights (step 0) first."""
+
+    out_dir: Path
+    checkpoint: Path
+    history: tuple[Row, ...]
+    bad_samples: tuple[BadSample, ...]
+    """Which photos, to train or to evaluate on, could not be read, and why."""
+
+    @property
+    def metrics(self) -> Row:
+        """Of the last evaluation."""
+        return self.history[-1]
+
+
+def plan_run(config: ProjectConfig, num_train: int) -> RunPlan:
+    """Steps from ``budget_examples``, else ``max_steps``, else ``epochs`` over ``num_train`` photos."""
+    training = config.training
+    if training.budget_examples is not None:
+        total_steps = training.budget_examples // training.batch_size
+    elif training.max_steps is not None:
+        total_steps = training.max_steps
+    else:
+        total_steps = max(1, training.epochs * num_train // training.batch_size)
+    if training.stage_examples is not None:
+        return RunPlan(total_steps, training.stage_examples // training.batch_size)
+    return RunPlan(total_steps, training.checkpoint_interval)
+
+
+class Run:
+    """One life of a run: from its first step or its checkpoint to its end."""
+
+    def __init__(
+        self,
+        config: ProjectConfig,
+        out_dir: Path,
+        plan: PrecisionPlan,
+        shards: RunShards,
+        resumed: Checkpoint | None,
+        stop: StopRequest,
+    ) -> None:
+        self._started = time.perf_counter()
+        self._config = config
+        self._out_dir = out_dir
+        self._plan = plan
+        self._stop = stop
+        storage = storage_of(config)
+        self._index = cached_index(shards.train, storage)
+        self._valid = cached_index(shards.valid, storage)
+        if leaking := leaking_products(self._index, self._valid):
+            warnings.warn(
+                f"{len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter",
+                stacklevel=4,
+            )
+        self._bad = BadSamples(self._index, config.training.max_bad_share)
+        self._loaded = load_model(_starting_point(config))
+        self._fingerprint = config.fingerprint(
+            data=f"{self._index.fingerprint}:{self._valid.fingerprint}",
+            weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
+        )
+        self._rows: list[Row] = []
+        self._earlier_s = 0.0
+        self._checkpoint: Path | None = None
+        self._checkpoint_step = 0
+        self._checkpoint_time = time.monotonic()
+        self._run_plan = plan_run(config, len(self._index))
+        self._trainer = Trainer(self._loaded, config, self._run_plan.total_steps, plan)
+        self._evaluator = RunEvaluator(config, shards, self._loaded, plan, self._trainer.free_gradients)
+        if resumed is not None:
+            self._restore(resumed)
+
+    def _restore(self, resumed: Checkpoint) -> None:
+        if resumed.record["fingerprint"] != self._fingerprint:
+            check_same(resumed.record["config"], self._config, resumed.folder)
+            raise UserError(f"{resumed.folder} is of another run: its data or its first weights have changed")
+        load_weights(self._trainer.network, resumed.weights_file)
+        self._trainer.load_state_dict(resumed.training_state())
+        self._rows = list(resumed.record["history"])
+        self._earlier_s = resumed.record["duration_s"]
+        self._checkpoint, self._checkpoint_step = resumed.folder, resumed.step
+
+    def run(self, on_eval: OnEval) -> TrainResult:
+        total_steps, trainer = self._run_plan.total_steps, self._trainer
+        with ExitStack() as stack:
+            with children_without_sigterm():
+                # First of all: it refuses a batch larger than the data before anything is written.
+                batches = stack.enter_context(
+                    train_loader(
+                        self._config,
+                        self._index,
+                        self._loaded,
+                        first_step=trainer.step,
+                        total_steps=total_steps,
+                        pin_memory=self._plan.device.type == "cuda",
+                    )
+                )
+            write_json(self._out_dir / "config.json", self._config.to_dict())
+            last_row_examples = self._rows[-1]["examples_seen"] if self._rows else 0
+            history = History(self._out_dir, first_new_examples=last_row_examples)
+            stack.callback(history.close)
+            stack.callback(lambda: write_bad_samples(self._out_dir / "bad_samples.csv", self._bad_samples()))
+            if not self._rows:
+                self._rows.append(self._row(self._evaluator.zero_shot(), None))
+            self._report(self._rows[-1], history, on_eval)
+            while trainer.step < total_steps:
+                stage_steps = self._run_plan.stage_steps
+                stage_end = min(trainer.step - trainer.step % stage_steps + stage_steps, total_steps)
+                stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, lambda: self._stop.received)
+                if stats is None:
+                    self._end_before_time()
+                with trainer.averaged():
+                    metrics = self._evaluator.evaluate()
+                self._rows.append(self._row(metrics, stats))
+                self._warn_of_collapse()
+                if self._checkpoint_is_due():
+                    self._save_checkpoint()
+                self._report(self._rows[-1], history, on_eval)
+        assert self._checkpoint is not None
+        return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), self._bad_samples())
+
+    def _bad_samples(self) -> tuple[BadSample, ...]:
+        return tuple(dict.fromkeys([*self._bad.found.values(), *self._evaluator.bad_samples]))
+
+    def _on_batch(self, batch: TrainBatch) -> None:
+        self._bad.add(batch.bad)
+
+    def _report(self, row: Row, history: History, on_eval: OnEval) -> None:
+        if (retrieval := self._evaluator.retrieval) is not None:
+            save_retrieval(self._out_dir / QUERIES_FILE, retrieval, step=row["step"], data=self._valid.fingerprint)
+        if difference := history.record(row):
+            message = f"a stage that was trained again came out otherwise: {difference}"
+            if self._plan.device.type == "cpu":
+                message += " (same machine type, library versions and hardware.threads give equal numbers)"
+            warnings.warn(message, stacklevel=2)
+        try:
+            on_eval(dict(row))
+        except BaseException:
+            self._save_checkpoint_unless_there()
+            raise
+
+    def _end_before_time(self) -> NoReturn:
+        self._save_checkpoint_unless_there()
+        raise StoppedError(
+            f"asked to end (SIGTERM), after {self._trainer.step} of {self._run_plan.total_steps} steps; "
+            f"{self._checkpoint or self._out_dir} can be resumed from"
+        )
+
+    def _save_checkpoint_unless_there(self) -> None:
+        if self._trainer.step != self._checkpoint_step:
+            self._save_checkpoint()
+
+    def _warn_of_collapse(self) -> None:
+        spread = self._rows[-1].get("similarity_spread")
+        if spread is not None and spread < _COLLAPSED_SPREAD:
+            warnings.warn(
+                f"the embeddings have collapsed by step {self._trainer.step}: all similarities lie within {spread:.2g}, so "
+                "that nothing can be retrieved; a lower learning rate helps most often",
+                stacklevel=2,
+            )
+
+    def _row(self, metrics: Metrics, stats: StageStats | None) -> Row:
+        training = self._config.training
+        row: Row = {
+            "step": self._trainer.step,
+            "examples_seen": self._trainer.step * training.batch_size,
+            "epoch": self._trainer.step * training.batch_size / len(self._index),
+            **metrics,
+        }
+        if stats is not None:
+            row |= {name: value for name, value in vars(stats).items() if value is not None}
+        return {**row, "duration_s": self._duration_s()}
+
+    def _duration_s(self) -> float:
+        """Of all lives of the run."""
+        return self._earlier_s + time.perf_counter() - self._started
+
+    def _checkpoint_is_due(self) -> bool:
+        is_last = self._trainer.step == self._run_plan.total_steps
+        age_s = time.monotonic() - self._checkpoint_time
+        return is_last or age_s >= 60 * self._config.training.checkpoint_minutes
+
+    def _save_checkpoint(self) -> None:
+        record: dict[str, Any] = {
+            "step": self._trainer.step,
+            "fingerprint": self._fingerprint,
+            "config": self._config.to_dict(),
+            "preprocessing": vars(self._loaded.preprocessing),
+            "tokenizer": tokenizer_name(self._loaded),
+            "model_config": self._loaded.model_config,
+            "history": self._rows,
+            "duration_s": self._duration_s(),
+        }
+        training_state = self._trainer.state_dict()
+        with self._trainer.averaged():
+            weights = self._trainer.network.state_dict()
+            self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, record)
+        self._checkpoint_step = self._trainer.step
+        self._checkpoint_time = time.monotonic()
+
+
+def _starting_point(config: ProjectConfig) -> ProjectConfig:
+    """``should_load_checkpoint`` starts from the weights of a file, an OpenCLIP folder or one of our checkpoints."""
+    if not config.should_load_checkpoint:
+        return config
+    assert config.checkpoint_path is not None
+    return config.with_overrides({"model.pretrained": str(weights_at(config.checkpoint_path))})
+
+
+def check_same(before: dict[str, Any], config: ProjectConfig, where: Path) -> None:
+    """Raises UserError with the settings that differ from those of a run, of the ones that change numbers."""
+    now = config.to_dict()
+    counted = override_paths(only_fingerprinted=True)
+    changes = [f"{path} was {before[path]!r}, is {now[path]!r}" for path in counted if now[path] != before[path]]
+    if changes:
+        raise UserError(f"{where} is of another run: {'; '.join(changes)}")

@@ -9,7 +9,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fashionclip_tune import model as model_module
 from fashionclip_tune.checkpoint import newest_checkpoint, save_checkpoint
@@ -55,14 +54,14 @@ def test_a_step_runs_is_saved_resumed_and_exported(option: ClipModelOptions, tmp
     images_BCHW = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     batch = TrainBatch(images_BCHW, tokens_BL, torch.arange(2), ("a", "b"), ())
     trainer = Trainer(loaded, config, 2, plan_precision(config))
-    before = sums(network)
+    before = samples(network)
     stats = trainer.run_stage(iter([batch]), 1, lambda batch: None)
     assert stats is not None
     assert 0 < stats.loss < 100
-    after = sums(network)
+    after = samples(network)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    # A bias whose gradient is rounding only may stay at zero to the last digit.
-    moved = {name for name in trained if before[name] != after[name]}
+    # Keys' biases have no gradient but rounding.
+    moved = {name for name in trained if not torch.equal(before[name], after[name])}
     assert len(moved) > 0.9 * len(trained)
     record = {"step": 1, "fingerprint": "f", "config": config.to_dict(), "history": []}
     save_checkpoint(tmp_path / "checkpoints", network.state_dict(), trainer.state_dict(), record)
@@ -76,17 +75,17 @@ def test_a_step_runs_is_saved_resumed_and_exported(option: ClipModelOptions, tmp
     assert found is not None, refused
     load_weights(network, found.weights_file)
     resumed.load_state_dict(found.training_state())
-    assert sums(network) == after
+    assert all(torch.equal(sample, after[name]) for name, sample in samples(network).items())
     assert resumed.step == 1
     second = resumed.run_stage(iter([batch]), 1, lambda batch: None)
     assert second is not None
     assert 0 < second.loss != stats.loss
     export_openclip(loaded, tmp_path / "best")
-    again = load_file(tmp_path / "best" / "open_clip_model.safetensors")
+    again = open_clip.factory.load_state_dict(str(tmp_path / "best" / "open_clip_model.safetensors"))
     assert again.keys() == network.state_dict().keys()
     assert all(torch.equal(again[key], tensor) for key, tensor in network.state_dict().items())
 
 
-def sums(network: torch.nn.Module) -> dict[str, float]:
-    """One number a parameter, computed alike each time: equal for equal ones."""
-    return {name: float(parameter.detach().double().abs().sum()) for name, parameter in network.named_parameters()}
+def samples(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A few numbers of each parameter."""
+    return {name: parameter.detach().flatten()[:64].clone() for name, parameter in network.named_parameters()}

@@ -29,13 +29,19 @@ SETTINGS: dict[ClipModelOptions, dict[str, Any]] = {
 
 @pytest.fixture
 def one_copy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No second copy of the weights is made or hashed; the tokenizer, of the hub for SigLIP2, is OpenCLIP's own."""
+    """No second copy of the weights is made or hashed; the tokenizer, of the hub for SigLIP2, is OpenCLIP's own.
+
+    One thread: two that wait for each other on a busy machine take three times the CPU time of one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=64)
     monkeypatch.setattr(model_module, "_tokenizer", lambda *_: tokenizer)
     monkeypatch.setattr(model_module, "copy", SimpleNamespace(deepcopy=lambda network: network))
     monkeypatch.setattr(model_module, "_fingerprint", lambda network: "")
     model_module._load_cached.cache_clear()
     yield
+    torch.set_num_threads(threads)
     model_module._load_cached.cache_clear()
     gc.collect()
 

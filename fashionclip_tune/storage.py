@@ -117,7 +117,8 @@ class ShardStorage:
                 if content is not None and found != content:
                     raise CopyError(
                         f"{shard}: {found.num_bytes:,} bytes with checksum {found.checksum}, its index says "
-                        f"{content.num_bytes:,} with {content.checksum}: changed since, or damaged on the way"
+                        f"{content.num_bytes:,} with {content.checksum}: changed since, or damaged on the way (a shard that "
+                        "was changed on purpose needs a new index: remove its .index.npz)"
                     )
                 _part_of(copy).replace(copy)
                 return

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fashionclip_tune.cli import assignments, main, progress_bar, user_errors
 from fashionclip_tune.errors import BadDataError, DivergedError, UserError
+from fashionclip_tune.index import index_path
 from fashionclip_tune.shards import find_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,7 @@ def test_train_lists_what_it_could_not_read_and_reads_from_copies(
     for start in [place for place in range(0, len(damaged), 512) if damaged[place : place + 3] == b"\xff\xd8\xff"][:2]:
         damaged[start : start + 2] = b"no"
     shard.write_bytes(damaged)
+    index_path(shard).unlink(missing_ok=True)
     scratch = tmp_path / "scratch"
     settings = ["--set", "training.max_bad_share=0.1", "--set", "training.max_steps=20"]
     main(train_arguments("--scratch", str(scratch), *settings, data=data))

@@ -20,6 +20,7 @@ from fashionclip_tune.losses import info_nce, sigmoid_bce
 from fashionclip_tune.model import load_model
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.trainer import Trainer
+from fashionclip_tune.training_inputs import prepare_inputs
 
 CPU = PrecisionPlan(torch.device("cpu"), None)
 TOTAL_STEPS = 8
@@ -229,7 +230,8 @@ def test_no_clipping_is_no_clipping(tiny_config: ProjectConfig) -> None:
 
 
 def model_input(trainer: Trainer, batch: TrainBatch, rows: slice) -> torch.Tensor:
-    return trainer._model_input(trainer._inputs(batch), rows)
+    inputs = prepare_inputs(batch, trainer._config, trainer._loaded.preprocessing, trainer.step, trainer._transfer)
+    return inputs.images(rows)
 
 
 def test_augmentation_depends_on_the_step_and_the_seed_only(tiny_config: ProjectConfig) -> None:

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashionclip_tune import training as training_module
+from fashionclip_tune import run as run_module
+from fashionclip_tune import run_metrics as run_metrics_module
 from fashionclip_tune.checkpoint import newest_checkpoint, strip_training_state
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import DivergedError, OutOfMemoryError, StoppedError, UserError
@@ -214,14 +215,14 @@ def test_stopped_by_sigterm_at_any_step_and_resumed_equals_never_stopped(
     expected = whole_runs(hard(tiny_config, name, loss))
     config = hard(tiny_config, name, loss).with_overrides({"training.checkpoint_minutes": 60})
     stops = (1, 2, 4, 6, 9)
-    attempt_step = training_module.Trainer._attempt_step
+    attempt_step = run_module.Trainer._attempt_step
 
     def asked_to_end(self: Any, batch: Any) -> None:
         if self.step + 1 in stops:
             os.kill(os.getpid(), signal.SIGTERM)
         attempt_step(self, batch)
 
-    monkeypatch.setattr(training_module.Trainer, "_attempt_step", asked_to_end)
+    monkeypatch.setattr(run_module.Trainer, "_attempt_step", asked_to_end)
     before = signal.getsignal(signal.SIGTERM)
     for step in stops[:-1]:
         message = rf"asked to end \(SIGTERM\), after {step} of 9 steps; .*/step_0000000{step} can be resumed from"
@@ -279,7 +280,7 @@ def test_in_another_thread_a_run_leaves_signals_alone(
 
 def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
     """The given evaluations (from 1, the untouched weights' apart) run out of memory."""
-    evaluate, seen = training_module.evaluate, list[int]()
+    evaluate, seen = run_metrics_module.evaluate, list[int]()
 
     def measured(*arguments: Any, **options: Any) -> dict[str, float]:
         seen.append(len(seen) + 1)
@@ -287,7 +288,7 @@ def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(training_module, "evaluate", measured)
+    monkeypatch.setattr(run_metrics_module, "evaluate", measured)
 
 
 def test_an_evaluation_that_runs_out_of_memory_is_done_again_when_gradients_are_freed(
@@ -321,14 +322,14 @@ def test_a_model_that_does_not_fit_ends_the_run_as_out_of_memory(
 def test_out_of_memory_is_in_the_rows_the_curves_and_the_checkpoint(
     tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_runs: Callable[[ProjectConfig], Path]
 ) -> None:
-    attempt_step = training_module.Trainer._attempt_step
+    attempt_step = run_module.Trainer._attempt_step
 
     def too_large(self: Any, batch: Any) -> None:
         if self.step == 4 and self.micro_batch_size == 16:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         attempt_step(self, batch)
 
-    monkeypatch.setattr(training_module.Trainer, "_attempt_step", too_large)
+    monkeypatch.setattr(run_module.Trainer, "_attempt_step", too_large)
     with pytest.warns(UserWarning, match="out of memory at step 5 with a micro-batch of 16"), pytest.raises(SystemExit):
         train(tiny_config, tmp_path, on_eval=stop_at(6, SystemExit()))
     result = train(tiny_config, tmp_path, resume_from=tmp_path)  # another warning would be an error
@@ -347,7 +348,7 @@ def test_collapsed_embeddings_are_warned_about(
         with torch.no_grad():
             self.network.text_projection.zero_()
 
-    monkeypatch.setattr(training_module.Trainer, "_attempt_step", collapse)
+    monkeypatch.setattr(run_module.Trainer, "_attempt_step", collapse)
     config = tiny_config.with_overrides({"training.budget_examples": 32})
     with pytest.warns(UserWarning, match=r"collapsed by step 2: all similarities lie within 0,"):
         result = train(config, tmp_path)
@@ -436,7 +437,7 @@ def test_a_stage_ends_with_evaluation_then_checkpoint_then_record_then_callback(
     tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    evaluate, save = training_module.evaluate, training_module.save_checkpoint
+    evaluate, save = run_metrics_module.evaluate, run_module.save_checkpoint
 
     def evaluated(*arguments: Any, **options: Any) -> Any:
         order.append("evaluation")
@@ -455,8 +456,8 @@ def test_a_stage_ends_with_evaluation_then_checkpoint_then_record_then_callback(
             assert found is not None
             assert found.record["history"][-1] == row
 
-    monkeypatch.setattr(training_module, "evaluate", evaluated)
-    monkeypatch.setattr(training_module, "save_checkpoint", saved)
+    monkeypatch.setattr(run_metrics_module, "evaluate", evaluated)
+    monkeypatch.setattr(run_module, "save_checkpoint", saved)
     train(tiny_config.with_overrides({"training.budget_examples": 32}), tmp_path, on_eval=on_eval)
     assert order == ["callback", "evaluation", "checkpoint", "callback"]
 
@@ -641,12 +642,12 @@ def test_a_run_can_start_from_another_ones_checkpoint_or_from_an_openclip_folder
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_last_good_checkpoint(
     tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info_nce = training_module.Trainer._loss
+    info_nce = run_module.Trainer._loss
 
     def breaks_at_step_5(self: Any, *inputs: torch.Tensor | None) -> torch.Tensor:
         return info_nce(self, *inputs) * (torch.nan if self.step == 4 else 1)
 
-    monkeypatch.setattr(training_module.Trainer, "_loss", breaks_at_step_5)
+    monkeypatch.setattr(run_module.Trainer, "_loss", breaks_at_step_5)
     with pytest.raises(DivergedError, match=r"the loss is nan at step 5, logit scale \d+\.\d+; its batch: (\w+, ){15}\w+$"):
         train(tiny_config, tmp_path)
     assert [row["step"] for row in read_history(tmp_path)] == [0, 2, 4]

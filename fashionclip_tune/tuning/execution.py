@@ -105,6 +105,9 @@ def _local_ray(slots: Slots) -> Iterator[None]:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Tune takes a worker that this monitor has ended for a mistake of its own and ends the whole sweep; one that the
+        # system ends for want of memory is retried like any dead process.
+        "RAY_memory_monitor_refresh_ms": "0",
         "RAY_AUTH_MODE": "disabled",  # this Ray listens to this machine only; else it writes a token to the home folder
     }
     before = {name: os.environ.get(name) for name in settings}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +26,8 @@ _VERSION = 2
 _KEPT = 2
 WEIGHTS_NAME, _STATE_NAME, RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
 _REQUIRED = ("step", "fingerprint", "config", "history")
+# Of the training state, as ``Trainer.state_dict`` makes it.
+_REQUIRED_STATE = {"step", "micro_batch_size", "stage", "optimizer", "scaler", "raw_weights"}
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,8 @@ class Checkpoint:
         return self.folder / WEIGHTS_NAME
 
     def training_state(self) -> dict[str, Any]:
-        """Optimizer, scaler and counters; a file that holds anything but tensors and plain values is refused, not executed."""
-        try:
-            state: dict[str, Any] = torch.load(self.folder / _STATE_NAME, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.folder} cannot be resumed from: {_STATE_NAME} is not ours ({reason})") from error
-        return state
+        """Optimizer, scaler and counters."""
+        return _training_state(self.folder)
 
 
 def save_checkpoint(
@@ -94,7 +92,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Checks a checkpoint's files against its record.
 
     Raises:
-        UserError: it is not one of ours, of another version, half-written, changed, or stripped of its training state.
+        UserError: it is not one of ours, of another version, half-written, changed, or stripped of its training state; or
+            its files are what its record says, but foreign.
     """
     try:
         record = json.loads((folder / RECORD_NAME).read_text())
@@ -112,7 +111,33 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise UserError(f"{folder} cannot be resumed from: {name} is missing")
         if _hash(folder / name) != expected:
             raise UserError(f"{folder} is damaged: {name} is not what {RECORD_NAME} says")
+    _check_content(folder, int(record["step"]))
     return Checkpoint(folder, record)
+
+
+def _check_content(folder: Path, step: int) -> None:
+    """A right hash says that a file is the one that was listed, not that it is ours."""
+    try:
+        with safe_open(folder / WEIGHTS_NAME, "pt") as weights:
+            weights.keys()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be resumed from: {WEIGHTS_NAME} is not ours ({error})") from error
+    # Mapped: structure and counters are read, the tensors' bytes are not.
+    state = _training_state(folder, mmap=True)
+    missing = _REQUIRED_STATE - state.keys() if isinstance(state, dict) else _REQUIRED_STATE
+    if missing or state["step"] != step:
+        reason = f"it lacks {', '.join(sorted(missing))}" if missing else f"it is of step {state['step']}"
+        raise UserError(f"{folder} cannot be resumed from: {_STATE_NAME} is not ours ({reason})")
+
+
+def _training_state(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A file that holds anything but tensors and plain values is refused, not executed."""
+    try:
+        state: dict[str, Any] = torch.load(folder / _STATE_NAME, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} cannot be resumed from: {_STATE_NAME} is not ours ({reason})") from error
+    return state
 
 
 def weights_at(place: Path) -> Path:

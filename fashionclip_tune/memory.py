@@ -35,7 +35,7 @@ class MemoryEstimate:
     optimizer_bytes: int
     """Adam's two moments, of what is trained."""
     average_bytes: int
-    """A moving average of the weights, where there is one."""
+    """A moving average of what is trained, where there is one."""
     activations_bytes: int
     """What a micro-batch keeps for its backward pass, autocast's copies of the weights included."""
     batch_bytes: int
@@ -63,7 +63,7 @@ def estimate_memory(
         network: on any device, neither read nor changed; parameters that need no gradient are frozen.
         autocast_dtype: None: fp32.
         gradient_checkpointing: each block keeps its input only, and is computed again in the backward pass.
-        averages_weights: a moving average of all weights is kept beside them.
+        averages_weights: a moving average of what is trained is kept beside it.
     """
     weights_bytes = sum(_bytes(tensor) for tensor in (*network.parameters(), *network.buffers()))
     trained_bytes = sum(_bytes(parameter) for parameter in network.parameters() if parameter.requires_grad)
@@ -78,7 +78,7 @@ def estimate_memory(
         weights_bytes=weights_bytes,
         gradients_bytes=trained_bytes,
         optimizer_bytes=2 * trained_bytes,
-        average_bytes=weights_bytes if averages_weights else 0,
+        average_bytes=trained_bytes if averages_weights else 0,
         activations_bytes=activations_bytes,
         batch_bytes=round(2 * batch_size * 3 * _image_size(network) ** 2 * _CANVAS_AREA),
         margin_bytes=CONTEXT_BYTES + _GRADIENTS_ON_THE_WAY * kept.largest_bytes + round(FRAGMENTATION * activations_bytes),

@@ -19,6 +19,7 @@ from fashionclip_tune.memory import CONTEXT_BYTES, MemoryEstimate, estimate_memo
 from fashionclip_tune.model import LoadedModel, load_model
 from fashionclip_tune.oom import free_memory, ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.towers import prepare_towers
 from fashionclip_tune.trainer import Trainer
 
 # The first step makes Adam's moments, the second is like all that follow.
@@ -58,10 +59,12 @@ def probe(config: ProjectConfig) -> ProbeReport:
     On a machine without a GPU each is estimated only.
 
     Raises:
-        UserError: a GPU is asked for that is not there, or weights that are not.
+        UserError: a GPU is asked for that is not there, or weights that are not, or the model lacks what is to be frozen
+            or dropped.
     """
     plan = plan_precision(config)
     loaded = load_model(config)
+    prepare_towers(loaded.network, config)  # as a trainer does; done twice it changes nothing more
     if plan.device.type != "cuda":
         # What would be computed in on a T4, where nothing else is asked for.
         dtype = plan.autocast_dtype or (torch.float16 if config.hardware.precision.value == "auto" else None)
@@ -120,6 +123,8 @@ def _estimate(config: ProjectConfig, loaded: LoadedModel, micro_batch_size: int,
         batch_size=config.training.batch_size,
         micro_batch_size=micro_batch_size,
         autocast_dtype=dtype,
+        gradient_checkpointing=config.hardware.gradient_checkpointing,
+        averages_weights=config.optimizer.ema_decay is not None,
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,14 @@ from fashionclip_tune.model import load_weights
 def save(run: Path, step: int) -> Path:
     """A checkpoint whose every number says which step it is of."""
     weights = {"matrix": torch.full((3, 4), float(step)), "scale": torch.tensor(step / 2)}
-    state = {"step": step, "optimizer": {"state": {0: {"exp_avg": torch.full((12,), step / 4)}}}, "scaler": {}}
+    state = {
+        "step": step,
+        "micro_batch_size": 4,
+        "stage": {},
+        "optimizer": {"state": {0: {"exp_avg": torch.full((12,), step / 4)}}},
+        "scaler": {},
+        "raw_weights": {},
+    }
     record = {"step": step, "fingerprint": "f", "config": {}, "history": [{"step": step}]}
     return save_checkpoint(run / "checkpoints", weights, state, record)
 
@@ -96,6 +104,31 @@ def foreign(path: Path) -> None:
     path.write_text('{"step": 4, "loss": 1.5}')
 
 
+def relist(path: Path) -> None:
+    """The record says what the file is now."""
+    record_file = path.parent / "checkpoint.json"
+    record = json.loads(record_file.read_text())
+    record["files"][path.name] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    record_file.write_text(json.dumps(record))
+
+
+def replaced_by(content: Any) -> Callable[[Path], None]:
+    """Another file with its right hash in the record: bytes, or what torch saves."""
+
+    def replace(path: Path) -> None:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        relist(path)
+
+    return replace
+
+
+def of_another_step(path: Path) -> None:
+    replaced_by({**torch.load(path, weights_only=True), "step": 3})(path)
+
+
 DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("model.safetensors", cut, "damaged: model.safetensors"),
     ("model.safetensors", flip_a_bit, "damaged: model.safetensors"),
@@ -103,6 +136,15 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("training_state.pt", cut, "damaged: training_state.pt"),
     ("training_state.pt", flip_a_bit, "damaged: training_state.pt"),
     ("training_state.pt", Path.unlink, "training_state.pt is missing"),
+    ("training_state.pt", replaced_by({"epoch": 3, "optimizer": {}}), "is not ours .it lacks micro_batch_size, raw_weights"),
+    ("training_state.pt", replaced_by([1, 2]), "training_state.pt is not ours"),
+    ("training_state.pt", replaced_by(torch.zeros(3)), "training_state.pt is not ours"),
+    ("training_state.pt", replaced_by(Path("a")), "training_state.pt is not ours"),
+    ("training_state.pt", replaced_by(b""), "training_state.pt is not ours"),
+    ("training_state.pt", replaced_by(b"text"), "training_state.pt is not ours"),
+    ("training_state.pt", of_another_step, "training_state.pt is not ours .it is of step 3"),
+    ("model.safetensors", replaced_by(b"text"), "model.safetensors is not ours"),
+    ("model.safetensors", replaced_by({"step": 4}), "model.safetensors is not ours"),
     ("checkpoint.json", lambda path: path.write_text(path.read_text()[:40]), "no checkpoint of this project"),
     ("checkpoint.json", Path.unlink, "no checkpoint of this project"),
     ("checkpoint.json", foreign, "no checkpoint of this project"),
@@ -126,7 +168,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_one_before_is_u
     _, refused = newest_checkpoint(tmp_path)
     assert_whole(tmp_path, 2)
     assert len(refused) == 1
-    assert reason in refused[0]
+    assert re.search(reason, refused[0])
     assert str(damaged) in refused[0]
     # and the stage is saved again over it
     save(tmp_path, 4)
@@ -255,21 +297,19 @@ class Bomb:
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_pickle_with_code_does_not_run_even_when_its_hash_is_right(tmp_path: Path, zipped: bool) -> None:
-    folder = save(tmp_path, 2)
+    save(tmp_path, 2)
+    folder = save(tmp_path, 4)
     exploded = tmp_path / "exploded"
     state = folder / "training_state.pt"
     if zipped:
-        torch.save({"step": 2, "optimizer": Bomb(exploded)}, state)
+        torch.save({"step": 4, "optimizer": Bomb(exploded)}, state)
     else:
-        state.write_bytes(pickle.dumps({"step": 2, "optimizer": Bomb(exploded)}, protocol=2))
-    record = json.loads((folder / "checkpoint.json").read_text())
-    record["files"]["training_state.pt"] = hashlib.blake2b(state.read_bytes(), digest_size=16).hexdigest()
-    (folder / "checkpoint.json").write_text(json.dumps(record))
+        state.write_bytes(pickle.dumps({"step": 4, "optimizer": Bomb(exploded)}, protocol=2))
+    relist(state)
 
-    found, refused = newest_checkpoint(tmp_path)
-    assert found is not None, refused
     with pytest.raises(UserError, match="is not ours"):
-        found.training_state()
+        open_checkpoint(folder)
+    assert_whole(tmp_path, 2)
     assert not exploded.exists()
     # the bomb is live
     with suppress(RuntimeError):

@@ -8,6 +8,7 @@ import torch
 
 from fashionclip_tune.cli import main
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.memory import MemoryEstimate, estimate_memory
 from fashionclip_tune.model import load_model
 from fashionclip_tune.probe import probe
@@ -27,13 +28,14 @@ def test_static_bytes_follow_from_the_weights_and_what_is_frozen(tiny_config: Pr
     assert whole.optimizer_bytes == 2 * size
     assert size <= whole.weights_bytes < 1.1 * size  # the mask of causal attention is a buffer
     assert whole.average_bytes == 0
-    assert estimate(network, averages_weights=True).average_bytes == whole.weights_bytes
+    assert estimate(network, averages_weights=True).average_bytes == size
     assert whole.total_bytes == sum(vars(whole).values())
     vision = 4 * sum(parameter.numel() for parameter in network.visual.parameters())
     for parameter in network.visual.parameters():
         parameter.requires_grad_(False)
     frozen = estimate(network)
     assert frozen.gradients_bytes == size - vision
+    assert estimate(network, averages_weights=True).average_bytes == size - vision
     assert frozen.activations_bytes < 0.8 * whole.activations_bytes
 
 
@@ -78,6 +80,31 @@ def test_without_a_gpu_probe_estimates_and_says_so(
     lines = capsys.readouterr().out.splitlines()
     assert "nothing was measured" in lines[0]
     assert [line.split()[1] for line in lines[1:]] == ["4", "2", "1"]
+
+
+def test_probe_estimates_what_is_configured(tiny_config: ProjectConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option moves the part of the estimate that it concerns, and no other static one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def of(**settings: Any) -> MemoryEstimate:
+        options = {path.replace("__", "."): value for path, value in settings.items()}
+        return probe(tiny_config.with_overrides(options)).probes[0].estimate
+
+    plain = of()
+    vision = 4 * sum(parameter.numel() for parameter in load_model(tiny_config).network.visual.parameters())
+    frozen = of(freeze__image_tower=True)
+    assert frozen.gradients_bytes == plain.gradients_bytes - vision
+    assert frozen.optimizer_bytes == 2 * frozen.gradients_bytes
+    assert frozen.activations_bytes < 0.8 * plain.activations_bytes
+    averaged = of(freeze__image_tower=True, optimizer__ema_decay=0.9)
+    assert (plain.average_bytes, averaged.average_bytes) == (0, frozen.gradients_bytes)
+    assert of(hardware__gradient_checkpointing=True).activations_bytes < 0.6 * plain.activations_bytes
+    # Half of the image tower's 16 patches and its class token: 9 tokens for 17.
+    dropped = of(model__patch_dropout=0.5)
+    assert dropped.gradients_bytes == plain.gradients_bytes
+    assert dropped.activations_bytes < 0.9 * plain.activations_bytes
+    with pytest.raises(UserError, match=r"freeze.image_blocks = 99"):
+        of(freeze__image_blocks=99)
 
 
 NO_STAGES = {"training.stage_examples": None, "training.budget_examples": None}

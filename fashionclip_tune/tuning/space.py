@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.model import check_architecture
+from fashionclip_tune.model_check import check_model_options
 from fashionclip_tune.tuning.study import DrawnPoint, Space, draw_points
 
 SPACES_DIR = Path(__file__).parents[2] / "sweeps" / "spaces"
@@ -89,7 +89,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         _check_point(space, point, wanted or {})
         try:
             config = build(point.settings)
-            check_architecture(config.model_name)
+            check_model_options(config)
         except UserError as error:
             raise UserError(f"space {space.file} drew {point.settings}, which is no valid configuration: {error}") from error
         config_of_model.setdefault(config.model_name, config)

@@ -37,6 +37,16 @@ def refused(result, *said):
         (["--budget-examples", "96", "--grace-examples", "64"], ["--grace-examples 64", "say 128"]),
         (["--set", "training.batch_size=500"], ["500", "160 photos"]),
         (["--set", "clip_model=ViT-B-31"], ["ViT-B-31", "ViT-B-32"]),
+        (["--set", "freeze.image_blocks=99"], ["freeze.image_blocks = 99 is not possible", "has 3 there", "0 to 3"]),
+        (["--set", "freeze.text_blocks=3"], ["freeze.text_blocks = 3 is not possible", "has 2 there", "0 to 2"]),
+        (
+            ["--set", "clip_model=RN50", "--set", "model.patch_dropout=0.5"],
+            ["model.patch_dropout = 0.5 is not possible", "RN50 is no vision transformer"],
+        ),
+        (
+            ["--set", "clip_model=RN50", "--set", "optimizer.layer_decay=0.5"],
+            ["optimizer.layer_decay = 0.5 is not possible", "the image tower is no plain transformer", "allowed is 1"],
+        ),
         (["--set", "training.budget_examples=640"], ["training.budget_examples", "--budget-examples"]),
         (["--set", "device=cpu"], ["--device"]),
         (["--num-trials", "many"], ["--num-trials", "many"]),
@@ -70,6 +80,12 @@ RATE = """def space(trial):
 """
 
 
+BLOCKS = """def space(trial):
+    model = trial.suggest_categorical('model', ['ViT-B-32', 'tiny-clip'])
+    return {'clip_model': model, 'freeze.image_blocks': trial.suggest_int('blocks', 0, 4)}
+"""
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -78,6 +94,8 @@ RATE = """def space(trial):
             ["draws training.epochs", "--budget-examples"],
         ),
         ("def space(trial):\n    return {'clip_model': 'ViT-Z'}", ["ViT-Z", "ViT-B-32"]),
+        # Of the second model only, and only in some draws.
+        (BLOCKS, ["freeze.image_blocks = 4 is not possible: tiny-clip has 3 there"]),
         ("def space(trial):\n    return {'learning_rate': 1e-3}", ["'learning_rate' is no setting", "training.learning_rate"]),
         ("def space(trial):\n    return 3", ["returned int", "dict"]),
         ("def space(trial):\n    return 1 / 0", ["ZeroDivisionError", "line 2"]),

@@ -1,0 +1,50 @@
+"""Whether a model has what a configuration freezes, drops or tells apart, found out without its weights."""
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import open_clip
+import torch
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.model import check_architecture
+from fashionclip_tune.optim import build_optimizer
+from fashionclip_tune.recipe import FreezeConfig
+from fashionclip_tune.towers import prepare_towers
+
+
+def check_model_options(config: ProjectConfig) -> None:
+    """Refuses what a ``Trainer`` would refuse of ``freeze``, ``model.patch_dropout`` and ``optimizer.layer_decay``.
+
+    Nothing is built where they have their defaults, which every model can take.
+
+    Raises:
+        UserError: no such architecture, or it lacks what an option needs.
+    """
+    model_config = check_architecture(config.model_name)
+    if config.freeze == FreezeConfig() and config.model.patch_dropout == 0 and config.optimizer.layer_decay == 1:
+        return
+    if "hf_model_name" in model_config.get("text_cfg", {}):
+        return  # its text tower is described on the hub only
+    network = _without_numbers(config.model_name)
+    network.requires_grad_(True)  # what an earlier check has frozen
+    prepare_towers(network, config)
+    build_optimizer(network, config.training, config.optimizer)
+
+
+@lru_cache(maxsize=8)
+def _without_numbers(name: str) -> Any:
+    """An architecture on the meta device."""
+    logger = logging.getLogger()
+    # OpenCLIP warns on the root logger that there are no weights.
+    logger.addFilter(_no_record)
+    try:
+        with torch.device("meta"):
+            return open_clip.create_model(name, pretrained_text=False, device="meta")
+    finally:
+        logger.removeFilter(_no_record)
+
+
+def _no_record(record: logging.LogRecord) -> bool:
+    return False

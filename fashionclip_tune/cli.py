@@ -203,6 +203,7 @@ def _reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
     from fashionclip_tune.dataset import cached_index, run_shards, storage_of
+    from fashionclip_tune.evaluate import counted_as, gain
     from fashionclip_tune.index import count_kinds
     from fashionclip_tune.training import print_row, train
 
@@ -220,6 +221,8 @@ def _train(parsed: argparse.Namespace) -> None:
         print(f"{len(bad)} samples could not be read ({count_kinds(bad)}); all are in {parsed.out / 'bad_samples.csv'}")
         for sample in bad[:_SHOWN_BAD]:
             print(f"  {sample}")
+    untouched, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
+    print(f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; untouched {untouched:.4f}, {gain(last, untouched)}")
     print(f"weights: {result.checkpoint}")
 
 
@@ -295,6 +298,10 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.evaluate_command import EvaluateOptions, run_evaluate
     from fashionclip_tune.files import write_json
 
+    if parsed.json and parsed.json != "-":  # said now, not when all is measured
+        written = Path(parsed.json)
+        if written.is_dir() or not written.absolute().parent.is_dir():
+            raise UserError(f"--json {written} cannot be written: name a file in a folder that exists, or - to print it")
     config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **_reading_settings(parsed)})
     options = EvaluateOptions(
         model=parsed.model,

@@ -6,7 +6,8 @@ batch sizes differ in the last bits, enough to break ties.
 
 import hashlib
 import json
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,11 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.precision import PrecisionPlan
-from fashionclip_tune.protocols import KS, Pool, Retrieval, retrieve
+from fashionclip_tune.protocols import KS, Pool, Retrieval, load_retrieval, retrieve, save_retrieval
 from fashionclip_tune.statistics import bootstrap_interval
 
 # Of what the zero-shot cache holds: increase it with every change of what a figure means.
-_FORMAT = 3
+_FORMAT = 4
 _SPREAD_SAMPLE = 1_000
 
 Metrics = dict[str, Any]
@@ -36,10 +37,10 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics`` of one protocol, flat; the queries' ranks behind them (None: from the cache); what could not be read."""
+    """``metrics`` of one protocol, flat; the queries' ranks behind them; what could not be read."""
 
     metrics: Metrics
-    retrieval: Retrieval | None
+    retrieval: Retrieval
     bad_samples: tuple[BadSample, ...]
 
 
@@ -103,6 +104,11 @@ def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
     return metrics, retrieval
 
 
+def relative_gain(recall: float, base: float) -> float | None:
+    """None over a base of 0."""
+    return (recall - base) / base if base > 0 else None
+
+
 def similarity_spread(images_ND: Tensor, texts_MD: Tensor) -> float:
     """Largest minus smallest cosine similarity among (a sample of) photos and captions; 0: the embeddings have collapsed."""
     image_stride, text_stride = (-(-len(each) // _SPREAD_SAMPLE) for each in (images_ND, texts_MD))
@@ -112,8 +118,13 @@ def similarity_spread(images_ND: Tensor, texts_MD: Tensor) -> float:
 
 def gain(recall: float, base: float) -> str:
     """Absolute and relative."""
-    relative = f" ({(recall - base) / base:+.1%})" if base > 0 else ""
-    return f"gain {recall - base:+.4f}{relative}"
+    relative = relative_gain(recall, base)
+    return f"gain {recall - base:+.4f}" + ("" if relative is None else f" ({relative:+.1%})")
+
+
+def counted_as(metrics: Mapping[str, Any]) -> str:
+    """Protocol and sizes of the galleries: what a recall means nothing without."""
+    return f"{metrics['protocol']} among {metrics['num_gallery_images']:,} photos, {metrics['num_gallery_texts']:,} texts"
 
 
 def embed(
@@ -209,15 +220,17 @@ def cached_zero_shot(
     ]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     path = cache_dir() / "zero_shot" / f"{digest}.json"
+    ranks_path = path.with_suffix(".npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         try:
             cached = json.loads(path.read_text())
             bad = tuple(BadSample(*sample) for sample in cached["bad_samples"])
-            return Evaluation(cached["metrics"], None, bad)
-        except (OSError, ValueError, KeyError, TypeError):
+            return Evaluation(cached["metrics"], load_retrieval(ranks_path)[0], bad)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             evaluation = evaluate(
                 loaded, photos, protocol=protocol, batch_size=batch_size, plan=plan, max_bad_share=max_bad_share
             )
+        save_retrieval(ranks_path, evaluation.retrieval)
         write_json(path, {"metrics": evaluation.metrics, "bad_samples": evaluation.bad_samples})
     return evaluation

@@ -4,28 +4,28 @@ import getpass
 import json
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import open_clip
 import torch
 from rich.table import Table
 
 from fashionclip_tune.cache import cache_dir
-from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weights
 from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import storage_of
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, embed, gain
+from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, embed, gain, relative_gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.index import BadSample
-from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, Preprocessing, load_model
+from fashionclip_tune.model import load_model
+from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
-from fashionclip_tune.protocols import KS
+from fashionclip_tune.protocols import KS, compare, draw_candidates
+from fashionclip_tune.run import starting_point
 from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
-from fashionclip_tune.tiny import TINY_MODELS
+from fashionclip_tune.statistics import PairedTest
 
 _USES_NAME = "test_split_uses.jsonl"
 _DIRECTIONS = {"text to image": "text_to_image", "image to text": "image_to_text"}
@@ -49,23 +49,39 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Report:
-    """``figures`` and ``untouched`` (None: not known what the model started from) have a dict of metrics a protocol."""
+    """``figures`` and ``untouched`` (None: not known what the model started from) have a dict of metrics a protocol.
+
+    ``tests``, of the gain over ``untouched``: None where not the same photos could be read.
+    """
 
     about: dict[str, Any]
     figures: list[Metrics]
     untouched: list[Metrics] | None
+    tests: list[PairedTest | None]
     notes: list[str]
     bad_samples: tuple[BadSample, ...]
 
     def as_json(self) -> dict[str, Any]:
         bad = [str(sample) for sample in self.bad_samples]
-        return {**self.about, "figures": self.figures, "untouched": self.untouched, "notes": self.notes, "not_readable": bad}
+        figures = {"figures": self.figures, "untouched": self.untouched, "gains": self._gains()}
+        return {**self.about, **figures, "notes": self.notes, "not_readable": bad}
+
+    def _gains(self) -> list[dict[str, Any]] | None:
+        """Of recall_at_10 over the untouched weights, a protocol each."""
+        if self.untouched is None:
+            return None
+        gains = []
+        for metrics, before, test in zip(self.figures, self.untouched, self.tests, strict=True):
+            recall, base = metrics["recall_at_10"], before["recall_at_10"]
+            certainty = {"low": test.low, "high": test.high, "p_value": test.p_value} if test else {}
+            gains.append({"absolute": recall - base, "relative": relative_gain(recall, base), **certainty})
+        return gains
 
     def table(self) -> Table:
         table = Table(title=f"{self.about['model']} on {self.about['split']}, {self.about['data']}", box=None, pad_edge=False)
         for header in ("protocol", "direction"):
             table.add_column(header, no_wrap=True)
-        for header in (*(f"R@{k}" for k in KS), "median rank", "queries", "gallery"):
+        for header in (*(f"R@{k}" for k in KS), "median\nrank", "queries", "gallery"):
             table.add_column(header, justify="right", no_wrap=True)
         for metrics in self.figures:
             for (title, name), queries, gallery in zip(
@@ -85,6 +101,8 @@ class Report:
             if self.untouched is not None:
                 base = self.untouched[number]["recall_at_10"]
                 line += f"; untouched {base:.4f}, {gain(recall, base)}"
+                if (test := self.tests[number]) is not None:
+                    line += f", {'a tie' if test.is_tie else 'more than chance'} (p {test.p_value:.4f})"
             yield line
         yield from self.notes
         yield from (f"not readable: {sample}" for sample in self.bad_samples)
@@ -103,25 +121,29 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
     plan = plan_precision(config)
     shards = _shards_of(options, find_dataset(options.data, allow_remote=config.reading.allow_remote))
     storage = storage_of(config)
-    named = _named_model(options.model, config)
+    named = named_model(options.model, config)
     named.loaded.network.to(plan.device)
     photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, storage, gallery=shards.searched_too)
+    all_captions = Protocol.ALL_CAPTIONS in options.protocols
+    if Protocol.CANDIDATES_101 in options.protocols:  # refused now, not when all is encoded
+        draw_candidates(photos.products_N, photos.categories_N, torch.arange(len(photos)) < photos.num_query_photos)
     notes = _note_test_use(options, photos) if options.split == "test" else []
     settings: dict[str, Any] = {
         "batch_size": config.evaluation.batch_size,
         "plan": plan,
         "max_bad_share": config.training.max_bad_share,
     }
-    all_captions = Protocol.ALL_CAPTIONS in options.protocols
     pool, bad = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=on_progress)
-    figures = [describe(pool, protocol)[0] for protocol in options.protocols]
-    untouched = None
+    found = [describe(pool, protocol) for protocol in options.protocols]
+    untouched, tests = None, list[PairedTest | None]()
     if named.started_from is not None:
         try:
-            base = load_model(named.started_from)
+            base = load_model(starting_point(named.started_from))
             base.network.to(plan.device)
             same_photos = evaluation_set(shards.searched_for, base.preprocessing, storage, gallery=shards.searched_too)
-            untouched = [cached_zero_shot(base, same_photos, protocol=p, **settings).metrics for p in options.protocols]
+            before = [cached_zero_shot(base, same_photos, protocol=protocol, **settings) for protocol in options.protocols]
+            untouched = [evaluation.metrics for evaluation in before]
+            tests = [compare(ours, theirs.retrieval) for (_, ours), theirs in zip(found, before, strict=True)]
         except UserError as error:
             notes.append(f"no figures of the untouched weights: {error}")
     about = {
@@ -133,7 +155,7 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
         "gallery": options.gallery,
         "precision": str(plan.autocast_dtype or "fp32"),
     }
-    return Report(about, figures, untouched, notes, bad)
+    return Report(about, [metrics for metrics, _ in found], untouched, tests, notes, bad)
 
 
 class _Shards(NamedTuple):
@@ -178,7 +200,8 @@ def _note_test_use(options: EvaluateOptions, photos: EvaluationSet) -> list[str]
     if not earlier:
         return ["the test split was used for the first time, as far as is noted"]
     last = json.loads(earlier[-1])
-    return [f"the test split was used {len(earlier)} times before, last by {last['user']} at {last['time']}: {last['model']}"]
+    times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
+    return [f"the test split was used {times} before, last by {last['user']} at {last['time']}: {last['model']}"]
 
 
 def _append(path: Path, use: dict[str, Any]) -> None:
@@ -191,57 +214,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return "unknown"
-
-
-class _NamedModel(NamedTuple):
-    loaded: LoadedModel
-    started_from: ProjectConfig | None
-
-
-def _named_model(name: str, config: ProjectConfig) -> _NamedModel:
-    place = Path(name).expanduser()
-    if not place.exists():
-        return _NamedModel(load_model(config.with_overrides({"clip_model": name})), None)
-    place = place.parent if place.name == WEIGHTS_NAME else place
-    if (place / "sweep.json").is_file():
-        place = place / "best"
-    if (weights := newest_weights(place)) is not None:
-        place = weights.parent
-    if (place / RECORD_NAME).is_file():
-        return _checkpoint_model(place)
-    if (place / CONFIG_NAME).is_file():
-        settings = {"clip_model": _architecture(place), "model.pretrained": str(place.absolute())}
-        return _NamedModel(load_model(config.with_overrides(settings)), None)
-    raise UserError(
-        f"--model {name} is no model: give an OpenCLIP architecture, or the folder of a checkpoint ({RECORD_NAME}), a run, a "
-        f"sweep or an OpenCLIP model ({CONFIG_NAME}); a single weights file by --set model.pretrained=FILE"
-    )
-
-
-def _checkpoint_model(folder: Path) -> _NamedModel:
-    try:
-        record = json.loads((folder / RECORD_NAME).read_text())
-        started_from = ProjectConfig.from_dict(record["config"])
-        weights = started_from.with_overrides({"model.pretrained": str(folder.absolute() / WEIGHTS_NAME)})
-        stored = record["preprocessing"]
-        preprocessing = Preprocessing(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
-    # A weights file does not say how photos are to be prepared.
-    loaded = replace(load_model(weights), preprocessing=preprocessing)
-    return _NamedModel(loaded, started_from)
-
-
-def _architecture(folder: Path) -> str:
-    """Which of OpenCLIP's architectures a folder's ``model_cfg`` is, but for a bias of the logits."""
-    try:
-        described = json.loads((folder / CONFIG_NAME).read_text())["model_cfg"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--model {folder} is no OpenCLIP folder: {CONFIG_NAME} cannot be read ({error})") from error
-    described.pop("init_logit_bias", None)
-    for name in dict.fromkeys([*DEFAULT_TAGS, *TINY_MODELS, *open_clip.list_models()]):
-        known = dict(open_clip.get_model_config(name) or {})
-        known.pop("init_logit_bias", None)
-        if known == described:
-            return str(name)
-    raise UserError(f"--model {folder}: its model_cfg is none of the architectures that OpenCLIP knows")

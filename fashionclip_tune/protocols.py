@@ -18,7 +18,7 @@ from fashionclip_tune.config import Protocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.metrics import QueryRanks, distinct_rows, retrieval_ranks
 from fashionclip_tune.seeds import Stream, numpy_generator
-from fashionclip_tune.statistics import QueryValues
+from fashionclip_tune.statistics import PairedTest, QueryValues, paired_test
 
 KS = (1, 5, 10)
 # Below a run's folder: the queries of its last evaluation.
@@ -65,6 +65,16 @@ class Retrieval(NamedTuple):
 
     def hits(self, k: int) -> tuple[QueryValues, QueryValues]:
         return self.text_to_image.hits(k), self.image_to_text.hits(k)
+
+
+def compare(first: Retrieval, second: Retrieval) -> PairedTest | None:
+    """What the first model is better by in recall_at_10; None where protocol or queries are not the same."""
+    if first.protocol != second.protocol:
+        return None
+    try:
+        return paired_test(first.hits(10), second.hits(10))
+    except ValueError:  # a photo that could be read at one time only
+        return None
 
 
 def retrieve(pool: Pool, protocol: Protocol) -> Retrieval:
@@ -126,7 +136,7 @@ def _candidates_101(pool: Pool) -> tuple[Direction, Direction]:
 
     Photos whose category has too few others are no queries; all that can be are, where they are fewer than 1,000.
     """
-    draws = [_draw_candidates(pool, draw) for draw in range(_NUM_DRAWS)]
+    draws = [draw_candidates(pool.products_N, pool.categories_N, pool.is_query_N, draw) for draw in range(_NUM_DRAWS)]
     candidates_QC = torch.cat(draws)
     texts_ND = pool.captions_VD[pool.caption_rows_NK[:, 0].to(pool.captions_VD.device)]
     products_Q = pool.products_N[candidates_QC[:, 0]]
@@ -136,9 +146,13 @@ def _candidates_101(pool: Pool) -> tuple[Direction, Direction]:
     )
 
 
-def _draw_candidates(pool: Pool, draw: int) -> Tensor:
-    """[Q, 101] photos: the query itself, then its negatives."""
-    products, categories = pool.products_N.numpy(), pool.categories_N.numpy()
+def draw_candidates(products_N: Tensor, categories_N: Tensor, is_query_N: Tensor, draw: int = 0) -> Tensor:
+    """[Q, 101] photos: the query itself, then its negatives; the arguments are those of a ``Pool``.
+
+    Raises:
+        UserError: no photo has enough others.
+    """
+    products, categories = products_N.numpy(), categories_N.numpy()
     if not (categories >= 0).any():
         raise UserError(f"protocol {Protocol.CANDIDATES_101.value} needs categories, which these shards do not name")
     # Sorted so that a category is one stretch of photos, and a product one stretch within it.
@@ -146,12 +160,12 @@ def _draw_candidates(pool: Pool, draw: int) -> Tensor:
     begin, end = _stretch(categories[order])
     own_begin, own_end = _stretch(np.stack([categories, products])[:, order])
     num_others = (end - begin) - (own_end - own_begin)
-    can_query = (num_others >= _NUM_NEGATIVES) & (categories[order] >= 0) & pool.is_query_N.numpy()[order]
+    can_query = (num_others >= _NUM_NEGATIVES) & (categories[order] >= 0) & is_query_N.numpy()[order]
     places = np.flatnonzero(can_query)
     if not len(places):
         raise UserError(
-            f"protocol {Protocol.CANDIDATES_101.value} needs {_NUM_NEGATIVES} photos of other products in a query's category: "
-            f"no category here has that many"
+            f"protocol {Protocol.CANDIDATES_101.value} needs {_NUM_NEGATIVES} photos of other products in a query's category; "
+            f"here are {num_others[categories[order] >= 0].max()} at most"
         )
     rng = numpy_generator(0, Stream.CANDIDATES, draw)
     queries = rng.permutation(places)[:_NUM_QUERIES]

@@ -10,9 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import gain
-from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, load_retrieval
-from fashionclip_tune.statistics import PairedTest, paired_test
+from fashionclip_tune.evaluate import counted_as, gain
+from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
+from fashionclip_tune.statistics import PairedTest
 
 Row = Mapping[str, Any]
 _SHOWN_BAD = 10
@@ -24,7 +24,13 @@ _COLUMNS = (
     "recall_at_10_low",
     "recall_at_10_high",
     "recall_at_5",
+    "untouched_recall_at_10",
+    "gain",
+    "relative_gain",
     "max_recall_at_10",
+    "protocol",
+    "num_gallery_images",
+    "num_gallery_texts",
     "step",
     "examples_seen",
     "duration_s",
@@ -82,12 +88,9 @@ def last_queries(sweep_dir: Path, row: Row) -> tuple[Retrieval, dict[str, Any]] 
 def compare_trials(first_dir: Path, first: Row, second_dir: Path, second: Row) -> PairedTest | None:
     """What one trial is better by in recall_at_10; None where they were not evaluated on the same queries."""
     one, other = last_queries(first_dir, first), last_queries(second_dir, second)
-    if one is None or other is None or (one[0].protocol, one[1]["data"]) != (other[0].protocol, other[1]["data"]):
+    if one is None or other is None or one[1]["data"] != other[1]["data"]:
         return None
-    try:
-        return paired_test(one[0].hits(10), other[0].hits(10))
-    except ValueError:  # a photo that could be read at one time only
-        return None
+    return compare(one[0], other[0])
 
 
 def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
@@ -100,18 +103,20 @@ def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
     return {trial_id for trial_id, test in tests.items() if test is not None and test.is_tie}
 
 
-def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str, ties: Collection[str] = ()) -> Table:
-    """Trials in the given order, with half the width of their interval and the gain over their untouched model.
+def trials_table(rows: Sequence[Row], title: str, ties: Collection[str] = ()) -> Table:
+    """Trials in the given order, with half the width of their interval and the gain over their untouched weights.
 
     ``ties``: those that are not told apart from the best one.
     """
-    # Two spaces between columns and short figures: fits a terminal of 80 columns but for long model names.
-    table = Table(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    if counted := dict.fromkeys(counted_as(row) for row in rows if row.get("protocol")):
+        title += f"\nrecall_at_10: {', '.join(counted)}"
+    # On a narrow terminal words go on in a second line; figures stay whole.
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("trial", "model", "loss", "lr", "augment"):
-        table.add_column(header, no_wrap=True)
-    for header in ("seen", "R@10", "±", "gain"):
+        table.add_column(header, no_wrap=header != "augment")
+    for header in ("seen", "R@10", "±", "gain", "%"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("end", no_wrap=True)
+    table.add_column("end")
     for row in rows:
         config = row["config"]
         end = row["stop_reason"] or "running"
@@ -119,12 +124,13 @@ def trials_table(rows: Sequence[Row], zero_shot: Mapping[str, Row], title: str, 
             row["trial_id"],
             config.get("clip_model", ""),
             "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
-            f"{config['training.learning_rate']:.1e}" if "training.learning_rate" in config else "",
+            f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
             _augmentation(config),
             f"{row['examples_seen'] / 1000:,.1f}k",
             _figure(row["recall_at_10"]),
             _half_width(row),
-            _gain(row, zero_shot),
+            _signed(row.get("gain"), "+.4f"),
+            _signed(row.get("relative_gain"), "+.0%").rstrip("%"),
             f"{end}, tie" if row["trial_id"] in ties else end,
         )
     return table
@@ -153,11 +159,10 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     recall = metrics["recall_at_10"]
     lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
     if "recall_at_10_low" in metrics:
-        low, high, protocol = metrics["recall_at_10_low"], metrics["recall_at_10_high"], metrics["protocol"]
-        gallery = f"{metrics['num_gallery_images']:,} photos, {metrics['num_gallery_texts']:,} texts"
-        lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {protocol} among {gallery}")
-    if before := sweep["zero_shot"].get(model):
-        base = before["recall_at_10"]
+        low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
+        lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {counted_as(metrics)}")
+    (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
+    if (base := row.get("untouched_recall_at_10")) is not None:
         lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
     if ties:
         lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
@@ -184,11 +189,8 @@ def _half_width(row: Row) -> str:
     return "" if low is None or high is None else f"{(high - low) / 2:.3f}"
 
 
-def _gain(row: Row, zero_shot: Mapping[str, Row]) -> str:
-    before = zero_shot.get(row["config"].get("clip_model", ""))
-    if before is None or row["recall_at_10"] is None:
-        return ""
-    return f"{row['recall_at_10'] - before['recall_at_10']:+.4f}"
+def _signed(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
@@ -198,7 +200,7 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
     for folder, sweep in sweeps:
         rows = ranked(sweep["trials"])
         ties = ties_with_best(folder, rows)
-        parts.append(trials_table(rows, sweep["zero_shot"], f"{sweep['name']} ({sweep['state'].lower()}), best first", ties))
+        parts.append(trials_table(rows, f"{sweep['name']} ({sweep['state'].lower()}), best first", ties))
         parts += winner_lines(sweep, folder, ties)
         parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if row["state"] == "FAIL"]
     if len(sweeps) > 1:
@@ -208,16 +210,18 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
 
 def _best_of_each(sweeps: Sequence[tuple[Path, Mapping[str, Any]]]) -> Table:
     table = Table(title="best of each sweep")
-    for header in ("sweep", "trial", "model", "protocol", "recall@10", "pairs", "to the first"):
+    for header in ("sweep", "trial", "model", "recall_at_10", "gain", "counted as", "to the first"):
         table.add_column(header)
     with_best = [(folder, sweep, best) for folder, sweep in sweeps if (best := best_row(sweep["trials"])) is not None]
     with_best.sort(key=lambda entry: -entry[2]["recall_at_10"])
     for folder, sweep, row in with_best:
-        metrics = sweep["best"]["metrics"]
         behind = ""
         if row is not with_best[0][2]:
             test = compare_trials(with_best[0][0], with_best[0][2], folder, row)
             behind = "other queries" if test is None else f"{test.difference:.4f}{', tie' if test.is_tie else ''}"
-        protocol, recall, pairs = metrics.get("protocol", ""), f"{metrics['recall_at_10']:.4f}", f"{metrics['num_pairs']:,}"
-        table.add_row(sweep["name"], row["trial_id"], row["config"]["clip_model"], protocol, recall, pairs, behind)
+        gains = " ".join((_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%")))
+        counted = counted_as(row) if row.get("protocol") else ""
+        table.add_row(
+            sweep["name"], row["trial_id"], row["config"]["clip_model"], _figure(row["recall_at_10"]), gains, counted, behind
+        )
     return table

@@ -95,7 +95,7 @@ class Run:
                 stacklevel=4,
             )
         self._bad = BadSamples(self._index, config.training.max_bad_share)
-        self._loaded = load_model(_starting_point(config))
+        self._loaded = load_model(starting_point(config))
         self._fingerprint = config.fingerprint(
             data=f"{self._index.fingerprint}:{self._valid.fingerprint}",
             weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
@@ -240,7 +240,7 @@ class Run:
         self._checkpoint_time = time.monotonic()
 
 
-def _starting_point(config: ProjectConfig) -> ProjectConfig:
+def starting_point(config: ProjectConfig) -> ProjectConfig:
     """``should_load_checkpoint`` starts from the weights of a file, an OpenCLIP folder or one of our checkpoints."""
     if not config.should_load_checkpoint:
         return config

@@ -19,7 +19,7 @@ class RunEvaluator:
     """Measures the weights that the network has at the moment.
 
     Attributes:
-        retrieval: the queries' ranks of the last evaluation on the validation shards; None after one from the cache.
+        retrieval: the queries' ranks of the last evaluation on the validation shards; None before the first.
         bad_samples: photos that could not be read in any evaluation.
     """
 

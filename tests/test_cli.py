@@ -154,8 +154,12 @@ def test_train_prints_each_evaluation_and_where_the_weights_are_and_resumes(
     assert [line.split()[:2] for line in lines] == [
         ["step", "0"],
         ["step", "2"],
+        ["recall_at_10", lines[1].split()[5] + ":"],
         ["weights:", str(tmp_path / "run" / "checkpoints" / "step_00000002")],
     ]
+    untouched, last = (float(line.split()[5]) for line in lines[:2])
+    assert f": instance among 20 photos, 20 texts; untouched {untouched:.4f}, gain " in lines[2]
+    assert float(lines[2].split("gain ")[1].split()[0]) == pytest.approx(last - untouched, abs=2e-4)
     assert "holds a run already" in refused(capsys, train_arguments())
     main(train_arguments("--resume"))
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [line.split()[:2] for line in lines[1:]]

@@ -3,6 +3,9 @@
 import io
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 import webdataset
 from PIL import Image
 
+from fashionclip_tune import evaluate as evaluate_module
 from fashionclip_tune import evaluation_set as evaluation_set_module
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
@@ -198,6 +202,10 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
 
     entries = list((tmp_path / "zero_shot").glob("*.json"))
     assert len(entries) == 1
+    again = cached_zero_shot(loaded, photos, batch_size=8, plan=CPU, max_bad_share=0.01)
+    for direction in ("text_to_image", "image_to_text"):
+        ranks, expected = (getattr(found.retrieval, direction).ranks for found in (again, evaluated(loaded, photos)))
+        assert torch.equal(ranks.num_better, expected.num_better)
     entries[0].write_text(json.dumps({"metrics": {"from": "the cache"}, "bad_samples": []}))
     assert zero_shot(load_model(tiny_config), photos) == {"from": "the cache"}
 
@@ -213,6 +221,29 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
     assert len(list((tmp_path / "zero_shot").glob("*.json"))) == 7
 
 
+def test_trials_that_ask_at_the_same_time_wait_for_the_first(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
+    loaded = load_model(tiny_config)
+    photos = validation(loaded, garments)
+    computing, computed = threading.Event(), list[str]()
+
+    def slow(*arguments: Any, **settings: Any) -> Evaluation:
+        computing.set()
+        time.sleep(0.3)
+        computed.append(threading.current_thread().name)
+        return evaluate(*arguments, **settings)
+
+    monkeypatch.setattr(evaluate_module, "evaluate", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(zero_shot, loaded, photos)
+        assert computing.wait(60)
+        second = pool.submit(zero_shot, loaded, photos)
+        assert first.result() == second.result()
+    assert len(computed) == 1
+
+
 def test_a_damaged_zero_shot_entry_is_made_again(
     tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +254,9 @@ def test_a_damaged_zero_shot_entry_is_made_again(
     entry.write_text('{"recall_at_1')
     assert zero_shot(loaded, validation(loaded, garments)) == computed
     assert json.loads(entry.read_text())["metrics"] == computed
+    entry.with_suffix(".npz").write_bytes(b"PK cut off")
+    assert zero_shot(loaded, validation(loaded, garments)) == computed
+    assert load_retrieval(entry.with_suffix(".npz"))[0].protocol is Protocol.INSTANCE
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -244,7 +278,7 @@ def test_protocols_and_what_their_figures_stand_on(tiny_config: ProjectConfig, g
     # Any of two photos, among the same twenty, is at least as easy as one of them.
     of_product, of_instance = by_protocol[Protocol.PRODUCT], by_protocol[Protocol.INSTANCE]
     assert of_product["recall_at_5_text_to_image"] >= of_instance["recall_at_5_text_to_image"]
-    with pytest.raises(UserError, match="no category here has that many"):
+    with pytest.raises(UserError, match="here are 2 at most"):
         measured(loaded, photos, protocol=Protocol.CANDIDATES_101)
 
 

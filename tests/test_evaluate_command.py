@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,56 @@ def test_a_run_its_checkpoint_and_its_export_have_the_figures_of_the_run(
     for model in (tmp_path / "sweep" / "best", tmp_path / "sweep"):
         report = evaluate(model, "--protocol", "instance")
         assert [recalls(figures) for figures in report["figures"]] == [in_the_run]
-        assert (report["architecture"], report["untouched"]) == ("tiny-sig", None)
+        assert (report["architecture"], report["untouched"], report["gains"]) == ("tiny-sig", None, None)
+
+    # Of a whole sweep, it is known what its best trial started from.
+    trial = tmp_path / "sweep" / "trials" / "0003-tiny-sig-siglip"
+    trial.mkdir(parents=True)
+    shutil.copy(trained.out_dir / "config.json", trial)
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"best": {"trial_id": "0003"}}))
+    for model in (tmp_path / "sweep" / "best", tmp_path / "sweep"):
+        report = evaluate(model, "--protocol", "instance")
+        assert [recalls(figures) for figures in report["figures"]] == [in_the_run]
+        assert [recalls(figures) for figures in report["untouched"]] == [recalls(trained.history[0])]
+
+
+def test_a_run_that_started_from_another_is_compared_with_what_it_started_from(
+    trained: TrainResult, evaluate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config = ProjectConfig.from_dict(json.loads((trained.out_dir / "config.json").read_text()))
+    further = {"should_load_checkpoint": True, "checkpoint_path": str(trained.checkpoint), "training.max_steps": 2}
+    second = train(config.with_overrides(further), tmp_path / "second")
+    report = evaluate(second.out_dir, "--protocol", "instance")
+    assert [recalls(figures) for figures in report["untouched"]] == [recalls(second.history[0])] == [recalls(trained.metrics)]
+    (gain,) = report["gains"]
+    before, after = trained.metrics["recall_at_10"], second.metrics["recall_at_10"]
+    assert gain["absolute"] == after - before
+    assert gain["relative"] == pytest.approx((after - before) / before)
+    assert gain["low"] <= gain["absolute"] <= gain["high"]
+
+
+@pytest.mark.parametrize(("learning_rate", "said"), [(1e-30, "gain +0.0000 (+0.0%), a tie (p 1.0000)"), (3e-3, "than chance")])
+def test_a_gain_inside_chance_is_called_a_tie(
+    garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], learning_rate: float, said: str
+) -> None:
+    """Measured on the photos that it was trained on, where five epochs show."""
+    config = ProjectConfig(clip_model="tiny-clip", dataset_root=garments, device="cpu").with_overrides(
+        {
+            "model.pretrained": None,
+            "training.batch_size": 32,
+            "training.num_workers": 0,
+            "training.learning_rate": learning_rate,
+            "training.weight_decay": 0.0,
+            "training.max_steps": 1 if learning_rate < 1e-9 else 40,
+            "hardware.threads": 1,
+        }
+    )
+    result = train(config, tmp_path / "run")
+    capsys.readouterr()
+    arguments = ("--split", "train", "--protocol", "product")
+    main(["evaluate", "--model", str(result.out_dir), "--data", str(garments), *SETTINGS, *arguments])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("product: "))
+    assert said in line
 
 
 def test_a_checkpoint_of_an_ended_trial_will_do_and_its_own_preprocessing_counts(
@@ -131,13 +182,16 @@ def test_the_test_split_is_used_by_those_who_say_so_and_each_use_is_noted(
     text = refused(capsys, "--model", "tiny-clip", "--data", data, "--split", "test")
     assert "--use-test-split" in text
     assert not notes.exists()
+    candidates = ("--split", "test", "--use-test-split", "--protocol", "candidates_101")
+    assert "needs 100 photos" in refused(capsys, "--model", "tiny-clip", "--data", data, *candidates)
+    assert not notes.exists(), "what cannot be measured is no use"
     first = evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)
     assert first["notes"] == ["the test split was used for the first time, as far as is noted"]
     second = evaluate("tiny-sig", "--split", "test", "--use-test-split", data=data)
     uses = [json.loads(line) for line in notes.read_text().splitlines()]
     assert [use["model"] for use in uses] == ["tiny-clip", "tiny-sig"]
     assert all(use["user"] and use["host"] and use["time"].startswith("20") for use in uses)
-    assert "used 1 times before" in second["notes"][0]
+    assert "used once before" in second["notes"][0]
     assert uses[0]["time"] in second["notes"][0]
     evaluate("tiny-clip", data=data)
     assert len(notes.read_text().splitlines()) == 2, "the validation split needs no leave"
@@ -150,7 +204,7 @@ def test_where_the_data_cannot_be_written_the_note_is_kept_in_the_cache(
     (data / "test_split_uses.jsonl").mkdir()  # root may write to a read-only folder, but nobody into a folder
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path / "cache"))
     assert "first time" in evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)["notes"][0]
-    assert "used 1 times before" in evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)["notes"][0]
+    assert "used once before" in evaluate("tiny-clip", "--split", "test", "--use-test-split", data=data)["notes"][0]
     (noted,) = (tmp_path / "cache" / "test_split_uses").iterdir()
     assert len(noted.read_text().splitlines()) == 2
 
@@ -159,6 +213,9 @@ def test_where_the_data_cannot_be_written_the_note_is_kept_in_the_cache(
     ("arguments", "named"),
     [
         (("--model", "ViT-B-33"), "ViT-B-33"),
+        (("--model", "runs/gone"), "--model runs/gone: there is no such folder"),
+        (("--model", "tiny-clip", "--json", "/"), "--json / cannot be written"),
+        (("--model", "tiny-clip", "--json", "nowhere/figures.json"), "--json nowhere/figures.json cannot be written"),
         (("--model", "tiny-clip", "--protocol", "candidates_101"), "needs 100 photos of other products"),
         (("--model", "tiny-clip", "--protocol", "shop"), "all_captions"),
         (("--model", "tiny-clip", "--set", "evaluation.batch_size=0"), "evaluation.batch_size"),
@@ -182,6 +239,16 @@ def test_folders_that_are_no_model_are_refused_by_name(
     described["model_cfg"]["embed_dim"] = 48
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     assert "none of the architectures" in refused(capsys, "--model", folder, "--data", garments)
+
+
+def test_a_fresh_process_knows_the_architecture_of_a_tiny_tower_in_an_openclip_folder(tmp_path: Path) -> None:
+    export_openclip(load_model(ProjectConfig(clip_model="tiny-sig").with_overrides({"model.pretrained": None})), tmp_path)
+    code = (
+        "import sys; from fashionclip_tune.config import ProjectConfig; from fashionclip_tune.named_model import named_model; "
+    )
+    code += "print(named_model(sys.argv[1], ProjectConfig()).loaded.name)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "tiny-sig\n", done.stderr
 
 
 def test_untouched_weights_that_are_gone_are_a_note_not_an_end(

@@ -1,16 +1,20 @@
 """Loader processes that are stuck or die, shards that vanish or come from elsewhere: the same batches, or an error in words."""
 
 import collections
+import io
 import os
 import signal
+import tarfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data import assert_equal, batches, configured, write_shards
+from PIL import Image
+from test_data import assert_equal, batches, configured, encoded, write_shards
 from test_storage import needs_curl, served
 
 from fashionclip_tune.data import TrainBatches
@@ -189,3 +193,58 @@ def test_a_pipe_is_indexed_and_read(shards: list[Path], loaded: LoadedModel) -> 
     index: ShardIndex = load_index(remote)
     assert [shard.name for shard in index.shards] == [shard.name for shard in shards]
     assert_equal(batches(index, loaded, 0, 5), batches(load_index(shards), loaded, 0, 5))
+
+
+def test_a_tar_with_every_kind_of_damage_trains_on_what_is_whole_and_names_the_rest(
+    tmp_path: Path, loaded: LoadedModel
+) -> None:
+    def jpeg(mode: str = "RGB", **options: Any) -> bytes:
+        return encoded(Image.new(mode, (40, 30)), "JPEG", **options)
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    whole = {
+        "plain": jpeg(),
+        "cmyk": jpeg("CMYK"),
+        "grey": jpeg("L"),
+        "turned": jpeg(exif=turned),
+        "palette": encoded(Image.new("P", (40, 30)), "PNG"),
+        "sixteen bits": encoded(Image.new("I;16", (40, 30)), "PNG"),
+        "alpha": encoded(Image.new("RGBA", (40, 30)), "WEBP"),
+    }
+    bomb = bytearray(jpeg())
+    frame = bomb.index(b"\xff\xc0")
+    bomb[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"  # 65,535 x 65,535 pixels
+    undecodable = {
+        "cut": (jpeg()[:200], "not a decodable image"),
+        "text": (b"no image", "not a decodable image"),
+        "bomb": (bytes(bomb), "image too large"),
+    }
+    members = [(f"{key}.jpg", data) for key, data in whole.items()]
+    members += [(f"{key}.jpg", data) for key, (data, _) in undecodable.items()]
+    members += [(f"{key}.txt", f"caption of {key}".encode()) for key in [*whole, *undecodable]]
+    members += [("no caption.jpg", jpeg()), ("blank.jpg", jpeg()), ("blank.txt", b" "), ("latin.jpg", jpeg())]
+    members += [("latin.txt", "caf\u00e9".encode("latin-1")), ("no image.txt", b"caption")]
+    members += [("twice.jpg", jpeg()), ("twice.jpg", jpeg()), ("twice.txt", b"caption")]
+    shards = [tmp_path / f"clip_dataset_train.{number:06d}.tar" for number in range(3)]
+    with tarfile.open(shards[0], "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    shards[1].write_bytes(shards[0].read_bytes()[:1_500])  # ends within the second photo
+    shards[2].write_bytes(b"")
+    index = load_index(shards)
+    read = batches(index, loaded, 0, 8, training__batch_size=5)
+    assert {key for batch in read for key in batch.keys} == set(whole)
+    named = [*index.bad, *(bad for batch in read for bad in batch.bad)]
+    found = {bad.key: bad.kind for bad in named if bad.shard == shards[0].name}
+    assert found == {key: kind for key, (_, kind) in undecodable.items()} | {
+        "no caption": "no caption",
+        "blank": "caption txt is empty or not UTF-8",
+        "latin": "caption txt is empty or not UTF-8",
+        "no image": "no image",
+        "twice": "two images under one key",
+    }
+    broken = {bad.shard for bad in index.bad if bad.kind == "not a readable tar from there on"}
+    assert broken == {shards[1].name, shards[2].name}

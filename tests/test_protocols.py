@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fashionclip_tune.config import Protocol
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.protocols import Direction, Pool, load_retrieval, retrieve, save_retrieval
+from fashionclip_tune.protocols import Direction, Pool, draw_candidates, load_retrieval, retrieve, save_retrieval
 
 NUM_CAPTIONS = 60
 
@@ -134,7 +134,7 @@ def test_candidates_are_100_others_of_the_category_and_another_product(monkeypat
     drawn = pool(600, num_queries=450)
     drawn = replace(drawn, categories_N=torch.where(drawn.products_N < 20, -1, drawn.categories_N))
     monkeypatch.setattr(protocols, "_NUM_QUERIES", 150)
-    draws = [protocols._draw_candidates(drawn, draw) for draw in range(5)]
+    draws = [draw_candidates(drawn.products_N, drawn.categories_N, drawn.is_query_N, draw) for draw in range(5)]
     seen = set()
     for candidates in draws:
         assert candidates.shape == (150, 101)
@@ -149,7 +149,7 @@ def test_candidates_are_100_others_of_the_category_and_another_product(monkeypat
     assert not torch.equal(draws[0], draws[1])
     # Every photo with a category can be a negative, those of the gallery included.
     assert seen == set(torch.nonzero(drawn.categories_N >= 0).flatten().tolist())
-    assert torch.equal(draws[3], protocols._draw_candidates(drawn, 3))
+    assert torch.equal(draws[3], draw_candidates(drawn.products_N, drawn.categories_N, drawn.is_query_N, 3))
 
     result = retrieve(drawn, Protocol.CANDIDATES_101)
     scores, first = cosines(drawn), drawn.caption_rows_NK[:, 0]
@@ -172,7 +172,7 @@ def test_a_collapsed_model_scores_chance_by_every_protocol() -> None:
     assert mean_of(retrieve(drawn, Protocol.PRODUCT).image_to_text, 10) == pytest.approx(10 / num_products)
 
 
-@pytest.mark.parametrize(("categories", "message"), [(-1, "needs categories"), (0, "no category here has that many")])
+@pytest.mark.parametrize(("categories", "message"), [(-1, "needs categories"), (0, "here are 8\\d at most")])
 def test_candidates_need_categories_that_are_large_enough(categories: int, message: str) -> None:
     drawn = pool(90)
     with pytest.raises(UserError, match=message):

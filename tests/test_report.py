@@ -35,6 +35,12 @@ def row(number: int, recall: float, *, step: int = 10, state: str = "COMPLETE") 
         "recall_at_10": recall,
         "recall_at_10_low": recall - 0.05,
         "recall_at_10_high": recall + 0.07,
+        "untouched_recall_at_10": 0.25,
+        "gain": recall - 0.25,
+        "relative_gain": (recall - 0.25) / 0.25,
+        "protocol": "instance",
+        "num_gallery_images": 1200,
+        "num_gallery_texts": 190,
     }
 
 
@@ -49,7 +55,7 @@ def write_sweep(folder: Path, num_right: list[int], *, data: str = "abc", kept_s
         "recall_at_5": 0.3,
         "protocol": "instance",
         "num_pairs": 200,
-        "num_gallery_images": 200,
+        "num_gallery_images": 1200,
         "num_gallery_texts": 190,
     }
     sweep = {
@@ -79,8 +85,11 @@ def test_trials_inside_chance_of_the_best_are_called_ties(tmp_path: Path) -> Non
     assert "budget, tie" in lines["0001"]
     assert "tie" not in lines["0000"] + lines["0002"]
     assert "0.060" in lines["0000"], "half the interval's width"
+    assert "+0.5000 +200 " in lines["0000"]
+    assert "+0.0500  +20 " in lines["0002"]
+    assert "recall_at_10: instance among 1,200 photos, 190 texts" in text
     assert "not told apart from it (paired test over products, p at least 0.05): 0001" in text
-    assert "95 % interval 0.7000 to 0.8200 over products; protocol instance among 200 photos, 190 texts" in text
+    assert "95 % interval 0.7000 to 0.8200 over products; protocol instance among 1,200 photos, 190 texts" in text
     assert "untouched tiny-clip: recall_at_10 0.2500; gain +0.5000 (+200.0%)" in text
 
 
@@ -103,6 +112,9 @@ def test_the_best_of_several_sweeps_are_compared_on_the_same_queries_only(tmp_pa
     text = printed(*folders)
     table = text[text.index("best of each sweep") :]
     by_name = {name: next(line for line in table.splitlines() if name in line) for name in ("close", "weaker", "elsewhere")}
+    assert "+0.5000 +200% │ instance among 1,200 photos, 190 texts" in next(
+        line for line in table.splitlines() if "ahead" in line
+    )
     assert "0.0050, tie" in by_name["close"]
     assert "0.4500 " in by_name["weaker"]
     assert "tie" not in by_name["weaker"]

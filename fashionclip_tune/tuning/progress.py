@@ -36,7 +36,7 @@ class Progress:
             ended = sum(row["state"] != "RUNNING" for row in rows)
             title = f"{sweep['name']}: {ended} of {self._num_trials} trials ended"
             # The newest rows: a long table would push them out of the window.
-            self._live.update(trials_table(rows[-_SHOWN_ROWS:], sweep["zero_shot"], title), refresh=True)
+            self._live.update(trials_table(rows[-_SHOWN_ROWS:], title), refresh=True)
             return
         for row in rows:
             now = (row["examples_seen"], row["state"])

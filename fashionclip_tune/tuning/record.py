@@ -5,6 +5,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.evaluate import relative_gain
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import read_history
 from fashionclip_tune.report import best_row, write_trials_csv
@@ -54,6 +55,7 @@ class SweepRecord:
         last: dict[str, Any] = history[-1] if history else {}
         if history and history[0]["step"] == 0:
             self._zero_shot.setdefault(config["clip_model"], _recalls(history[0]))
+        untouched = history[0][METRIC] if history and history[0]["step"] == 0 else None
         diverged = stop_reason(trial) == "diverged"
         row = {
             "trial_id": f"{trial.number:04d}",
@@ -67,8 +69,12 @@ class SweepRecord:
             "recall_at_5": 0.0 if diverged else last.get("recall_at_5"),
             "recall_at_10_low": None if diverged else last.get("recall_at_10_low"),
             "recall_at_10_high": None if diverged else last.get("recall_at_10_high"),
+            "untouched_recall_at_10": untouched,
+            "gain": None if diverged or untouched is None else last[METRIC] - untouched,
+            "relative_gain": None if diverged or untouched is None else relative_gain(last[METRIC], untouched),
             "max_recall_at_10": max((row[METRIC] for row in history), default=None),
             "duration_s": last.get("duration_s", 0.0),
+            **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},
             "metrics": _recalls(last),
         }
         if trial.state != TrialState.RUNNING:

@@ -237,7 +237,7 @@ def _export_best(plan: SweepPlan, sweep_dir: Path, rows: list[dict[str, Any]]) -
 def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> None:
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
-    console.print(trials_table(rows, result["zero_shot"], f"{result['name']}, best first", ties))
+    console.print(trials_table(rows, f"{result['name']}, best first", ties))
     for line in winner_lines(result, sweep_dir, ties):
         console.print(line, highlight=False, soft_wrap=True)
     for row in result["trials"]:

@@ -55,7 +55,13 @@ def test_every_trial_is_in_every_file(finished):
         assert max(e["recall_at_10"] for e in evaluations) == row["max_recall_at_10"]
         config = json.loads((folder / "config.json").read_text())
         assert {name: config[name] for name in row["config"]} == row["config"]
-        assert content["zero_shot"][row["config"]["clip_model"]]["recall_at_10"] == evaluations[0]["recall_at_10"]
+        untouched = evaluations[0]["recall_at_10"]
+        assert content["zero_shot"][row["config"]["clip_model"]]["recall_at_10"] == row["untouched_recall_at_10"] == untouched
+        assert row["gain"] == row["recall_at_10"] - untouched
+        assert row["relative_gain"] == pytest.approx(row["gain"] / untouched)
+        assert (row["protocol"], row["num_gallery_images"], row["num_gallery_texts"]) == ("instance", 20, 20)
+    assert [float(line["gain"]) for line in table] == [row["gain"] for row in rows]
+    assert "recall_at_10: instance among 20 photos, 20 texts" in (finished.parent / "output").read_text()
 
 
 def test_trials_ended_by_budget_or_at_a_rung_and_some_were_stopped(finished):

@@ -42,7 +42,7 @@ def write_photos(images: Path | None, out: Path, count: int) -> None:
     from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
 
     if images is None:
-        recipe = GarmentRecipe(num_products=max(10, count // 2), views_per_product=2, image_size=_SHORT_SIDE)
+        recipe = GarmentRecipe(num_products=max(10, count * 5 // 8 + 5), views_per_product=2, image_size=_SHORT_SIDE)
         render_dataset(out / "garments", recipe)
         tar = webdataset.WebDataset([str(p) for p in sorted((out / "garments").glob("*train*.tar"))], shardshuffle=False)
         photos = (sample["jpg"] for sample in tar)

@@ -101,7 +101,8 @@ def _run(**augmentation: Any) -> tuple[Any, Any]:
     import open_clip
 
     from fashionclip_tune.config import AugmentationConfig, ProjectConfig, TrainingConfig
-    from fashionclip_tune.model import LoadedModel, Preprocessing
+    from fashionclip_tune.model import LoadedModel
+    from fashionclip_tune.preprocessing import Preprocessing
 
     training = TrainingConfig(batch_size=_BATCH_SIZE, num_workers=0)
     config = ProjectConfig(training=training, augmentation=AugmentationConfig(**augmentation))

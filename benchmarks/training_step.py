@@ -147,8 +147,9 @@ def measure(name: str, model: str) -> dict[str, float]:
     import open_clip
 
     from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.model import LoadedModel, Preprocessing, check_architecture
+    from fashionclip_tune.model import LoadedModel, check_architecture
     from fashionclip_tune.precision import plan_precision
+    from fashionclip_tune.preprocessing import Preprocessing
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

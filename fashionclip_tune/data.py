@@ -15,8 +15,9 @@ from fashionclip_tune.config import AugmentationConfig, CaptionChoice, ProjectCo
 from fashionclip_tune.dataset import storage_of
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.index import BadSample, ShardIndex
-from fashionclip_tune.model import Preprocessing, Tokenizer
+from fashionclip_tune.model import Tokenizer
 from fashionclip_tune.order import Positions, SampleOrder
+from fashionclip_tune.preprocessing import Preprocessing
 from fashionclip_tune.reader import ShardReader, decode_photo
 from fashionclip_tune.seeds import Stream, numpy_generator
 from fashionclip_tune.storage import Ahead, ShardStorage
@@ -55,7 +56,6 @@ class TrainBatches(Dataset[TrainBatch]):
         self._preprocessing = preprocessing
         self._tokenizer = tokenizer
         self._order = SampleOrder(config, index)
-        self._products = np.unique(index.product_ids, return_inverse=True)[1]
         self._known_tokens: dict[str, Tensor] = {}
         self._canvas = preprocessing.canvas(index.pixel_sizes)
         self._copies: _CopiesAhead | None = None
@@ -80,7 +80,7 @@ class TrainBatches(Dataset[TrainBatch]):
             self._reader.release_copies()
         self._note(-1)
         keys = tuple(self._reader.index.keys[samples].tolist())
-        images_BCHW, products_B = images_BHWC.permute(0, 3, 1, 2), torch.from_numpy(self._products[samples])
+        images_BCHW, products_B = images_BHWC.permute(0, 3, 1, 2), torch.from_numpy(self._order.products[samples])
         return TrainBatch(images_BCHW, self._tokens(captions), products_B, keys, tuple(bad))
 
     def _tokens(self, captions: list[str]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fashionclip_tune.dataset import cached_index
 from fashionclip_tune.errors import BadDataError
-from fashionclip_tune.model import Preprocessing
+from fashionclip_tune.preprocessing import Preprocessing
 from fashionclip_tune.reader import ShardReader, decode_pil
 from fashionclip_tune.shards import Shard
 from fashionclip_tune.storage import ShardStorage

@@ -4,26 +4,23 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import open_clip
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as TF
 
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.pickled_weights import PICKLED_SUFFIXES, read_pickled_weights
+from fashionclip_tune.preprocessing import Preprocessing
 from fashionclip_tune.tiny import TINY_MODELS, TINY_PREPROCESSING, pretrained_tiny_dir, register_tiny_models
 
 # The published tags; each also says how photos are to be prepared where weights come from a file.
@@ -33,87 +30,11 @@ DEFAULT_TAGS = {
     ClipModelOptions.ViT_SigLIP_2_16.value: "webli",
 }
 _SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
-# A canvas much larger than the input costs more to move than it is worth; up to twice, bilinear crops do not alias.
-_CANVAS_FACTOR, _CANVAS_LIMIT = 1.25, 2
 _WEIGHTS_NAME, CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
 
 
 class Tokenizer(Protocol):
     def __call__(self, texts: Sequence[str]) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a photo becomes a model's input; the fields of OpenCLIP's ``preprocess_cfg``."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize_mode: str
-    interpolation: str
-
-    def resize(self, image: Image.Image) -> Tensor:
-        """[3, size, size] uint8: OpenCLIP's evaluation transform up to its conversion to floats."""
-        size = [self.size, self.size] if self.resize_mode == "squash" else [self.size]
-        resized = TF.resize(image.convert("RGB"), size, interpolation=self._mode, antialias=True)
-        return self._centre(TF.pil_to_tensor(resized), self.size)
-
-    def canvas(self, pixel_sizes_N2: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Height and width in which a worker hands photos on, uint8, before the device resizes or crops them.
-
-        Where most photos have the same shape (after the centre crop, where this model has one) and are not much larger
-        than the input, it is theirs: the worker resizes none of them. Else a little larger than the input, so that
-        random crops stay sharp.
-
-        Args:
-            pixel_sizes_N2: width and height of the training photos; 0 where it is not known.
-        """
-        shapes_N2 = pixel_sizes_N2[:, ::-1]  # height, width
-        if self.resize_mode == "shortest":
-            shapes_N2 = np.repeat(shapes_N2.min(axis=1, keepdims=True), 2, axis=1)
-        distinct, counts = np.unique(shapes_N2, axis=0, return_counts=True)
-        height, width = (int(side) for side in distinct[counts.argmax()])
-        natural = min(height, width) > 0 and max(height, width) <= _CANVAS_LIMIT * self.size
-        if natural and 2 * counts.max() > len(pixel_sizes_N2):
-            return height, width
-        side = round(_CANVAS_FACTOR * self.size)
-        return side, side
-
-    def resize_to_canvas(self, image_CHW: Tensor, canvas: tuple[int, int]) -> Tensor:
-        """[3, *canvas] uint8 from a decoded photo: cropped to the centre where this model does that, resized if need be."""
-        if self.resize_mode == "shortest":
-            image_CHW = self._centre(image_CHW, min(image_CHW.shape[1:]))
-        return self._resized(image_CHW, canvas)
-
-    def resize_canvas(self, images_BCHW: Tensor) -> Tensor:
-        """[B, 3, size, size] uint8, on any device: photos on their canvas to the model's input."""
-        return self._resized(images_BCHW, (self.size, self.size))
-
-    def _resized(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        if images.shape[-2:] == size:
-            return images
-        resized: Tensor = TF.resize(images, list(size), interpolation=self._mode, antialias=True)
-        return resized
-
-    def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """Floats in [0, 1] to the model's input."""
-        mean_C11, std_C11 = _statistics(self.mean, self.std, images_BCHW.device)
-        return (images_BCHW - mean_C11) / std_C11
-
-    @property
-    def _mode(self) -> v2.InterpolationMode:
-        return v2.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else v2.InterpolationMode.BICUBIC
-
-    @staticmethod
-    def _centre(image_CHW: Tensor, side: int) -> Tensor:
-        cropped_CHW: Tensor = TF.center_crop(image_CHW, [side, side])
-        return cropped_CHW
-
-
-@lru_cache(maxsize=8)
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept on the device: a GPU waits for each number that comes from Python."""
-    return torch.tensor(mean, device=device)[:, None, None], torch.tensor(std, device=device)[:, None, None]
 
 
 @dataclass
@@ -176,17 +97,14 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) 
             arguments["init_logit_bias"] = 0.0
             model_config = {**model_config, "init_logit_bias": 0.0}
     torch.manual_seed(seed)  # random weights are part of the run's definition
-    # OpenCLIP warns on the root logger that random weights are random, which we asked for, and logs errors that it raises.
-    logging.getLogger().addFilter(_no_record)
     try:
-        network = open_clip.create_model(**arguments)
-        if weights is not None:
-            network.load_state_dict(weights)
-        tokenizer = _tokenizer(name, cache_dir, source)
+        with openclip_is_quiet():
+            network = open_clip.create_model(**arguments)
+            if weights is not None:
+                network.load_state_dict(weights)
+            tokenizer = _tokenizer(name, cache_dir, source)
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
         raise UserError(_weights_message(name, pretrained, source, cache_dir, error)) from error
-    finally:
-        logging.getLogger().removeFilter(_no_record)
     preprocess = network.visual.preprocess_cfg
     if preprocess["resize_mode"] not in ("shortest", "squash"):
         raise UserError(f"{name}: photos resized by {preprocess['resize_mode']!r} are not supported, only shortest and squash")
@@ -209,8 +127,15 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) 
     )
 
 
-def _no_record(record: logging.LogRecord) -> bool:
-    return False
+@contextmanager
+def openclip_is_quiet() -> Iterator[None]:
+    """It warns on the root logger that random weights are random, which was asked for, and logs errors that it raises."""
+    logger, no_record = logging.getLogger(), lambda record: False
+    logger.addFilter(no_record)
+    try:
+        yield
+    finally:
+        logger.removeFilter(no_record)
 
 
 def _has_logit_bias(source: str | Path | None) -> bool:

@@ -1,6 +1,5 @@
 """Whether a model has what a configuration freezes, drops or tells apart, found out without its weights."""
 
-import logging
 from functools import lru_cache
 from typing import Any
 
@@ -8,7 +7,7 @@ import open_clip
 import torch
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.model import check_architecture
+from fashionclip_tune.model import check_architecture, openclip_is_quiet
 from fashionclip_tune.optim import build_optimizer
 from fashionclip_tune.recipe import FreezeConfig
 from fashionclip_tune.towers import prepare_towers
@@ -36,15 +35,5 @@ def check_model_options(config: ProjectConfig) -> None:
 @lru_cache(maxsize=8)
 def _without_numbers(name: str) -> Any:
     """An architecture on the meta device."""
-    logger = logging.getLogger()
-    # OpenCLIP warns on the root logger that there are no weights.
-    logger.addFilter(_no_record)
-    try:
-        with torch.device("meta"):
-            return open_clip.create_model(name, pretrained_text=False, device="meta")
-    finally:
-        logger.removeFilter(_no_record)
-
-
-def _no_record(record: logging.LogRecord) -> bool:
-    return False
+    with openclip_is_quiet(), torch.device("meta"):
+        return open_clip.create_model(name, pretrained_text=False, device="meta")

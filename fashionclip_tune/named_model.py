@@ -10,7 +10,8 @@ import open_clip
 from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weights
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, Preprocessing, load_model
+from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, load_model
+from fashionclip_tune.preprocessing import Preprocessing
 from fashionclip_tune.tiny import TINY_MODELS, register_tiny_models
 
 _SWEEP_NAME = "sweep.json"

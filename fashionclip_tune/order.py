@@ -74,13 +74,12 @@ class SampleOrder:
         self._epochs: dict[int, Positions] = {}  # the two that were used last
         self._next_unique = 0
         self._unique: Iterator[Positions] | None = None
-        if config.training.unique_products:
-            distinct, self._products = np.unique(index.product_ids, return_inverse=True)
-            if len(distinct) < self._batch_size:
-                raise UserError(
-                    f"training.unique_products = True is not possible: batches of {self._batch_size} need as many products, "
-                    f"the training set has {len(distinct)}"
-                )
+        distinct, self.products = np.unique(index.product_ids, return_inverse=True)  # [samples] equal for one product
+        if config.training.unique_products and len(distinct) < self._batch_size:
+            raise UserError(
+                f"training.unique_products = True is not possible: batches of {self._batch_size} need as many products, "
+                f"the training set has {len(distinct)}"
+            )
 
     def batch(self, step: int) -> Positions:
         """[batch_size] positions in the index."""
@@ -94,8 +93,8 @@ class SampleOrder:
         """Another sample for a slot of a batch, of no other slot's product where products are to be unique."""
         if not self._config.training.unique_products:
             return int(draws.integers(len(self._index)))
-        others = np.delete(self._products[samples], slot)
-        allowed = np.flatnonzero(~np.isin(self._products, others))
+        others = np.delete(self.products[samples], slot)
+        allowed = np.flatnonzero(~np.isin(self.products, others))
         return int(draws.choice(allowed))
 
     def upcoming_shards(self, step: int, *, num_windows: int) -> list[int]:
@@ -115,7 +114,7 @@ class SampleOrder:
         # microsecond a sample, without reading any).
         if self._unique is None or step < self._next_unique:
             epochs = (self._epoch(epoch) for epoch in count())
-            self._unique, self._next_unique = unique_product_batches(epochs, self._products, self._batch_size), 0
+            self._unique, self._next_unique = unique_product_batches(epochs, self.products, self._batch_size), 0
         while True:
             batch = next(self._unique)
             self._next_unique += 1

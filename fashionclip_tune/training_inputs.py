@@ -9,7 +9,7 @@ from fashionclip_tune.augment import AugmentationDraws, augment, draw_augmentati
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.losses import positive_pairs
-from fashionclip_tune.model import Preprocessing
+from fashionclip_tune.preprocessing import Preprocessing
 from fashionclip_tune.recipe import PositivePairs
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.transfer import Transfer

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from fashionclip_tune import model as model_module
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.model import DEFAULT_TAGS, LoadedModel, Preprocessing, export_openclip, fetch_weights, load_model
+from fashionclip_tune.model import DEFAULT_TAGS, LoadedModel, export_openclip, fetch_weights, load_model
+from fashionclip_tune.preprocessing import Preprocessing
 
 CAPTIONS = ["red cotton dress", "blue jeans with a very long title " * 8, ""]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)

@@ -2,21 +2,21 @@
 """Records whole learning curves of random settings of a space: a table on which any searcher can be replayed in seconds.
 
     python benchmarks/search_record.py --out benchmarks/search_curves_synthetic.csv
-    python benchmarks/search_record.py --data DIR --set training.epochs=3 --out benchmarks/search_curves_fpi60.csv
+    python benchmarks/search_record.py --data DIR --out benchmarks/search_curves_fpi60.csv
 
-Each setting trains alone, to the end of the budget that a sweep of this space and data would give it, and leaves a row a
-stage, the untouched model first. ``device_s`` are the processor seconds of this process, which other work on the machine
-does not lengthen (one thread, no loader processes). Started again, it goes on after the last whole curve.
+Each setting trains alone, to the end of the budget that a sweep of this space and data would give it, and leaves a row
+of lists, a value a stage, the untouched model first. ``device_s`` are the processor seconds of this process, which other work on the machine
+does not lengthen (one thread, no loader processes). Started again, it goes on after the last curve.
 """
 
 import argparse
-import csv
-import json
 import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from search_table import append_curve, num_curves
 
 from fashionclip_tune.cli import assignments, user_errors
 from fashionclip_tune.pretraining import pretrain_missing
@@ -24,18 +24,15 @@ from fashionclip_tune.training import train
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.study import draw_points
 
-COLUMNS = ("setting", "parameters", "examples_seen", "recall_at_10", "recall_at_5", "loss", "device_s")
 
-
-def record(plan: SweepPlan, number: int, parameters: dict[str, Any], settings: dict[str, Any]) -> list[list[Any]]:
+def record(plan: SweepPlan, settings: dict[str, Any]) -> list[dict[str, Any]]:
     config = plan.build(settings)
     started = time.process_time()
-    rows: list[list[Any]] = []
+    rows: list[dict[str, Any]] = []
 
     def on_eval(row: dict[str, Any]) -> None:
-        seconds = round(time.process_time() - started, 3)
-        figures = [row["examples_seen"], row["recall_at_10"], row["recall_at_5"], row.get("loss"), seconds]
-        rows.append([number, json.dumps(parameters), *figures])
+        figures = {name: row.get(name) for name in ("examples_seen", "recall_at_10", "recall_at_5", "loss")}
+        rows.append({**figures, "device_s": time.process_time() - started})
 
     folder = Path(tempfile.mkdtemp(prefix="search-record-"))
     try:
@@ -43,21 +40,6 @@ def record(plan: SweepPlan, number: int, parameters: dict[str, Any], settings: d
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return rows
-
-
-def whole_curves(path: Path, budget: int) -> int:
-    """How many settings are recorded to their end; what follows the last of them is cut off."""
-    if not path.exists():
-        return 0
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    ended = [int(row["setting"]) for row in rows if row["examples_seen"] == str(budget)]
-    count = max(ended, default=-1) + 1
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(row for row in rows if int(row["setting"]) < count)
-    return count
 
 
 def main() -> None:
@@ -74,18 +56,15 @@ def main() -> None:
         settings = SweepSettings(data=arguments.data, space=arguments.space, device="cpu", overrides=overrides)
         plan = plan_sweep(settings, print)
         pretrain_missing(list(plan.check.config_of_model), print)
-        budget = plan.base.training.budget_examples
-        assert budget is not None
-        done = whole_curves(arguments.out, budget)
+        done = num_curves(arguments.out)
         for number, point in enumerate(draw_points(plan.draw, arguments.settings, arguments.seed)):
             if number < done:
                 continue
-            rows = record(plan, number, point.params, point.settings)
-            is_new = not arguments.out.exists()
-            with open(arguments.out, "a", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerows([COLUMNS] * is_new + rows)
-            print(f"setting {number}: recall_at_10 {rows[-1][3]:.4f} after {rows[-1][-1]:.0f} s: {point.params}", flush=True)
+            rows = record(plan, point.settings)
+            append_curve(arguments.out, number, point.params, rows)
+            last = rows[-1]
+            said = f"recall_at_10 {last['recall_at_10']:.4f} after {last['device_s']:.0f} s"
+            print(f"setting {number}: {said}: {point.params}", flush=True)
 
 
 if __name__ == "__main__":

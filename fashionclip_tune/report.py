@@ -34,6 +34,7 @@ _COLUMNS = (
     "step",
     "examples_seen",
     "duration_s",
+    "device_s",
 )
 
 

@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -102,6 +102,7 @@ class Run:
         )
         self._rows: list[Row] = []
         self._earlier_s = 0.0
+        self._device_s = 0.0
         self._checkpoint: Path | None = None
         self._checkpoint_step = 0
         self._checkpoint_time = time.monotonic()
@@ -119,6 +120,7 @@ class Run:
         self._trainer.load_state_dict(resumed.training_state())
         self._rows = list(resumed.record["history"])
         self._earlier_s = resumed.record["duration_s"]
+        self._device_s = resumed.record.get("device_s", 0.0)  # checkpoints of earlier versions have none
         self._checkpoint, self._checkpoint_step = resumed.folder, resumed.step
 
     def run(self, on_eval: OnEval) -> TrainResult:
@@ -142,15 +144,18 @@ class Run:
             stack.callback(history.close)
             stack.callback(lambda: write_bad_samples(self._out_dir / "bad_samples.csv", self._bad_samples()))
             if not self._rows:
-                self._rows.append(self._row(self._evaluator.zero_shot(), None))
+                with self._on_device():
+                    untouched = self._evaluator.zero_shot()
+                self._rows.append(self._row(untouched, None))
             self._report(self._rows[-1], history, on_eval)
             while trainer.step < total_steps:
                 stage_steps = self._run_plan.stage_steps
                 stage_end = min(trainer.step - trainer.step % stage_steps + stage_steps, total_steps)
-                stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, lambda: self._stop.received)
+                with self._on_device():
+                    stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, lambda: self._stop.received)
                 if stats is None:
                     self._end_before_time()
-                with trainer.averaged():
+                with trainer.averaged(), self._on_device():
                     metrics = self._evaluator.evaluate()
                 self._rows.append(self._row(metrics, stats))
                 self._warn_of_collapse()
@@ -210,7 +215,16 @@ class Run:
         }
         if stats is not None:
             row |= {name: value for name, value in vars(stats).items() if value is not None}
-        return {**row, "duration_s": self._duration_s()}
+        return {**row, "duration_s": self._duration_s(), "device_s": self._device_s}
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Counts the seconds of training and evaluating, as the share of the device that they had."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._device_s += self._config.hardware.device_share * (time.perf_counter() - started)
 
     def _duration_s(self) -> float:
         """Of all lives of the run."""
@@ -231,6 +245,7 @@ class Run:
             "model_config": self._loaded.model_config,
             "history": self._rows,
             "duration_s": self._duration_s(),
+            "device_s": self._device_s,
         }
         training_state = self._trainer.state_dict()
         with self._trainer.averaged():

@@ -24,12 +24,12 @@ from fashionclip_tune import run_metrics as run_metrics_module
 from fashionclip_tune.checkpoint import newest_checkpoint, strip_training_state
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import DivergedError, OutOfMemoryError, StoppedError, UserError
-from fashionclip_tune.history import read_history
+from fashionclip_tune.history import TIMING, read_history
 from fashionclip_tune.model import export_openclip, load_model
 from fashionclip_tune.run import RunPlan, TrainResult, plan_run
 from fashionclip_tune.training import train, training_prep
 
-TIMES = ("duration_s", "samples_per_second")
+TIMES = TIMING
 STEPS = (0, 2, 4, 6, 8, 10)
 
 

@@ -4,6 +4,7 @@ Everything that Ray is told here is in the journal first. Ray's trial ids mean n
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning.asha import survives
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 
 
@@ -112,31 +113,38 @@ class StudySearcher(_NotPickled, Searcher):
 
 
 class StudyScheduler(_NotPickled, FIFOScheduler):
-    """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
+    """Records each stage, then decides by the sweep's rule, for each architecture on its own trials."""
 
-    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int) -> None:
+    def __init__(self, study: SweepStudy, rule: StoppingRule) -> None:
         super().__init__()
         self._study = study
-        self._rung_levels = rung_levels
-        self._reduction_factor = reduction_factor
+        self._rule = rule
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         plan = TrialPlan.from_ray(trial.config)
         if "stop_reason" in result:
-            # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
-            state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL
-            self._study.end(plan.number, state, result["stop_reason"], result["message"])
+            self._study.end(plan.number, _state_at(result["stop_reason"]), result["stop_reason"], result["message"])
             return str(TrialScheduler.STOP)
         examples_seen, value = int(result["examples_seen"]), float(result[METRIC])
         self._study.record_stage(plan.number, examples_seen, value)
-        if examples_seen not in self._rung_levels or examples_seen in self._study.passed_rungs(plan.number):
+        if not math.isfinite(value):
+            said = f"recall_at_10 is {value} after {examples_seen} examples"
+            self._study.end(plan.number, _state_at("diverged"), "diverged", said)
+            return str(TrialScheduler.STOP)
+        rungs = self._rule.rungs
+        if examples_seen not in rungs or examples_seen in self._study.passed_rungs(plan.number):
             return str(TrialScheduler.CONTINUE)
-        earlier = self._study.values_at(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
-        if survives(value, earlier, self._reduction_factor):
+        earlier = self._study.curves_to(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
+        if self._rule.survives(self._study.curve(plan.number), earlier):
             self._study.pass_rung(plan.number, examples_seen)
             return str(TrialScheduler.CONTINUE)
-        self._study.end(plan.number, TrialState.PRUNED, f"rung_{self._rung_levels.index(examples_seen) + 1}")
+        self._study.end(plan.number, TrialState.PRUNED, f"rung_{rungs.index(examples_seen) + 1}")
         return str(TrialScheduler.STOP)
+
+
+def _state_at(stop_reason: str) -> TrialState:
+    """Divergence and lack of memory are the settings' fault, and TPE learns from pruned trials; the rest says nothing."""
+    return TrialState.PRUNED if stop_reason in ("diverged", "out_of_memory") else TrialState.FAIL
 
 
 class Announcer(_NotPickled, Callback):

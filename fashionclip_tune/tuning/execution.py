@@ -20,6 +20,7 @@ from ray.tune.trainable import wrap_function
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.tuning.engine import Announcer, StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.trainable import run_trial
 
@@ -38,8 +39,7 @@ def run_trials(
     sweep_dir: Path,
     num_trials: int,
     slots: Slots,
-    rung_levels: tuple[int, ...],
-    reduction_factor: int,
+    rule: StoppingRule,
     on_event: Callable[[], None],
     trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> bool:
@@ -48,7 +48,7 @@ def run_trials(
     if num_to_run == 0:
         return True
     searcher = StudySearcher(study, space, build, sweep_dir=sweep_dir, num_trials=num_trials, max_concurrent=slots.count)
-    scheduler = StudyScheduler(study, rung_levels, reduction_factor)
+    scheduler = StudyScheduler(study, rule)
     resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
     with _local_ray(slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
         tuner = tune.Tuner(

@@ -27,6 +27,7 @@ from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
+from fashionclip_tune.tuning.warm_start import older_trials
 
 
 def sweep(
@@ -63,6 +64,8 @@ def sweep(
         plan = plan_sweep(settings, say)
     for line in (f"sweep:    {sweep_dir}", *plan.lines()):
         say(line)
+    if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
+        say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
     if found is not None and (saved := read_sweep(found))["state"] == "FINISHED":
@@ -142,6 +145,8 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
         seed=plan.seed,
         num_startup_trials=plan.num_startup_trials,
         points=plan.space.points,
+        quota=plan.quota,
+        older=lambda: older_trials(plan),
     )
     record = SweepRecord(sweep_dir, study, header)
     record.write("RUNNING")
@@ -160,8 +165,7 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
             sweep_dir=sweep_dir,
             num_trials=plan.num_trials,
             slots=plan.slots,
-            rung_levels=plan.rung_levels,
-            reduction_factor=plan.reduction_factor,
+            rule=plan.rule,
             on_event=on_event,
         )
         _strip_ended(sweep_dir, record.rows(), stripped)
@@ -187,6 +191,7 @@ def _header(plan: SweepPlan, sweep_dir: Path) -> dict[str, Any]:
         "space_hash": plan.space.content_hash,
         "data_fingerprint": plan.data_fingerprint,
         "settings": asdict(plan.settings),
+        "base_config": plan.base.to_dict(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
     }

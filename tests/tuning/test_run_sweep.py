@@ -20,7 +20,7 @@ def refused(result, *said):
     ("arguments", "said"),
     [
         (["--space", "nonsense"], ["nonsense", "tiny", "openclip", "published"]),
-        (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha or none"]),
+        (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha, median or none", "settings midway"]),
         (["--num-trials", "0"], ["--num-trials 0", "at least 1"]),
         (["--max-concurrent", "0"], ["--max-concurrent 0", "at least 1"]),
         (["--reduction-factor", "1"], ["--reduction-factor 1", "at least 2"]),

@@ -100,9 +100,9 @@ def test_a_rung_knows_the_other_trials_of_its_architecture_only(tmp_path):
         models[number] = overrides["clip_model"]
         study.record_stage(number, 100, value / 10)
     of_a = [number / 10 for number, model in models.items() if model == "a" and number != 5]
-    assert study.values_at(100, clip_model="a", other_than=5) == of_a
+    assert [curve[100] for curve in study.curves_to(100, clip_model="a", other_than=5)] == of_a
     assert len(of_a) < 7, "the space drew one architecture only: this test says nothing"
-    assert study.values_at(200, clip_model="a", other_than=5) == []
+    assert study.curves_to(200, clip_model="a", other_than=5) == []
 
 
 def test_a_rung_that_was_passed_stays_passed(tmp_path):

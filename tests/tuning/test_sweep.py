@@ -16,6 +16,8 @@ from conftest import sweep_json  # tests/tuning/conftest.py
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fashionclip_tune.history import TIMING
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
 pytestmark = pytest.mark.ray
@@ -231,12 +233,11 @@ class Driver:
 def outcome(sweep_dir: Path) -> dict:
     """All that a resumed sweep must have in common with one that was never stopped."""
     content = sweep_json(sweep_dir)
-    rows = [{name: value for name, value in row.items() if name != "duration_s"} for row in content["trials"]]
+    rows = [{name: value for name, value in row.items() if name not in TIMING} for row in content["trials"]]
     histories = {}
     for folder in sorted((sweep_dir / "trials").iterdir()):
         rows_of = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
-        timing = ("duration_s", "samples_per_second")
-        histories[folder.name] = [{k: v for k, v in row.items() if k not in timing} for row in rows_of]
+        histories[folder.name] = [{k: v for k, v in row.items() if k not in TIMING} for row in rows_of]
     return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
 
 

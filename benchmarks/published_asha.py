@@ -70,7 +70,7 @@ def main() -> None:
             kind = "shared rungs" if shared else "rungs per architecture"
             print(f"\n{name}, {kind}, judged at {', '.join(f'{rung:,}' for rung in rungs)} examples")
             print(
-                f"| run | at the first rung | after {end:,} | stopped in | at rung 1, 2, 3 | wrongly |\n|---|---|---|---|---|---|"
+                f"| run | at rung 1 | after {end:,} | stopped in | there, at rung 2, 3 | wrongly |\n|---|---|---|---|---|---|"
             )
             for run, curve in sorted(curves.items(), key=lambda item: -item[1][end]):
                 at = [sum(stop.get(run) == number for stop in stops) for number in (1, 2, 3)]
@@ -88,7 +88,7 @@ def main() -> None:
             kept = [max(curve[end] for run, curve in curves.items() if run not in stop) for stop in stops]
             best = max(curve[end] for curve in curves.values())
             print(
-                f"examples spent: {sum(spent) / len(spent):.0%}; best run kept in {sum(k == best for k in kept) / len(kept):.0%}"
+                f"examples spent: {sum(spent) / len(spent):.0%}; best kept in {sum(k == best for k in kept) / len(kept):.0%}"
                 f" of orders; best of those kept, worst order: {min(kept):.4f} of {best:.4f}"
             )
 

@@ -31,9 +31,10 @@ from optuna.trial import TrialState
 from search_plot import plot
 from search_table import Surrogate, cross_validate, read_table
 
-from fashionclip_tune.tuning import asha
 from fashionclip_tune.tuning.engine import StudyScheduler, TrialPlan
+from fashionclip_tune.tuning.quota import plan_quota
 from fashionclip_tune.tuning.space import load_space
+from fashionclip_tune.tuning.stopping_rule import stopping_rule
 from fashionclip_tune.tuning.study import METRIC, SweepStudy, draw_points
 
 REDUCTION_FACTOR = 3
@@ -50,14 +51,21 @@ class Search(Protocol):
 
 
 class OurSearch:
-    """SweepStudy and StudyScheduler; the journal lies in memory if the system has a folder there."""
+    """SweepStudy and StudyScheduler, with their journal in the folder."""
 
-    def __init__(self, seed: int, stages: list[int], num_trials: int, *, is_random: bool = False, stops: bool = True) -> None:
-        self._folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-        num_startup = num_trials if is_random else min(10, -(-num_trials // 3))
-        self._study = SweepStudy(Path(self._folder.name) / "study.journal", seed=seed, num_startup_trials=num_startup)
-        rungs = asha.rungs(stages[1], stages[-1], REDUCTION_FACTOR) if stops else ()
-        self._scheduler = StudyScheduler(self._study, tuple(rungs), REDUCTION_FACTOR)
+    def __init__(
+        self, seed: int, stages: list[int], num_trials: int, folder: Path, *, is_random: bool = False, stops: bool = True
+    ) -> None:
+        models = plan_quota(None, parameter="clip_model", models=("tiny-clip", "tiny-sig"), num_trials=num_trials)
+        self._study = SweepStudy(
+            folder / "study.journal",
+            seed=seed,
+            num_startup_trials=num_trials if is_random else min(10, -(-num_trials // 3)),
+            quota=None if is_random else models,
+        )
+        scheduler = "asha" if stops else "none"
+        rule = stopping_rule(scheduler, stage_examples=stages[1], budget_examples=stages[-1], reduction_factor=REDUCTION_FACTOR)
+        self._scheduler = StudyScheduler(self._study, rule)
         self._budget = stages[-1]
 
     def ask(self) -> tuple[str, dict[str, Any]]:
@@ -79,7 +87,7 @@ class OurSearch:
 class StockSearch:
     """Ray Tune's OptunaSearch and ASHAScheduler as they come, but for the rungs."""
 
-    def __init__(self, seed: int, stages: list[int], num_trials: int) -> None:
+    def __init__(self, seed: int, stages: list[int], num_trials: int, folder: Path) -> None:
         from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch
 
@@ -179,10 +187,12 @@ def replay(surrogate: Surrogate, search: Search, num_trials: int, num_workers: i
 def _replay_seed(surrogate: Surrogate, num_workers: int, job: tuple[str, int]) -> Replay:
     arm, seed = job
     make, num_trials = ARMS[arm]
-    with warnings.catch_warnings():
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # nothing is to outlive this
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=memory) as folder:
         warnings.simplefilter("ignore")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return replay(surrogate, make(seed, surrogate.table.examples_seen_S, num_trials), num_trials, num_workers, seed)
+        search = make(seed, surrogate.table.examples_seen_S, num_trials, Path(folder))
+        return replay(surrogate, search, num_trials, num_workers, seed)
 
 
 def at(replays: list[Replay], spent: str, points: np.ndarray) -> np.ndarray:
@@ -206,14 +216,10 @@ def report(surrogate: Surrogate, distributions: Mapping[str, Any], replays: dict
     print(f"{len(table.parameters)} curves; at the last stage, settings left out in ten folds:")
     for name, values in predicted.items():
         error = values[:, -1] - table.recall_NS[:, -1]
-        correlation = np.corrcoef(values[:, -1], table.recall_NS[:, -1])[0, 1]
-        print(
-            f"  {name}: mean error {np.abs(error).mean():.4f}, root mean square {np.sqrt((error**2).mean()):.4f}, r {correlation:.3f}"
-        )
-    print(
-        f"  spread of the settings {table.recall_NS[:, -1].std():.4f}; noise of a stage, first to last:",
-        surrogate.noise_S[1:].round(4),
-    )
+        figures = f"mean error {np.abs(error).mean():.4f}, root mean square {np.sqrt((error**2).mean()):.4f}"
+        print(f"  {name}: {figures}, r {np.corrcoef(values[:, -1], table.recall_NS[:, -1])[0, 1]:.3f}")
+    noise = ", ".join(f"{value:.4f}" for value in surrogate.noise_S[1:])
+    print(f"  spread of the settings {table.recall_NS[:, -1].std():.4f}; noise of an evaluation by stage {noise}")
     draws = [point.params for point in draw_points(load_tiny(), 5000, 1)]
     print(f"  best of 5,000 random settings by the surrogate: {surrogate.curves(draws)[:, -1].max():.4f}")
     for spent, unit in (("examples", budget), ("device_s", trial_s)):
@@ -224,14 +230,12 @@ def report(surrogate: Surrogate, distributions: Mapping[str, Any], replays: dict
             print(f"| {arm} | " + " | ".join(quartiles(column) for column in values.T) + " |")
     goal = np.median([one.recall[-1] for one in replays["random, no stopping"]])
     grid = np.linspace(0, RANDOM_TRIALS, 641)
-    print(
-        f"\n{RANDOM_TRIALS} random trials without stopping end at {goal:.4f} (median). Whole trials' examples until the median is there:"
-    )
+    print(f"\n{RANDOM_TRIALS} random trials without stopping end at {goal:.4f} (median); the median is there after")
     for arm, runs in replays.items():
         there = np.flatnonzero(np.median(at(runs, "examples", grid * budget), axis=0) >= goal)
-        print(f"  {arm}: {grid[there[0]]:.1f}" if len(there) else f"  {arm}: not reached")
+        print(f"  {arm}: {grid[there[0]]:.1f} whole trials' examples" if len(there) else f"  {arm}: not reached")
     ours = replays["this searcher + ASHA"]
-    for arm, runs in replays.items():
+    for arm, runs in list(replays.items())[:-1]:
         ends = min(np.median([one.device_s[-1] for one in runs]), np.median([one.device_s[-1] for one in ours]))
         points = np.array([4 * trial_s, 8 * trial_s, ends])
         better = (at(ours, "device_s", points) > at(runs, "device_s", points)).mean(axis=0)

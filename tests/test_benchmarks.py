@@ -1,0 +1,98 @@
+"""The simulated clock of the benchmarks, on curves small enough to count by hand."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import published_asha
+import search_replay
+import search_table
+
+
+class Curves:
+    """In the place of a surrogate: setting n has the curve (0.1, n / 10, n / 5), two seconds a stage."""
+
+    table = SimpleNamespace(examples_seen_S=[0, 100, 200])
+    noise_S = np.zeros(3)
+
+    def curves(self, parameters):
+        return np.array([[0.1, point["n"] / 10, point["n"] / 5] for point in parameters])
+
+    def stage_seconds(self, point):
+        return np.full(3, 2.0)
+
+
+class InOrder:
+    """Tries 1, 2, 3 and stops the second at its second report."""
+
+    def __init__(self):
+        self.asked = 0
+        self.told = []
+
+    def ask(self):
+        self.asked += 1
+        return str(self.asked), {"n": self.asked}
+
+    def tell(self, key, stage, examples_seen, value):
+        self.told.append((key, examples_seen, value))
+        return examples_seen < 200 and not (key == "2" and stage == 1)
+
+
+def test_a_replay_counts_what_each_trial_cost_when_it_ended():
+    search = InOrder()
+    replay = search_replay.replay(Curves(), search, num_trials=3, num_workers=2, seed=0)
+    # Both workers report at 2 and 4 s; the second trial ends there and makes room for the third, the first one ends at 6 s.
+    assert [key for key, *_ in search.told] == ["1", "2", "1", "2", "1", "3", "3", "3"]
+    assert replay.examples.tolist() == [200, 300, 500]
+    assert replay.device_s.tolist() == [8.0, 10.0, 16.0]
+    assert replay.recall == pytest.approx([0.2, 0.2, 0.6])
+    spent = search_replay.at([replay], "examples", np.array([199, 200, 499, 500, 1000]))
+    assert spent[0] == pytest.approx([0.0, 0.2, 0.2, 0.6, 0.6])
+
+
+@pytest.mark.parametrize("arm", search_replay.ARMS)
+def test_the_real_searchers_and_schedulers_are_driven_to_the_end(arm, tmp_path):
+    make, _ = search_replay.ARMS[arm]
+    search = make(0, [0, 100, 200, 300, 900], 4, tmp_path)
+    whole = 0
+    for _ in range(4):
+        key, parameters = search.ask()
+        assert 1e-4 <= parameters["learning_rate"] <= 1e-2
+        seen = [0]
+        while search.tell(key, len(seen) - 1, seen[-1], parameters["learning_rate"]):
+            seen.append([0, 100, 200, 300, 900][len(seen)])
+        whole += seen[-1] == 900
+        assert seen[-1] in ((900,) if arm == "random, no stopping" else (100, 300, 900))
+    assert whole >= 1
+
+
+def test_published_curves_are_judged_by_the_values_at_the_rungs():
+    curves = {"a": {1: 0.5, 3: 0.6}, "b": {1: 0.4, 3: 0.9}, "c": {1: 0.6, 3: 0.7}}
+    own = dict.fromkeys(curves, "m")
+    assert published_asha.replay(("a", "b", "c"), [1, 3], curves, own, shared=False) == {"b": 1}
+    assert published_asha.replay(("b", "a", "c"), [1, 3], curves, own, shared=False) == {"a": 2, "c": 2}
+    assert published_asha.replay(("a", "b", "c"), [1, 3], curves, {**own, "b": "other"}, shared=False) == {}
+    assert published_asha.replay(("a", "b", "c"), [1, 3], curves, {**own, "b": "other"}, shared=True) == {"b": 1}
+
+
+def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path):
+    path = tmp_path / "curves.csv"
+    rows = [
+        {"examples_seen": 0, "recall_at_10": 0.1, "recall_at_5": 0.05, "loss": None, "device_s": 1.0},
+        {"examples_seen": 100, "recall_at_10": 0.2, "recall_at_5": 0.1, "loss": 1.5, "device_s": 3.0},
+    ]
+    for number in range(2):
+        search_table.append_curve(path, number, {"learning_rate": 0.1 * number}, rows)
+    with open(path, "a") as file:
+        file.write('2,"{""learning_')
+    assert search_table.num_curves(path) == 2
+    table = search_table.read_table(path)
+    assert table.parameters == [{"learning_rate": 0.0}, {"learning_rate": 0.1}]
+    assert table.examples_seen_S == [0, 100]
+    assert table.recall_NS.tolist() == [[0.1, 0.2]] * 2
+    assert table.device_s_NS.tolist() == [[1.0, 3.0]] * 2

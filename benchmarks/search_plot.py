@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-_COLOURS = ("#888888", "#e69f00", "#0072b2", "#d55e00")
+_COLOURS = ("#888888", "#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 520, 360, 60, 36, 48
 
 

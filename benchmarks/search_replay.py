@@ -35,7 +35,7 @@ from fashionclip_tune.tuning.engine import StudyScheduler, TrialPlan
 from fashionclip_tune.tuning.quota import plan_quota
 from fashionclip_tune.tuning.space import load_space
 from fashionclip_tune.tuning.stopping_rule import stopping_rule
-from fashionclip_tune.tuning.study import METRIC, SweepStudy, draw_points
+from fashionclip_tune.tuning.study import METRIC, SweepStudy, draw_points, settings
 
 REDUCTION_FACTOR = 3
 RANDOM_TRIALS = 32  # without early stopping: what the others are measured by
@@ -50,27 +50,47 @@ class Search(Protocol):
     def tell(self, key: str, stage: int, examples_seen: int, value: float) -> bool: ...
 
 
+class SharedRungs(SweepStudy):
+    """Judges a trial beside those of all architectures, as stock ASHA does."""
+
+    def curves_to(self, examples_seen: int, *, clip_model: str, other_than: int) -> list[dict[int, float]]:
+        models = {settings(trial).get("clip_model", clip_model) for trial in self.trials()}
+        return [
+            curve
+            for model in sorted(models)
+            for curve in super(SharedRungs, self).curves_to(examples_seen, clip_model=model, other_than=other_than)
+        ]
+
+
 class OurSearch:
     """SweepStudy and StudyScheduler, with their journal in the folder."""
 
     def __init__(
-        self, seed: int, stages: list[int], num_trials: int, folder: Path, *, is_random: bool = False, stops: bool = True
+        self,
+        seed: int,
+        stages: list[int],
+        num_trials: int,
+        folder: Path,
+        *,
+        study: type[SweepStudy] = SweepStudy,
+        is_random: bool = False,
+        has_quota: bool = True,
+        scheduler: str = "asha",
     ) -> None:
-        models = plan_quota(None, parameter="clip_model", models=("tiny-clip", "tiny-sig"), num_trials=num_trials)
-        self._study = SweepStudy(
+        quota = plan_quota(None, parameter="clip_model", models=("tiny-clip", "tiny-sig"), num_trials=num_trials)
+        self._study = study(
             folder / "study.journal",
             seed=seed,
             num_startup_trials=num_trials if is_random else min(10, -(-num_trials // 3)),
-            quota=None if is_random else models,
+            quota=quota if has_quota and not is_random else None,
         )
-        scheduler = "asha" if stops else "none"
         rule = stopping_rule(scheduler, stage_examples=stages[1], budget_examples=stages[-1], reduction_factor=REDUCTION_FACTOR)
         self._scheduler = StudyScheduler(self._study, rule)
         self._budget = stages[-1]
 
     def ask(self) -> tuple[str, dict[str, Any]]:
-        number, settings = self._study.suggest(load_tiny())
-        assert settings is not None
+        number, drawn = self._study.suggest(load_tiny())
+        assert drawn is not None
         return str(number), self._study.trials()[number].params
 
     def tell(self, key: str, stage: int, examples_seen: int, value: float) -> bool:
@@ -130,10 +150,13 @@ def load_tiny() -> Callable[[optuna.Trial], dict[str, Any]]:
 
 
 ARMS: dict[str, tuple[Callable[..., Search], int]] = {
-    "random, no stopping": (partial(OurSearch, is_random=True, stops=False), RANDOM_TRIALS),
+    "random, no stopping": (partial(OurSearch, is_random=True, scheduler="none"), RANDOM_TRIALS),
     "random + our ASHA": (partial(OurSearch, is_random=True), 64),
     "stock OptunaSearch + ASHA": (StockSearch, 64),
     "this searcher + ASHA": (OurSearch, 64),
+    # What of it makes the difference.
+    "no minimum per architecture": (partial(OurSearch, has_quota=False), 64),
+    "and shared rungs": (partial(OurSearch, has_quota=False, study=SharedRungs), 64),
 }
 
 
@@ -235,7 +258,9 @@ def report(surrogate: Surrogate, distributions: Mapping[str, Any], replays: dict
         there = np.flatnonzero(np.median(at(runs, "examples", grid * budget), axis=0) >= goal)
         print(f"  {arm}: {grid[there[0]]:.1f} whole trials' examples" if len(there) else f"  {arm}: not reached")
     ours = replays["this searcher + ASHA"]
-    for arm, runs in list(replays.items())[:-1]:
+    for arm, runs in replays.items():
+        if runs is ours:
+            continue
         ends = min(np.median([one.device_s[-1] for one in runs]), np.median([one.device_s[-1] for one in ours]))
         points = np.array([4 * trial_s, 8 * trial_s, ends])
         better = (at(ours, "device_s", points) > at(runs, "device_s", points)).mean(axis=0)

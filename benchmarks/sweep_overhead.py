@@ -62,6 +62,13 @@ def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"engine_s": engine_s[0], "device_s": [trial["device_s"] for trial in result["trials"]]}
 
 
+def draw(trial: Any) -> None:
+    """For OptunaSearch, which must be able to pickle it, and wants parameters rather than settings."""
+    from fashionclip_tune.tuning.space import load_space
+
+    load_space("tiny").draw(trial)
+
+
 def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -> dict[str, Any]:
     import ray
     from ray import tune
@@ -85,11 +92,6 @@ def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -
         }
         trial_dir = folder / "trials" / tune.get_context().get_trial_id()
         train(ProjectConfig.from_dict(base).with_overrides(changes), trial_dir, on_eval=lambda row: tune.report(dict(row)))
-
-    space = plan.space.draw
-
-    def draw(trial: Any) -> None:
-        space(trial)
 
     started = time.perf_counter()
     ray.init(address="local", num_cpus=arguments.slots, include_dashboard=False, log_to_driver=False)

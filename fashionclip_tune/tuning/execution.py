@@ -102,6 +102,8 @@ def _local_ray(slots: Slots) -> Iterator[None]:
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
+        # With a searcher that Ray does not know it starts one process at a time, and each imports torch for seconds.
+        "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count),
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -12,7 +12,6 @@ A stop is right where a run that went on to the end was better there: both at th
 import argparse
 import csv
 import itertools
-import sys
 from pathlib import Path
 
 from fashionclip_tune.tuning import asha
@@ -59,7 +58,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     if not all((folder / name).is_file() for name in FILES):
-        sys.exit(f"skipped: {' and '.join(FILES)} are not in {folder}")
+        print(f"skipped: {' and '.join(FILES)} are not in {folder}")
+        return
     curves, model_of = read_curves(folder)
     end = min(max(curve) for curve in curves.values())
     orders = list(itertools.permutations(curves))

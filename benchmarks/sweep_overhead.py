@@ -35,6 +35,7 @@ def settings_of(arguments: argparse.Namespace) -> Any:
         seed=arguments.seed,
         scheduler="none",
         budget_examples=arguments.budget,
+        grace_examples=arguments.stage,
         overrides={"hardware.threads": 1},
     )
 
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--budget", type=int, default=5120, help="photos that a trial trains on (default: %(default)s)")
+    parser.add_argument("--stage", type=int, help="photos between evaluations and checkpoints (default: a ninth of the budget)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all")
     parser.add_argument("--here", choices=ENGINES, help=argparse.SUPPRESS)  # run it in this process and print its figures
@@ -132,6 +134,7 @@ def main() -> None:
     print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for engine in arguments.engine or ENGINES:
         own = ["--trials", arguments.trials, "--slots", arguments.slots, "--budget", arguments.budget, "--seed", arguments.seed]
+        own += ["--stage", arguments.stage] if arguments.stage else []
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, __file__, "--here", engine, *map(str, own)],

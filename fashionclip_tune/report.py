@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fashionclip_tune.equal_cost import equal_cost_table
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import counted_as, gain
 from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
@@ -203,6 +204,8 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
         ties = ties_with_best(folder, rows)
         parts.append(trials_table(rows, f"{sweep['name']} ({sweep['state'].lower()}), best first", ties))
         parts += winner_lines(sweep, folder, ties)
+        if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
+            parts.append(at_equal_cost)
         parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if row["state"] == "FAIL"]
     if len(sweeps) > 1:
         parts.append(_best_of_each(sweeps))

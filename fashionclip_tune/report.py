@@ -65,6 +65,11 @@ def best_row(rows: Sequence[Row]) -> Row | None:
     return ended[0] if ended else None
 
 
+def has_failed(row: Row) -> bool:
+    """Whether a trial ended with a mistake or for want of memory, which people are to be told."""
+    return bool(row["state"] == "FAIL" or row["stop_reason"] == "out_of_memory")
+
+
 def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
     """One row a trial, one column a setting that any trial has."""
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
@@ -206,7 +211,7 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
         parts += winner_lines(sweep, folder, ties)
         if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
             parts.append(at_equal_cost)
-        parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if row["state"] == "FAIL"]
+        parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if has_failed(row)]
     if len(sweeps) > 1:
         parts.append(_best_of_each(sweeps))
     return parts

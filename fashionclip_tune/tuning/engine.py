@@ -87,9 +87,10 @@ class StudySearcher(_NotPickled, Searcher):
         return plan.to_ray()
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
-        if self._to_continue:
+        while self._to_continue:
             number = self._to_continue.pop(0)
-            return number, self._study.settings(number, self._space)
+            if (settings := self._study.settings(number, self._space)) is not None:
+                return number, settings
         while len(self._study.trials()) < self._num_trials:
             number, settings = self._study.suggest(self._space)
             if settings is not None:  # else that trial has failed: the space raised, or drew no configuration

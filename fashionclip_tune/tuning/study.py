@@ -102,27 +102,33 @@ class SweepStudy:
         """
         self._study.sampler = self._sampler(len(self._started()))
         trial = self._study.ask()
-        try:
-            return trial.number, self._draw(trial, space)
-        except Exception as error:  # of the user's space
-            self.end(trial.number, TrialState.FAIL, "error", f"{type(error).__name__}: {error}")
-            return trial.number, None
+        return trial.number, self._unless_it_raises(lambda: self._draw(trial, space), trial.number)
 
-    def settings(self, number: int, space: Space) -> dict[str, Any]:
-        """The settings of a trial; drawn to the end if the process died while they were drawn."""
+    def settings(self, number: int, space: Space) -> dict[str, Any] | None:
+        """The settings of a trial; drawn to the end if the process died while they were drawn, or None as ``suggest``."""
         trial = self._frozen(number)
         if _SETTINGS in trial.user_attrs:
             return settings(trial)
+        return self._unless_it_raises(lambda: self._draw_again(trial, space), number)
+
+    def _unless_it_raises(self, draw: Callable[[], dict[str, Any]], number: int) -> dict[str, Any] | None:
+        try:
+            return draw()
+        except Exception as error:  # of the user's space
+            self.end(number, TrialState.FAIL, "error", f"{type(error).__name__}: {error}")
+            return None
+
+    def _draw_again(self, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         # What it had drawn is in the journal, but where its random stream stood is not: draw all of it again beside.
-        beside = optuna.create_study(direction="maximize", sampler=self._sampler(number))
-        beside.add_trials(trial for trial in self._started() if trial.number < number)
+        beside = optuna.create_study(direction="maximize", sampler=self._sampler(trial.number))
+        beside.add_trials(each for each in self._started() if each.number < trial.number)
         if point := trial.system_attrs.get("fixed_params"):
             beside.enqueue_trial(point)
         drawn = beside.ask()
         space(drawn)
         with _experimental_allowed():
-            self._study.sampler = PartialFixedSampler(drawn.params, self._sampler(number))
-        return self._draw(optuna.trial.Trial(self._study, self._trial_id(number)), space)
+            self._study.sampler = PartialFixedSampler(drawn.params, self._sampler(trial.number))
+        return self._draw(optuna.trial.Trial(self._study, trial._trial_id), space)
 
     def _draw(self, trial: optuna.trial.Trial, space: Space) -> dict[str, Any]:
         overrides = space(trial)

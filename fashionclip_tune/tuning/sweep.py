@@ -19,7 +19,16 @@ from fashionclip_tune.checkpoint import newest_weights, strip_training_state
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import bad_sample_lines, best_row, ranked, read_sweep, ties_with_best, trials_table, winner_lines
+from fashionclip_tune.report import (
+    bad_sample_lines,
+    best_row,
+    has_failed,
+    ranked,
+    read_sweep,
+    ties_with_best,
+    trials_table,
+    winner_lines,
+)
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.execution import run_trials
@@ -246,7 +255,7 @@ def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> 
     for line in winner_lines(result, sweep_dir, ties):
         console.print(line, highlight=False, soft_wrap=True)
     for row in result["trials"]:
-        if row["state"] == "FAIL":
+        if has_failed(row):
             console.print(
                 f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
             )

@@ -19,6 +19,7 @@ from fashionclip_tune.history import History, Row
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights, tokenizer_name
+from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.protocols import QUERIES_FILE, save_retrieval
 from fashionclip_tune.run_metrics import RunEvaluator
@@ -80,12 +81,15 @@ class Run:
         shards: RunShards,
         resumed: Checkpoint | None,
         stop: StopRequest,
+        durable: DurableRun | None = None,
     ) -> None:
         self._started = time.perf_counter()
         self._config = config
         self._out_dir = out_dir
         self._plan = plan
         self._stop = stop
+        self._durable = durable
+        self._synced_step = 0
         storage = storage_of(config)
         self._index = cached_index(shards.train, storage)
         self._valid = cached_index(shards.valid, storage)
@@ -147,15 +151,20 @@ class Run:
             while trainer.step < total_steps:
                 stage_steps = self._run_plan.stage_steps
                 stage_end = min(trainer.step - trainer.step % stage_steps + stage_steps, total_steps)
-                stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, lambda: self._stop.received)
+                stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, self._should_pause)
                 if stats is None:
-                    self._end_before_time()
+                    self._sync()
+                    if self._stop.received:
+                        self._end_before_time()
+                    continue
                 with trainer.averaged():
                     metrics = self._evaluator.evaluate()
                 self._rows.append(self._row(metrics, stats))
                 self._warn_of_collapse()
                 if self._checkpoint_is_due():
                     self._save_checkpoint()
+                if self._is_sync_due():
+                    self._sync()
                 self._report(self._rows[-1], history, on_eval)
         assert self._checkpoint is not None
         return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), self._bad_samples())
@@ -180,8 +189,19 @@ class Run:
             self._save_checkpoint_unless_there()
             raise
 
-    def _end_before_time(self) -> NoReturn:
+    def _should_pause(self) -> bool:
+        return self._stop.received or self._is_sync_due()
+
+    def _is_sync_due(self) -> bool:
+        return self._durable is not None and self._trainer.step > self._synced_step and self._durable.is_due()
+
+    def _sync(self) -> None:
         self._save_checkpoint_unless_there()
+        if self._durable is not None and self._checkpoint is not None:
+            self._durable.put_state(self._checkpoint)
+            self._synced_step = self._trainer.step
+
+    def _end_before_time(self) -> NoReturn:
         raise StoppedError(
             f"asked to end (SIGTERM), after {self._trainer.step} of {self._run_plan.total_steps} steps; "
             f"{self._checkpoint or self._out_dir} can be resumed from"

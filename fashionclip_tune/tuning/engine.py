@@ -3,9 +3,12 @@
 Everything that Ray is told here is in the journal first. Ray's trial ids mean nothing beyond this process.
 """
 
+import errno
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,19 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import StorageError
 from fashionclip_tune.tuning.asha import survives
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
+
+
+@dataclass(frozen=True)
+class DurablePlan:
+    """Where and when a trial keeps what is to outlive its machine."""
+
+    location: str
+    sync_every_s: float
+    kept_at: tuple[int, ...]
+    """Examples seen at which a trial may end: there its weights are kept before it reports."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +41,41 @@ class TrialPlan:
     number: int
     trial_dir: str
     config: dict[str, Any]
+    durable: DurablePlan | None = None
 
     def to_ray(self) -> dict[str, Any]:
         # As text: Ray would take dots in the keys for nesting.
-        return {"plan": json.dumps(vars(self))}
+        return {"plan": json.dumps(asdict(self))}
 
     @classmethod
     def from_ray(cls, ray_config: dict[str, Any]) -> "TrialPlan":
-        return cls(**json.loads(ray_config["plan"]))
+        plan = json.loads(ray_config["plan"])
+        durable = plan.pop("durable")
+        return cls(**plan, durable=durable and DurablePlan(**durable))
+
+
+class Halt:
+    """Ends the sweep as Ctrl-C does, with a reason: nothing is told an end that it has not come to."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __call__(self, reason: str) -> None:
+        if self.reason is None:
+            self.reason = reason
+            signal.raise_signal(signal.SIGINT)
+
+    @contextmanager
+    def on_storage_error(self) -> Iterator[None]:
+        """What cannot be recorded must not take effect."""
+        try:
+            yield
+        except StorageError as error:
+            self(str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self(f"the disk is full ({error}): make room")
 
 
 def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
@@ -62,8 +103,12 @@ class StudySearcher(_NotPickled, Searcher):
         sweep_dir: Path,
         num_trials: int,
         max_concurrent: int,
+        halt: Halt,
+        durable: DurablePlan | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
+        self._halt = halt
+        self._durable = durable
         self._study = study
         self._space = space
         self._build = build
@@ -75,15 +120,17 @@ class StudySearcher(_NotPickled, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
-        if len(self._running) >= self._max_concurrent:
+        if len(self._running) >= self._max_concurrent or self._halt.reason is not None:
             return None
-        number, settings = self._next()
-        if settings is None:
-            finished: Any = Searcher.FINISHED
-            return finished  # type: ignore[no-any-return]
-        self._running[trial_id] = number
-        plan = TrialPlan(number, str(trial_dir(self._sweep_dir, number, settings)), self._build(settings).to_dict())
-        return plan.to_ray()
+        with self._halt.on_storage_error():
+            number, settings = self._next()
+            if settings is None:
+                finished: Any = Searcher.FINISHED
+                return finished  # type: ignore[no-any-return]
+            self._running[trial_id] = number
+            folder = trial_dir(self._sweep_dir, number, settings)
+            return TrialPlan(number, str(folder), self._build(settings).to_dict(), self._durable).to_ray()
+        return None
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
         if self._to_continue:
@@ -97,7 +144,7 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
-        if number is None:
+        if number is None or self._halt.reason is not None:
             return
         if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
             self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
@@ -114,14 +161,21 @@ class StudySearcher(_NotPickled, Searcher):
 class StudyScheduler(_NotPickled, FIFOScheduler):
     """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
 
-    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int) -> None:
+    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int, halt: Halt) -> None:
         super().__init__()
+        self._halt = halt
         self._study = study
         self._rung_levels = rung_levels
         self._reduction_factor = reduction_factor
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        plan = TrialPlan.from_ray(trial.config)
+        with self._halt.on_storage_error():
+            return self._decide(TrialPlan.from_ray(trial.config), result)
+        return str(TrialScheduler.STOP)
+
+    def _decide(self, plan: TrialPlan, result: dict[str, Any]) -> str:
+        if result.get("stop_reason") == "storage":  # not the trial's fault: it goes on when there is room
+            raise StorageError(result["message"])
         if "stop_reason" in result:
             # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
             state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL

@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning.engine import Announcer, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.engine import Announcer, DurablePlan, Halt, StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.trainable import run_trial
@@ -41,14 +41,26 @@ def run_trials(
     rung_levels: tuple[int, ...],
     reduction_factor: int,
     on_event: Callable[[], None],
+    halt: Halt | None = None,
+    durable: DurablePlan | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> bool:
     """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if a signal ended it early."""
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
-    searcher = StudySearcher(study, space, build, sweep_dir=sweep_dir, num_trials=num_trials, max_concurrent=slots.count)
-    scheduler = StudyScheduler(study, rung_levels, reduction_factor)
+    halt = halt or Halt()
+    searcher = StudySearcher(
+        study,
+        space,
+        build,
+        sweep_dir=sweep_dir,
+        num_trials=num_trials,
+        max_concurrent=slots.count,
+        halt=halt,
+        durable=durable,
+    )
+    scheduler = StudyScheduler(study, rung_levels, reduction_factor, halt)
     resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
     with _local_ray(slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
         tuner = tune.Tuner(

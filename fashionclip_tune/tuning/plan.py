@@ -21,6 +21,7 @@ from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, c
 
 SCHEDULERS = ("asha", "none")
 _MAX_STARTUP_TRIALS = 10
+_SYNC_EVERY_MINUTES = 15.0
 _READING = ("allow_remote", "scratch", "scratch_gb")
 # Equal budgets are what makes trials comparable, and the slots are planned for one device.
 _OWNED_BY_FLAGS = {
@@ -56,6 +57,7 @@ class SweepSettings:
     allow_remote: bool | None = None
     scratch: str | None = None
     scratch_gb: float | None = None
+    sync_every: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Of ``--set``: hold for all trials, whatever the space says."""
 
@@ -76,7 +78,7 @@ class SweepSettings:
         for path, value in given.overrides.items():
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
-        may_change = ("data", "max_concurrent", "gpus_per_trial", *_READING)
+        may_change = ("data", "max_concurrent", "gpus_per_trial", "sync_every", *_READING)
         return replace(self, **{flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None})
 
 
@@ -115,6 +117,17 @@ class SweepPlan:
     def build(self, settings: Mapping[str, Any]) -> ProjectConfig:
         """The configuration of a trial with these settings."""
         return self.base.with_overrides(settings)
+
+    @property
+    def sync_every_s(self) -> float:
+        assert self.settings.sync_every is not None
+        return 60 * self.settings.sync_every
+
+    @property
+    def may_end_at(self) -> tuple[int, ...]:
+        """Examples seen at which a trial may come to its end."""
+        assert self.base.training.budget_examples is not None
+        return (*self.rung_levels, self.base.training.budget_examples)
 
     @cached_property
     def num_startup_trials(self) -> int:
@@ -205,6 +218,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         gpus_per_trial=slots.gpus_per_trial or None,
         device=device,
         scratch=scratch,
+        sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
         overrides=fixed,
     )
     return SweepPlan(
@@ -260,6 +274,8 @@ def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
     num_trials = 16 if settings.num_trials is None else settings.num_trials
     if num_trials < 1:
         raise UserError(f"--num-trials {num_trials} is not allowed: at least 1")
+    if settings.sync_every is not None and settings.sync_every < 0:
+        raise UserError(f"--sync-every {settings.sync_every:g} is not allowed: minutes, at least 0")
     seed = settings.seed or 0
     if seed < 0:
         raise UserError(f"--seed {seed} is not allowed: at least 0")

@@ -19,6 +19,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.errors import StorageError
+
 Space = Callable[[optuna.trial.Trial], dict[str, Any]]
 
 METRIC = "recall_at_10"
@@ -31,12 +33,25 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class SweepStudy:
     """Suggests trials and records what becomes of them."""
 
-    def __init__(self, journal: Path, *, seed: int, num_startup_trials: int, points: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Opens or starts the journal; ``points`` are the settings of the first trials, by parameter name."""
+    def __init__(
+        self,
+        journal: Path,
+        *,
+        seed: int,
+        num_startup_trials: int,
+        points: Sequence[Mapping[str, Any]] = (),
+        on_append: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens or starts the journal.
+
+        Args:
+            points: the settings of the first trials, by parameter name.
+            on_append: called when the journal has grown, before that takes effect.
+        """
         self._seed = seed
         self._num_startup_trials = num_startup_trials
         _drop_torn_line(journal)
-        self._storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._storage = JournalStorage(_AnnouncedBackend(journal, on_append))
         self._study = optuna.create_study(
             study_name=_STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
         )
@@ -145,6 +160,19 @@ class SweepStudy:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
+
+
+class _AnnouncedBackend(JournalFileBackend):
+    def __init__(self, journal: Path, on_append: Callable[[], None]) -> None:
+        super().__init__(str(journal))
+        self._on_append = on_append
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise StorageError(f"{self._file_path} cannot be written to ({error}): make room, then --resume") from error
+        self._on_append()
 
 
 @contextmanager

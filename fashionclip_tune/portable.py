@@ -92,8 +92,8 @@ class DurableRun:
                     state = open_checkpoint(Path(fetched))
                 except (OSError, UserError):
                     continue  # torn when the machine was lost: the one before it is whole
-                record = dict(state.record)
-                weights = {**self._base(record.pop("base")), **load_file(state.weights_file)}
+                weights = {**self._base(state.record["base"]), **load_file(state.weights_file)}
+                record = {name: value for name, value in state.record.items() if name not in ("version", "files", "base")}
                 save_checkpoint(run_dir / "checkpoints", weights, state.training_state(), record)
                 return True
         return False

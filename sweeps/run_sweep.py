@@ -35,6 +35,11 @@ def parse() -> argparse.Namespace:
         metavar="MIN",
         help="with --scratch: what a lost machine costs at most (default: 15)",
     )
+    add(
+        "--address",
+        metavar="ADDR",
+        help="of a running Ray cluster, or auto (default: this machine alone)",
+    )
     add("--dry-run", action="store_true", help="print the plan and start nothing")
     add("--resume", action="store_true", help="go on with an interrupted sweep (the latest one without --name), or start")
     return parser.parse_args()

@@ -1,7 +1,7 @@
 """What a sweep will do, worked out and checked before anything is started."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning import asha
 from fashionclip_tune.tuning.budget import plan_budget
-from fashionclip_tune.tuning.resources import Slots, plan_slots
+from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots, plan_slots
 from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
 
@@ -58,6 +58,8 @@ class SweepSettings:
     scratch: str | None = None
     scratch_gb: float | None = None
     sync_every: float | None = None
+    address: str | None = None
+    """Of a running Ray cluster; None: this machine."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Of ``--set``: hold for all trials, whatever the space says."""
 
@@ -78,7 +80,7 @@ class SweepSettings:
         for path, value in given.overrides.items():
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
-        may_change = ("data", "max_concurrent", "gpus_per_trial", "sync_every", *_READING)
+        may_change = ("data", "max_concurrent", "gpus_per_trial", "sync_every", "address", *_READING)
         return replace(self, **{flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None})
 
 
@@ -166,14 +168,16 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
     scheduler, reduction_factor, num_trials, seed = _checked_flags(settings)
     if settings.device not in (None, "auto", "cpu", "cuda"):
         raise UserError(f"--device {settings.device!r} is not allowed: auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses GPUs)")
-    device = choose_device(settings.device or "auto").type
+    nodes = cluster_nodes(settings.address) if settings.address is not None else None
+    device = _device(settings.device or "auto", nodes)
     space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
-    slots = plan_slots(
-        device=device,
-        num_trials=num_trials,
-        max_concurrent=settings.max_concurrent,
-        gpus_per_trial=settings.gpus_per_trial,
-    )
+    wanted: dict[str, Any] = {
+        "device": device,
+        "num_trials": num_trials,
+        "max_concurrent": settings.max_concurrent,
+        "gpus_per_trial": settings.gpus_per_trial,
+    }
+    slots = plan_slots(**wanted) if nodes is None else plan_cluster_slots(nodes, **wanted)
     data_dir = data_location(settings.data, say)
     scratch = str(Path(settings.scratch).absolute()) if settings.scratch else None
     reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
@@ -236,6 +240,14 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         num_valid=len(valid),
         data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
     )
+
+
+def _device(wanted: str, nodes: Sequence[Node] | None) -> str:
+    if nodes is None:
+        return choose_device(wanted).type
+    if wanted == "auto":
+        return "cuda" if any(node.gpus for node in nodes) else "cpu"
+    return wanted
 
 
 def _base_config(settings: SweepSettings, space: SearchSpace, slots: Slots, owned: Mapping[str, Any]) -> ProjectConfig:

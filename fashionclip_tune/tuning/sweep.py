@@ -137,6 +137,8 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
 
         def on_event() -> None:
             with halt.on_storage_error():
+                if mirror is not None and plan.settings.address is not None:
+                    mirror.fetch_evaluations()  # of trials on other machines
                 sweep = record.write("RUNNING")
                 progress.show(sweep)
                 retention.apply(sweep["trials"])
@@ -154,6 +156,7 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
             reduction_factor=plan.reduction_factor,
             on_event=on_event,
             halt=halt,
+            address=plan.settings.address,
             durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
         )
         if halt.reason is not None:

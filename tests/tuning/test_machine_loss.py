@@ -74,6 +74,7 @@ def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_pa
     second = start(tmp_path / "elsewhere" / "shards", tmp_path / "second", results, "--resume")
     out, _ = second.communicate(timeout=240)
     assert second.returncode == 0, out
+    assert not list((tmp_path / "second").rglob("warnings.log")), "the state was not passed over"
     assert kept, "the test needs a state that was kept: in it the trial goes on"
     assert outcome(results) == outcome(tmp_path / "whole")
     assert not list(results.glob("it/trials/*/state/*")), "states of ended trials are removed"

@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.tuning.asha import survives
+from fashionclip_tune.tuning.stop_signal import INTERRUPTED
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 
 
@@ -62,6 +63,7 @@ class StudySearcher(_NotPickled, Searcher):
         sweep_dir: Path,
         num_trials: int,
         max_concurrent: int,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study = study
@@ -70,6 +72,7 @@ class StudySearcher(_NotPickled, Searcher):
         self._sweep_dir = sweep_dir
         self._num_trials = num_trials
         self._max_concurrent = max_concurrent
+        self._is_stopping = is_stopping
         self._to_continue = study.unfinished()
         self._running: dict[str, int] = {}
 
@@ -77,7 +80,7 @@ class StudySearcher(_NotPickled, Searcher):
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
         if len(self._running) >= self._max_concurrent:
             return None
-        number, settings = self._next()
+        number, settings = (-1, None) if self._is_stopping() else self._next()
         if settings is None:
             finished: Any = Searcher.FINISHED
             return finished  # type: ignore[no-any-return]
@@ -97,7 +100,7 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
-        if number is None:
+        if number is None or (result or {}).get("stop_reason") == INTERRUPTED:
             return
         if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
             self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
@@ -122,6 +125,8 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         plan = TrialPlan.from_ray(trial.config)
+        if result.get("stop_reason") == INTERRUPTED:
+            return str(TrialScheduler.STOP)
         if "stop_reason" in result:
             # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
             state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL

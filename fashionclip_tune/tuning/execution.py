@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ray.tune.trainable import wrap_function
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.tuning.engine import Announcer, StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.trainable import run_trial
 
@@ -47,10 +47,19 @@ def run_trials(
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
-    searcher = StudySearcher(study, space, build, sweep_dir=sweep_dir, num_trials=num_trials, max_concurrent=slots.count)
+    stop = StopSignal()
+    searcher = StudySearcher(
+        study,
+        space,
+        build,
+        sweep_dir=sweep_dir,
+        num_trials=num_trials,
+        max_concurrent=slots.count,
+        is_stopping=lambda: stop.received,
+    )
     scheduler = StudyScheduler(study, rung_levels, reduction_factor)
     resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
-    with _local_ray(slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
+    with _local_ray(slots), stop.listening(), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
         tuner = tune.Tuner(
             tune.with_resources(_patient(trainable), {name: amount for name, amount in resources.items() if amount}),
             tune_config=tune.TuneConfig(
@@ -66,7 +75,7 @@ def run_trials(
                 name="ray",
                 storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
                 verbose=0,
-                callbacks=[Announcer(on_event)],
+                callbacks=[Announcer(on_event), stop],
                 failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
             ),
         )
@@ -98,9 +107,10 @@ def _ray_trial_id(trial: Trial) -> str:
 
 @contextmanager
 def _local_ray(slots: Slots) -> Iterator[None]:
-    """A Ray of our own, unless this process is connected to one; SIGTERM ends a sweep as cleanly as Ctrl-C does."""
+    """A Ray of our own, unless this process is connected to one."""
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait ten seconds for a trial in the middle of a stage, then kill it
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -125,11 +135,9 @@ def _local_ray(slots: Slots) -> Iterator[None]:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": settings},
         )
-    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
         if started:
             ray.shutdown()
         for name, value in before.items():

@@ -11,10 +11,11 @@ from filelock import FileLock
 from ray import tune
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError
 from fashionclip_tune.history import Row
 from fashionclip_tune.training import train
 from fashionclip_tune.tuning.engine import TrialPlan
+from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopPoll
 from fashionclip_tune.tuning.study import METRIC
 
 
@@ -46,7 +47,10 @@ def run_trial(ray_config: dict[str, Any]) -> None:
         warnings.showwarning = log_warning
         stop_reason, message = "", ""
         try:
-            train(ProjectConfig.from_dict(plan.config), trial_dir, on_eval=report, resume_from=trial_dir)
+            config = ProjectConfig.from_dict(plan.config)
+            train(config, trial_dir, on_eval=report, resume_from=trial_dir, should_stop=StopPoll())
+        except StoppedError as error:
+            stop_reason, message = INTERRUPTED, str(error)
         except DivergedError as error:
             stop_reason, message = "diverged", str(error)
         except BadDataError as error:

@@ -48,6 +48,13 @@ def outcome(results: Path) -> dict[str, Any]:
     return {"state": content["state"], "trials": rows, "histories": histories}
 
 
+def remove(folder: Path) -> None:
+    """Workers outlive their driver for seconds, and write."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.2)
+
+
 def stages(results: Path) -> int:
     return len(list((results / "it").glob("trials/*/evaluations/*.json")))
 
@@ -64,8 +71,8 @@ def lose_once(number: int, data: Path, work: Path, sync_every: float, after_s: f
     shutil.copytree(drive, elsewhere / "results")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    shutil.rmtree(drive)
-    shutil.rmtree(first)
+    for folder in (drive, first):
+        remove(folder)
     shutil.copytree(data, elsewhere / "shards")
     kept = stages(elsewhere / "results")
     states = [path.name for path in elsewhere.glob("results/it/trials/*/state/*") if (path / "checkpoint.json").exists()]

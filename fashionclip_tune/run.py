@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fashionclip_tune.checkpoint import Checkpoint, save_checkpoint, weights_at
-from fashionclip_tune.config import ProjectConfig, override_paths
+from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
-from fashionclip_tune.errors import StoppedError, UserError
+from fashionclip_tune.errors import StoppedError
 from fashionclip_tune.evaluate import Metrics
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row
@@ -22,6 +22,7 @@ from fashionclip_tune.model import load_model, load_weights, tokenizer_name
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.protocols import QUERIES_FILE, save_retrieval
+from fashionclip_tune.resuming import checkpoint_to_resume
 from fashionclip_tune.run_metrics import RunEvaluator
 from fashionclip_tune.stopping import StopRequest, children_without_sigterm
 from fashionclip_tune.trainer import StageStats, Trainer
@@ -79,7 +80,7 @@ class Run:
         out_dir: Path,
         plan: PrecisionPlan,
         shards: RunShards,
-        resumed: Checkpoint | None,
+        resume_from: Path | None,
         stop: StopRequest,
         durable: DurableRun | None = None,
     ) -> None:
@@ -100,10 +101,9 @@ class Run:
             )
         self._bad = BadSamples(self._index, config.training.max_bad_share)
         self._loaded = load_model(starting_point(config))
-        self._fingerprint = config.fingerprint(
-            data=f"{self._index.fingerprint}:{self._valid.fingerprint}",
-            weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
-        )
+        data = f"{self._index.fingerprint}:{self._valid.fingerprint}"
+        weights = f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}"
+        self._fingerprint = config.fingerprint(data=data, weights=weights)
         self._rows: list[Row] = []
         self._earlier_s = 0.0
         self._checkpoint: Path | None = None
@@ -112,13 +112,12 @@ class Run:
         self._run_plan = plan_run(config, len(self._index))
         self._trainer = Trainer(self._loaded, config, self._run_plan.total_steps, plan)
         self._evaluator = RunEvaluator(config, shards, self._loaded, plan, self._trainer.free_gradients)
-        if resumed is not None:
-            self._restore(resumed)
+        if resume_from is not None:
+            network = self._trainer.network
+            if found := checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network):
+                self._restore(found)
 
     def _restore(self, resumed: Checkpoint) -> None:
-        if resumed.record["fingerprint"] != self._fingerprint:
-            check_same(resumed.record["config"], self._config, resumed.folder)
-            raise UserError(f"{resumed.folder} is of another run: its data or its first weights have changed")
         load_weights(self._trainer.network, resumed.weights_file)
         self._trainer.load_state_dict(resumed.training_state())
         self._rows = list(resumed.record["history"])
@@ -154,7 +153,7 @@ class Run:
                 stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, self._should_pause)
                 if stats is None:
                     self._sync()
-                    if self._stop.received:
+                    if self._stop.received():
                         self._end_before_time()
                     continue
                 with trainer.averaged():
@@ -190,7 +189,7 @@ class Run:
             raise
 
     def _should_pause(self) -> bool:
-        return self._stop.received or self._is_sync_due()
+        return self._stop.received() or self._is_sync_due()
 
     def _is_sync_due(self) -> bool:
         return self._durable is not None and self._trainer.step > self._synced_step and self._durable.is_due()
@@ -203,7 +202,7 @@ class Run:
 
     def _end_before_time(self) -> NoReturn:
         raise StoppedError(
-            f"asked to end (SIGTERM), after {self._trainer.step} of {self._run_plan.total_steps} steps; "
+            f"asked to end, after {self._trainer.step} of {self._run_plan.total_steps} steps; "
             f"{self._checkpoint or self._out_dir} can be resumed from"
         )
 
@@ -266,12 +265,3 @@ def starting_point(config: ProjectConfig) -> ProjectConfig:
         return config
     assert config.checkpoint_path is not None
     return config.with_overrides({"model.pretrained": str(weights_at(config.checkpoint_path))})
-
-
-def check_same(before: dict[str, Any], config: ProjectConfig, where: Path) -> None:
-    """Raises UserError with the settings that differ from those of a run, of the ones that change numbers."""
-    now = config.to_dict()
-    counted = override_paths(only_fingerprinted=True)
-    changes = [f"{path} was {before[path]!r}, is {now[path]!r}" for path in counted if now[path] != before[path]]
-    if changes:
-        raise UserError(f"{where} is of another run: {'; '.join(changes)}")

@@ -3,11 +3,8 @@
 Everything that Ray is told here is in the journal first. Ray's trial ids mean nothing beyond this process.
 """
 
-import errno
 import json
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from ray.tune.search import Searcher
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.tuning.asha import survives
+from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopSignal
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 
 
@@ -54,30 +52,6 @@ class TrialPlan:
         return cls(**plan, durable=durable and DurablePlan(**durable))
 
 
-class Halt:
-    """Ends the sweep as Ctrl-C does, with a reason: nothing is told an end that it has not come to."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-
-    def __call__(self, reason: str) -> None:
-        if self.reason is None:
-            self.reason = reason
-            signal.raise_signal(signal.SIGINT)
-
-    @contextmanager
-    def on_storage_error(self) -> Iterator[None]:
-        """What cannot be recorded must not take effect."""
-        try:
-            yield
-        except StorageError as error:
-            self(str(error))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self(f"the disk is full ({error}): make room")
-
-
 def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
     """``SWEEP/trials/0007-vit-b-32-siglip``."""
     name = f"{number:04d}-{settings['clip_model']}-{settings['loss_function']}".lower()
@@ -103,11 +77,11 @@ class StudySearcher(_NotPickled, Searcher):
         sweep_dir: Path,
         num_trials: int,
         max_concurrent: int,
-        halt: Halt,
+        stop: StopSignal,
         durable: DurablePlan | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._halt = halt
+        self._stop = stop
         self._durable = durable
         self._study = study
         self._space = space
@@ -120,10 +94,10 @@ class StudySearcher(_NotPickled, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
-        if len(self._running) >= self._max_concurrent or self._halt.reason is not None:
+        if len(self._running) >= self._max_concurrent:
             return None
-        with self._halt.on_storage_error():
-            number, settings = self._next()
+        with self._stop.on_storage_error():
+            number, settings = (-1, None) if self._stop.received else self._next()
             if settings is None:
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
@@ -144,12 +118,13 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
-        if number is None or self._halt.reason is not None:
+        if number is None or (result or {}).get("stop_reason") == INTERRUPTED or self._stop.cannot_record:
             return
-        if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
-            self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
-        else:
-            self._study.end(number, TrialState.COMPLETE, "budget")
+        with self._stop.on_storage_error():
+            if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
+                self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
+            else:
+                self._study.end(number, TrialState.COMPLETE, "budget")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""
@@ -161,21 +136,23 @@ class StudySearcher(_NotPickled, Searcher):
 class StudyScheduler(_NotPickled, FIFOScheduler):
     """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
 
-    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int, halt: Halt) -> None:
+    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int, stop: StopSignal) -> None:
         super().__init__()
-        self._halt = halt
+        self._stop = stop
         self._study = study
         self._rung_levels = rung_levels
         self._reduction_factor = reduction_factor
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        with self._halt.on_storage_error():
+        with self._stop.on_storage_error():
             return self._decide(TrialPlan.from_ray(trial.config), result)
         return str(TrialScheduler.STOP)
 
     def _decide(self, plan: TrialPlan, result: dict[str, Any]) -> str:
         if result.get("stop_reason") == "storage":  # not the trial's fault: it goes on when there is room
             raise StorageError(result["message"])
+        if result.get("stop_reason") == INTERRUPTED:
+            return str(TrialScheduler.STOP)
         if "stop_reason" in result:
             # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
             state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL

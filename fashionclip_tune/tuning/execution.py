@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning.engine import Announcer, DurablePlan, Halt, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.trainable import run_trial
 
@@ -41,7 +41,7 @@ def run_trials(
     rung_levels: tuple[int, ...],
     reduction_factor: int,
     on_event: Callable[[], None],
-    halt: Halt | None = None,
+    stop: StopSignal | None = None,
     durable: DurablePlan | None = None,
     address: str | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
@@ -50,7 +50,7 @@ def run_trials(
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
-    halt = halt or Halt()
+    stop = stop or StopSignal()
     searcher = StudySearcher(
         study,
         space,
@@ -58,12 +58,12 @@ def run_trials(
         sweep_dir=sweep_dir,
         num_trials=num_trials,
         max_concurrent=slots.count,
-        halt=halt,
+        stop=stop,
         durable=durable,
     )
-    scheduler = StudyScheduler(study, rung_levels, reduction_factor, halt)
+    scheduler = StudyScheduler(study, rung_levels, reduction_factor, stop)
     resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
-    with _connected(slots, address), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
+    with _connected(slots, address), stop.listening(), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
         tuner = tune.Tuner(
             tune.with_resources(_patient(trainable), {name: amount for name, amount in resources.items() if amount}),
             tune_config=tune.TuneConfig(
@@ -79,7 +79,7 @@ def run_trials(
                 name="ray",
                 storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
                 verbose=0,
-                callbacks=[Announcer(on_event)],
+                callbacks=[Announcer(on_event), stop],
                 failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
             ),
         )
@@ -111,12 +111,10 @@ def _ray_trial_id(trial: Trial) -> str:
 
 @contextmanager
 def _connected(slots: Slots, address: str | None) -> Iterator[None]:
-    """A Ray of our own, or the one at ``address``, unless this process is connected to one.
-
-    SIGTERM ends a sweep as cleanly as Ctrl-C does.
-    """
+    """A Ray of our own, or the one at ``address``, unless this process is connected to one."""
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait ten seconds for a trial in the middle of a stage, then kill it
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -144,11 +142,9 @@ def _connected(slots: Slots, address: str | None) -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         ray.init(address="local", **here, **common) if address is None else ray.init(address=address, **common)
-    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
         if started:
             ray.shutdown()
         for name, value in before.items():

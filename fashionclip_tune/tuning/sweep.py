@@ -18,13 +18,14 @@ from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import bad_sample_lines, ranked, read_sweep, ties_with_best, trials_table, winner_lines
 from fashionclip_tune.tiny import TINY_MODELS
-from fashionclip_tune.tuning.engine import DurablePlan, Halt
+from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.retention import KEPT_PER_MODEL, Retention
+from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
 from fashionclip_tune.tuning.winner import export_best
 
@@ -120,7 +121,7 @@ def _only_driver(sweep_dir: Path) -> Iterator[None]:
 
 def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
     header = _header(plan, place)
-    mirror, halt = place.mirror, Halt()
+    mirror, stop = place.mirror, StopSignal()
     if mirror is not None:
         mirror.start(header)
     study = SweepStudy(
@@ -136,7 +137,7 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
     with Progress(console, plan.num_trials) as progress:
 
         def on_event() -> None:
-            with halt.on_storage_error():
+            with stop.on_storage_error():
                 if mirror is not None and plan.settings.address is not None:
                     mirror.fetch_evaluations()  # of trials on other machines
                 sweep = record.write("RUNNING")
@@ -155,14 +156,14 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
             rung_levels=plan.rung_levels,
             reduction_factor=plan.reduction_factor,
             on_event=on_event,
-            halt=halt,
+            stop=stop,
             address=plan.settings.address,
             durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
         )
-        if halt.reason is not None:
+        if stop.cannot_record:
             with suppress(OSError, StorageError):
                 record.write("INTERRUPTED")
-            raise StorageError(f"the sweep has stopped, nothing is lost: {halt.reason}\n{_how_to_go_on(place)}")
+            raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{_how_to_go_on(place)}")
         retention.apply(record.rows())
         export_best(place.run_dir, record.rows(), plan.build, mirror)
         result = record.write("FINISHED" if completed else "INTERRUPTED")

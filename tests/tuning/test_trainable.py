@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError
 from fashionclip_tune.tuning import trainable
 from fashionclip_tune.tuning.engine import TrialPlan
 
@@ -18,6 +18,7 @@ from fashionclip_tune.tuning.engine import TrialPlan
         (BadDataError("3 of 4 samples"), "bad_data", "3 of 4 samples"),
         (OutOfMemoryError("out of memory at step 1"), "out_of_memory", "out of memory at step 1"),
         (KeyError("surprise"), "error", "KeyError: 'surprise' (see "),
+        (StoppedError("asked to end, after 3 of 9 steps"), "interrupted", "asked to end, after 3 of 9 steps"),
     ],
 )
 def test_a_trial_reports_how_it_failed_with_its_last_row(

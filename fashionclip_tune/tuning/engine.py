@@ -4,6 +4,7 @@ Everything that Ray is told here is in the journal first. Ray's trial ids mean n
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import StorageError
-from fashionclip_tune.tuning.asha import survives
 from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopSignal
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 
 
@@ -77,11 +78,11 @@ class StudySearcher(_NotPickled, Searcher):
         sweep_dir: Path,
         num_trials: int,
         max_concurrent: int,
-        stop: StopSignal,
+        stop: StopSignal | None = None,
         durable: DurablePlan | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._stop = stop
+        self._stop = stop or StopSignal()
         self._durable = durable
         self._study = study
         self._space = space
@@ -107,9 +108,10 @@ class StudySearcher(_NotPickled, Searcher):
         return None
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
-        if self._to_continue:
+        while self._to_continue:
             number = self._to_continue.pop(0)
-            return number, self._study.settings(number, self._space)
+            if (settings := self._study.settings(number, self._space)) is not None:
+                return number, settings
         while len(self._study.trials()) < self._num_trials:
             number, settings = self._study.suggest(self._space)
             if settings is not None:  # else that trial has failed: the space raised, or drew no configuration
@@ -134,14 +136,13 @@ class StudySearcher(_NotPickled, Searcher):
 
 
 class StudyScheduler(_NotPickled, FIFOScheduler):
-    """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
+    """Records each stage, then decides by the sweep's rule, for each architecture on its own trials."""
 
-    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int, stop: StopSignal) -> None:
+    def __init__(self, study: SweepStudy, rule: StoppingRule, stop: StopSignal | None = None) -> None:
         super().__init__()
-        self._stop = stop
+        self._stop = stop or StopSignal()
         self._study = study
-        self._rung_levels = rung_levels
-        self._reduction_factor = reduction_factor
+        self._rule = rule
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         with self._stop.on_storage_error():
@@ -154,20 +155,28 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
         if result.get("stop_reason") == INTERRUPTED:
             return str(TrialScheduler.STOP)
         if "stop_reason" in result:
-            # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
-            state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL
-            self._study.end(plan.number, state, result["stop_reason"], result["message"])
+            self._study.end(plan.number, _state_at(result["stop_reason"]), result["stop_reason"], result["message"])
             return str(TrialScheduler.STOP)
         examples_seen, value = int(result["examples_seen"]), float(result[METRIC])
         self._study.record_stage(plan.number, examples_seen, value)
-        if examples_seen not in self._rung_levels or examples_seen in self._study.passed_rungs(plan.number):
+        if not math.isfinite(value):
+            said = f"recall_at_10 is {value} after {examples_seen} examples"
+            self._study.end(plan.number, _state_at("diverged"), "diverged", said)
+            return str(TrialScheduler.STOP)
+        rungs = self._rule.rungs
+        if examples_seen not in rungs or examples_seen in self._study.passed_rungs(plan.number):
             return str(TrialScheduler.CONTINUE)
-        earlier = self._study.values_at(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
-        if survives(value, earlier, self._reduction_factor):
+        earlier = self._study.curves_to(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
+        if self._rule.survives(self._study.curve(plan.number), earlier):
             self._study.pass_rung(plan.number, examples_seen)
             return str(TrialScheduler.CONTINUE)
-        self._study.end(plan.number, TrialState.PRUNED, f"rung_{self._rung_levels.index(examples_seen) + 1}")
+        self._study.end(plan.number, TrialState.PRUNED, f"rung_{rungs.index(examples_seen) + 1}")
         return str(TrialScheduler.STOP)
+
+
+def _state_at(stop_reason: str) -> TrialState:
+    """Divergence and lack of memory are the settings' fault, and TPE learns from pruned trials; the rest says nothing."""
+    return TrialState.PRUNED if stop_reason in ("diverged", "out_of_memory") else TrialState.FAIL
 
 
 class Announcer(_NotPickled, Callback):

@@ -20,6 +20,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.stop_signal import StopSignal
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.trainable import run_trial
 
@@ -38,8 +39,7 @@ def run_trials(
     sweep_dir: Path,
     num_trials: int,
     slots: Slots,
-    rung_levels: tuple[int, ...],
-    reduction_factor: int,
+    rule: StoppingRule,
     on_event: Callable[[], None],
     stop: StopSignal | None = None,
     durable: DurablePlan | None = None,
@@ -61,7 +61,7 @@ def run_trials(
         stop=stop,
         durable=durable,
     )
-    scheduler = StudyScheduler(study, rung_levels, reduction_factor, stop)
+    scheduler = StudyScheduler(study, rule, stop)
     resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
     with _connected(slots, address), stop.listening(), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
         tuner = tune.Tuner(

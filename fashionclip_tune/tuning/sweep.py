@@ -16,7 +16,15 @@ from rich.console import Console
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import bad_sample_lines, ranked, read_sweep, ties_with_best, trials_table, winner_lines
+from fashionclip_tune.report import (
+    bad_sample_lines,
+    has_failed,
+    ranked,
+    read_sweep,
+    ties_with_best,
+    trials_table,
+    winner_lines,
+)
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
@@ -27,6 +35,7 @@ from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.retention import KEPT_PER_MODEL, Retention
 from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
+from fashionclip_tune.tuning.warm_start import older_trials
 from fashionclip_tune.tuning.winner import export_best
 
 
@@ -65,6 +74,8 @@ def sweep(
     two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
     for line in (f"sweep:    {place.shown}{two_tiers}", *plan.lines()):
         say(line)
+    if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
+        say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
     if found is not None and saved["state"] == "FINISHED":
@@ -130,6 +141,8 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
         num_startup_trials=plan.num_startup_trials,
         points=plan.space.points,
         on_append=mirror.append_journal if mirror is not None else lambda: None,
+        quota=plan.quota,
+        older=lambda: older_trials(plan),
     )
     record = SweepRecord(place.run_dir, study, header)
     record.write("RUNNING")
@@ -153,8 +166,7 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
             sweep_dir=place.run_dir,
             num_trials=plan.num_trials,
             slots=plan.slots,
-            rung_levels=plan.rung_levels,
-            reduction_factor=plan.reduction_factor,
+            rule=plan.rule,
             on_event=on_event,
             stop=stop,
             address=plan.settings.address,
@@ -200,6 +212,7 @@ def _header(plan: SweepPlan, place: Place) -> dict[str, Any]:
         "space_hash": plan.space.content_hash,
         "data_fingerprint": plan.data_fingerprint,
         "settings": asdict(plan.settings),
+        "base_config": plan.base.to_dict(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
     }
@@ -221,7 +234,7 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
     for line in winner_lines(result, sweep_dir, ties):
         console.print(line, highlight=False, soft_wrap=True)
     for row in result["trials"]:
-        if row["state"] == "FAIL":
+        if has_failed(row):
             console.print(
                 f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
             )

@@ -1,7 +1,7 @@
 """What a sweep will do, worked out and checked before anything is started."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,13 @@ from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared
 from fashionclip_tune.tuning.quota import ModelQuota, plan_quota
-from fashionclip_tune.tuning.resources import Slots, plan_slots
+from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots, plan_slots
 from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
 from fashionclip_tune.tuning.stopping_rule import StoppingRule, check_scheduler, stopping_rule
 
 _MAX_STARTUP_TRIALS = 10
+_SYNC_EVERY_MINUTES = 15.0
 # Flags that a resumed sweep keeps.
 _KEPT = ("num_trials", "min_trials_per_model", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor")
 _READING = ("allow_remote", "scratch", "scratch_gb")
@@ -49,6 +50,9 @@ class SweepSettings:
     allow_remote: bool | None = None
     scratch: str | None = None
     scratch_gb: float | None = None
+    sync_every: float | None = None
+    address: str | None = None
+    """Of a running Ray cluster; None: this machine."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Of ``--set``: hold for all trials, whatever the space says."""
 
@@ -71,7 +75,7 @@ class SweepSettings:
         for path, value in given.overrides.items():
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
-        may_change = ("data", "max_concurrent", "gpus_per_trial", *_READING)
+        may_change = ("data", "max_concurrent", "gpus_per_trial", "sync_every", "address", *_READING)
         return replace(self, **{flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None})
 
 
@@ -111,6 +115,17 @@ class SweepPlan:
         """The configuration of a trial with these settings."""
         return self.base.with_overrides(settings)
 
+    @property
+    def sync_every_s(self) -> float:
+        assert self.settings.sync_every is not None
+        return 60 * self.settings.sync_every
+
+    @property
+    def may_end_at(self) -> tuple[int, ...]:
+        """Examples seen at which a trial may come to its end."""
+        assert self.base.training.budget_examples is not None
+        return (*self.rule.rungs, self.base.training.budget_examples)
+
     @cached_property
     def num_startup_trials(self) -> int:
         """Random trials before TPE takes over: a third of the sweep, at most Optuna's ten."""
@@ -145,14 +160,16 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
     scheduler, reduction_factor, num_trials, seed = _checked_flags(settings)
     if settings.device not in (None, "auto", "cpu", "cuda"):
         raise UserError(f"--device {settings.device!r} is not allowed: auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses GPUs)")
-    device = choose_device(settings.device or "auto").type
+    nodes = cluster_nodes(settings.address) if settings.address is not None else None
+    device = _device(settings.device or "auto", nodes)
     space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
-    slots = plan_slots(
-        device=device,
-        num_trials=num_trials,
-        max_concurrent=settings.max_concurrent,
-        gpus_per_trial=settings.gpus_per_trial,
-    )
+    wanted: dict[str, Any] = {
+        "device": device,
+        "num_trials": num_trials,
+        "max_concurrent": settings.max_concurrent,
+        "gpus_per_trial": settings.gpus_per_trial,
+    }
+    slots = plan_slots(**wanted) if nodes is None else plan_cluster_slots(nodes, **wanted)
     data_dir = data_location(settings.data, say)
     scratch = str(Path(settings.scratch).absolute()) if settings.scratch else None
     reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
@@ -206,6 +223,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         gpus_per_trial=slots.gpus_per_trial or None,
         device=device,
         scratch=scratch,
+        sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
         overrides=fixed,
     )
     return SweepPlan(
@@ -223,6 +241,14 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         num_valid=len(valid),
         data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
     )
+
+
+def _device(wanted: str, nodes: Sequence[Node] | None) -> str:
+    if nodes is None:
+        return choose_device(wanted).type
+    if wanted == "auto":
+        return "cuda" if any(node.gpus for node in nodes) else "cpu"
+    return wanted
 
 
 def _absolute(folder: str) -> str:
@@ -250,6 +276,8 @@ def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
     num_trials = 16 if settings.num_trials is None else settings.num_trials
     if num_trials < 1:
         raise UserError(f"--num-trials {num_trials} is not allowed: at least 1")
+    if settings.sync_every is not None and settings.sync_every < 0:
+        raise UserError(f"--sync-every {settings.sync_every:g} is not allowed: minutes, at least 0")
     seed = settings.seed or 0
     if seed < 0:
         raise UserError(f"--seed {seed} is not allowed: at least 0")

@@ -21,6 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.errors import StorageError
 from fashionclip_tune.tuning.quota import ModelQuota
 
 Space = Callable[[optuna.trial.Trial], dict[str, Any]]
@@ -47,6 +48,7 @@ class SweepStudy:
         seed: int,
         num_startup_trials: int,
         points: Sequence[Mapping[str, Any]] = (),
+        on_append: Callable[[], None] = lambda: None,
         quota: ModelQuota | None = None,
         older: Callable[[], Sequence[FrozenTrial]] = lambda: (),
     ) -> None:
@@ -54,6 +56,7 @@ class SweepStudy:
 
         Args:
             points: settings of the first trials, by parameter name.
+            on_append: called when the journal has grown, before that takes effect.
             quota: how many trials each architecture gets before the sampler chooses among them.
             older: reads the ended trials of an older sweep, with their origin; called until they are all in the journal.
         """
@@ -61,7 +64,7 @@ class SweepStudy:
         self._num_startup_trials = num_startup_trials
         self._quota = quota
         _drop_torn_line(journal)
-        self._storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._storage = JournalStorage(_AnnouncedBackend(journal, on_append))
         self._study = optuna.create_study(
             study_name=STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
         )
@@ -206,6 +209,19 @@ class SweepStudy:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
+
+
+class _AnnouncedBackend(JournalFileBackend):
+    def __init__(self, journal: Path, on_append: Callable[[], None]) -> None:
+        super().__init__(str(journal))
+        self._on_append = on_append
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise StorageError(f"{self._file_path} cannot be written to ({error}): make room, then --resume") from error
+        self._on_append()
 
 
 @contextmanager

@@ -222,7 +222,7 @@ class Driver:
         command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", garments, "--results", results, "--name", "it"]
         self.sweep_dir = results / "it"
         self.process = subprocess.Popen(
-            [*map(str, command), "--num-trials", "4", "--max-concurrent", "1", *SETTINGS, *more],
+            [*map(str, command), "--num-trials", "4", "--max-concurrent", "1", *SETTINGS, *map(str, more)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -294,3 +294,38 @@ def test_a_sweep_that_is_killed_and_interrupted_again_and_again_ends_as_one_that
     code, out = Driver(tmp_path, garments, "--resume").finish()
     assert code == 0, out
     assert outcome(driver.sweep_dir) == outcome(never_stopped)
+
+
+def untimed(run: Path) -> list[dict]:
+    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
+    return [{name: value for name, value in row.items() if name not in ("duration_s", "samples_per_second")} for row in rows]
+
+
+@pytest.mark.slow
+def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(garments, tmp_path, run_sweep, local_ray):
+    from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.training import train
+
+    one_stage = ("--num-trials", "1", "--set", "hardware.threads=1", "--budget-examples", "2400", "--grace-examples", "2400")
+    driver = Driver(tmp_path, garments, *one_stage)
+    driver.wait_for(trials=1, evaluations=1)
+    while sweep_json(driver.sweep_dir)["trials"][0]["untouched_recall_at_10"] is None:
+        time.sleep(0.01)
+    time.sleep(1)  # a stage takes about five
+    driver.process.send_signal(signal.SIGTERM)
+    code, out = driver.finish()
+    assert code == 130, out
+    assert "Traceback" not in out
+    (trial,) = (driver.sweep_dir / "trials").iterdir()
+    (checkpoint,) = (trial / "checkpoints").iterdir()
+    assert 0 < int(checkpoint.name.removeprefix("step_")) < 150
+    assert [row["step"] for row in untimed(trial)] == [0]
+    (row,) = sweep_json(driver.sweep_dir)["trials"]
+    assert (row["state"], row["stop_reason"], row["step"]) == ("RUNNING", None, 0)
+
+    code, out, _ = run_sweep("--results", tmp_path, "--name", "it", "--resume")
+    assert code == 0, out
+    (row,) = sweep_json(driver.sweep_dir)["trials"]
+    assert (row["state"], row["stop_reason"], row["step"]) == ("COMPLETE", "budget", 150)
+    train(ProjectConfig.from_dict(json.loads((trial / "config.json").read_text())), tmp_path / "never stopped")
+    assert untimed(trial) == untimed(tmp_path / "never stopped")

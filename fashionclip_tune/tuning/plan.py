@@ -15,6 +15,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning import asha
 from fashionclip_tune.tuning.budget import plan_budget
+from fashionclip_tune.tuning.changes import describe_data
 from fashionclip_tune.tuning.resources import Slots, plan_slots
 from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
@@ -101,6 +102,8 @@ class SweepPlan:
     num_train: int
     num_valid: int
     data_fingerprint: str
+    data: Mapping[str, Any]
+    """As ``describe_data`` makes it."""
 
     def draw(self, trial: optuna.Trial) -> dict[str, Any]:
         """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
@@ -221,6 +224,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         num_train=len(train),
         num_valid=len(valid),
         data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
+        data=describe_data(train, valid),
     )
 
 

@@ -17,10 +17,12 @@ from rich.console import Console
 
 from fashionclip_tune.checkpoint import newest_weights, strip_training_state
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.files import write_json
 from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import bad_sample_lines, best_row, ranked, read_sweep, ties_with_best, trials_table, winner_lines
 from fashionclip_tune.tiny import TINY_MODELS
+from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
@@ -56,9 +58,8 @@ def sweep(
         sweep_dir = found
         plan = _saved_plan(sweep_dir, settings, say)
     else:
-        sweep_dir = results / name if name is not None else _next_free(results)
-        # A sweep that was killed before its first file has left its lock at most: it starts afresh.
-        if sweep_dir.exists() and (not resume or any(path.name != ".lock" for path in sweep_dir.iterdir())):
+        sweep_dir = results / name if name is not None else _next_free(results, after_kill=resume)
+        if sweep_dir.exists() and not (resume and _never_began(sweep_dir)):
             raise UserError(f"sweep {sweep_dir} exists: add --resume to go on with it, or choose another --name")
         plan = plan_sweep(settings, say)
     for line in (f"sweep:    {sweep_dir}", *plan.lines()):
@@ -89,20 +90,31 @@ def _to_resume(results: Path, name: str | None) -> Path | None:
     return max(unfinished)[1] if unfinished else None
 
 
-def _next_free(results: Path) -> Path:
+def _never_began(sweep_dir: Path) -> bool:
+    """It was killed before sweep.json, the first file: its lock and that file's beginning are all there can be."""
+    return all(path.name.startswith(".") for path in sweep_dir.iterdir())
+
+
+def _next_free(results: Path, *, after_kill: bool) -> Path:
     number = 1
-    while (results / f"sweep-{number:03d}").exists():
+    while (folder := results / f"sweep-{number:03d}").exists() and not (after_kill and _never_began(folder)):
         number += 1
-    return results / f"sweep-{number:03d}"
+    return folder
 
 
 def _saved_plan(sweep_dir: Path, given: SweepSettings, say: Any) -> SweepPlan:
     saved = read_sweep(sweep_dir)
     plan = plan_sweep(SweepSettings(**saved["settings"]).resumed(given, sweep_dir.name), say)
-    for what, now in (("space_hash", plan.space.content_hash), ("data_fingerprint", plan.data_fingerprint)):
-        if saved[what] != now:
-            source = plan.space.file if what == "space_hash" else plan.base.dataset_dir
-            raise UserError(f"{source} has changed since sweep {sweep_dir.name} was started: put it back, or start a new sweep")
+    changes: list[tuple[Path | str, str]] = []
+    if saved["space_hash"] != plan.space.content_hash:
+        changes.append((plan.space.file, text_changes(saved["space_text"], plan.space.text)))
+    if saved["data_fingerprint"] != plan.data_fingerprint:
+        changes.append((plan.base.dataset_dir, data_changes(saved["data"], plan.data)))
+    if changes:
+        described = "; ".join(
+            f"{source} has changed since sweep {sweep_dir.name} was started: {how}" for source, how in changes
+        )
+        raise UserError(f"{described}. Put it back, or start a new sweep")
     return plan
 
 
@@ -137,6 +149,8 @@ def _only_driver(sweep_dir: Path) -> Iterator[None]:
 
 def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
     header = _header(plan, sweep_dir)
+    if not (sweep_dir / "sweep.json").is_file():  # before the journal: what is not in here has not begun
+        write_json(sweep_dir / "sweep.json", {**header, "state": "RUNNING", "best": None, "zero_shot": {}, "trials": []})
     study = SweepStudy(
         sweep_dir / "study.journal",
         seed=plan.seed,
@@ -185,7 +199,9 @@ def _header(plan: SweepPlan, sweep_dir: Path) -> dict[str, Any]:
         "seed": plan.settings.seed,
         "space": plan.space.name,
         "space_hash": plan.space.content_hash,
+        "space_text": plan.space.text,
         "data_fingerprint": plan.data_fingerprint,
+        "data": plan.data,
         "settings": asdict(plan.settings),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),

@@ -1,7 +1,7 @@
 """Real sweeps: real Ray, real Optuna, real training of the tiny towers, real kill signals."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import os
 import random
@@ -233,21 +233,17 @@ class Driver:
         return self.process.returncode, out
 
 
-@pytest.fixture(scope="module")
-def attacks():
+@pytest.fixture
+def attacks(monkeypatch):
     """The benchmark that kills sweeps: its ways to kill, and what has to hold afterwards."""
-    spec = importlib.util.spec_from_file_location("kill_sweep", ROOT / "benchmarks" / "kill_sweep.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("kill_sweep")
 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garments, tmp_path, run_sweep, local_ray, attacks):
     """SIGKILL to the trial's worker, to the driver with all below it, to the driver alone (its workers live on for seconds)."""
     driver = Driver(tmp_path, garments)
-    attacked = attacks.Sweep(driver.sweep_dir, toy=False, slots=1, seed=0)
-    attacked.stage_steps = 1
     driver.wait_for(trials=1, evaluations=3)
     driver.kill(attacks, "worker")
     driver.wait_for(trials=2, evaluations=1)  # by itself
@@ -256,28 +252,28 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garme
     assert "is being run by another process" in err
     driver.kill(attacks, "group")
     assert sweep_json(driver.sweep_dir)["state"] == "RUNNING"
-    assert attacks.violations(attacked, ended=False) == []
+    assert attacks.violations(driver.sweep_dir, 1, ended=False) == []
 
     driver = Driver(tmp_path, garments, "--resume")
     driver.wait_for(trials=3, evaluations=1)
     driver.kill(attacks, "driver")
-    assert attacks.violations(attacked, ended=False) == []
+    assert attacks.violations(driver.sweep_dir, 1, ended=False) == []
 
     code, out = Driver(tmp_path, garments, "--resume").finish()
     assert code == 0, out
-    assert attacks.violations(attacked, ended=True) == []
+    assert attacks.violations(driver.sweep_dir, 1, ended=True) == []
     four = ("--data", garments, "--results", tmp_path, "--num-trials", "4", "--max-concurrent", "1", *SETTINGS)
     code, _, err = run_sweep(*four, "--name", "never-stopped")
     assert code == 0, err
-    never_stopped = attacks.Sweep(tmp_path / "never-stopped", toy=False, slots=1, seed=0)
-    assert attacks.differences(attacks.outcome(attacked), attacks.outcome(never_stopped)) == []
+    ours, expected = (attacks.outcome(tmp_path / name) for name in ("it", "never-stopped"))
+    assert attacks.differences(ours, expected) == []
     # and a stage that is missing, or recorded twice, would have been noticed
     next(driver.sweep_dir.glob("trials/0001-*/evaluations/step_00000000.json")).unlink()
-    assert any("trial 1 has evaluations at [1" in found for found in attacks.violations(attacked, ended=True))
+    assert any("trial 1 has evaluations at [1" in found for found in attacks.violations(driver.sweep_dir, 1, ended=True))
     journal = driver.sweep_dir / "study.journal"
     stage = next(line for line in journal.read_text().splitlines(keepends=True) if '"op_code":7' in line)
     journal.write_text(journal.read_text() + stage)
-    assert any("twice in the journal" in found for found in attacks.violations(attacked, ended=True))
+    assert any("twice in the journal" in found for found in attacks.violations(driver.sweep_dir, 1, ended=True))
 
 
 @pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".sweep.json.4711.tmp"]])

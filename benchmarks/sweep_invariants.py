@@ -11,8 +11,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from fashionclip_tune.checkpoint import newest_checkpoint
+from fashionclip_tune.history import TIMING
 
-_TIMING = ("duration_s", "samples_per_second")
 # Of Optuna's journal.
 _SET_STAGE, _SET_ATTRIBUTE = 7, 8
 
@@ -29,7 +29,7 @@ def histories_of(sweep_dir: Path) -> dict[int, list[dict[str, Any]]]:
     histories = {}
     for folder in sorted(sweep_dir.glob("trials/*")):
         rows = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").glob("step_*.json"))]
-        histories[int(folder.name[:4])] = [{k: v for k, v in row.items() if k not in _TIMING} for row in rows]
+        histories[int(folder.name[:4])] = [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
     return histories
 
 
@@ -86,7 +86,7 @@ def violations(sweep_dir: Path, stage_steps: int, *, ended: bool) -> list[str]:
 def outcome(sweep_dir: Path) -> dict[str, Any]:
     """All that a sweep which was killed has in common with one that never was."""
     content = json.loads((sweep_dir / "sweep.json").read_text())
-    rows = [{name: value for name, value in row.items() if name != "duration_s"} for row in content["trials"]]
+    rows = [{name: value for name, value in row.items() if name not in TIMING} for row in content["trials"]]
     return {
         "state": content["state"],
         "rows": rows,

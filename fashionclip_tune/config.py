@@ -228,7 +228,11 @@ class HardwareConfig(Section):
     """Both towers go through ``torch.compile`` in training; evaluation does not. Needs a C++ compiler, on a GPU Triton too;
     the first step takes a minute or more."""
 
+    device_share: float = field(default=1.0, metadata=NO_FINGERPRINT)
+    """The run's share of its device: a second of its work counts as so many seconds of the device (``device_s``)."""
+
     def _check(self) -> None:
+        self._require(0 < self.device_share <= 1, "device_share", "above 0, at most 1")
         self._require(self.threads is None or self.threads >= 1, "threads", "at least 1, or none")
 
 

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class StorageError(UserError):
+    """What is to be kept cannot be written: no room, or the place is gone. What was written before stays valid."""
+
+
 class DivergedError(RuntimeError):
     """The loss is no longer a finite number; the run cannot go on."""
 

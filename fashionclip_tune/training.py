@@ -12,6 +12,7 @@ from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.history import Row, read_history
 from fashionclip_tune.oom import ran_out_of_memory
+from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.run import OnEval, Run, TrainResult
 from fashionclip_tune.stopping import StopRequest
@@ -23,6 +24,7 @@ def train(
     *,
     on_eval: OnEval | None = None,
     resume_from: Path | str | None = None,
+    durable: DurableRun | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
@@ -38,6 +40,7 @@ def train(
         on_eval: called with each row, a flat dict with ``step``, ``examples_seen``, ``recall_at_10`` and more. When it
             raises (SystemExit included), the run ends with a checkpoint of the stage just finished. A resumed run calls
             it again with its checkpoint's row, which its last life may not have got round to.
+        durable: where the run's state is kept as well, now and then and when it is asked to end, should the machine be lost.
         resume_from: a run's folder (its newest whole checkpoint is used, or none if there is none) or one checkpoint.
         should_stop: asked before each step; when it says so, the run ends as by SIGTERM.
 
@@ -62,7 +65,7 @@ def train(
     stop, too_small = StopRequest(should_stop), ""
     with stop.listening():
         try:
-            return Run(config, out_dir, plan, shards, source, stop).run(on_eval or (lambda row: None))
+            return Run(config, out_dir, plan, shards, source, stop, durable).run(on_eval or (lambda row: None))
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise

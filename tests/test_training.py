@@ -25,12 +25,12 @@ from fashionclip_tune import run_metrics as run_metrics_module
 from fashionclip_tune.checkpoint import newest_checkpoint, strip_training_state
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import DivergedError, OutOfMemoryError, StoppedError, UserError
-from fashionclip_tune.history import read_history
+from fashionclip_tune.history import TIMING, read_history
 from fashionclip_tune.model import export_openclip, load_model
 from fashionclip_tune.run import RunPlan, TrainResult, plan_run
 from fashionclip_tune.training import train, training_prep
 
-TIMES = ("duration_s", "samples_per_second")
+TIMES = TIMING
 STEPS = (0, 2, 4, 6, 8, 10)
 
 
@@ -671,6 +671,10 @@ def test_what_a_run_leaves(tiny_config: ProjectConfig, whole_runs: Callable[[Pro
     assert [row["examples_seen"] for row in rows] == [16 * step for step in STEPS]
     durations = [row["duration_s"] for row in rows]
     assert durations == sorted(durations)
+    on_device = [row["device_s"] for row in rows]
+    assert on_device[0] > 0
+    assert all(earlier < later for earlier, later in pairwise(on_device))
+    assert on_device[-1] < durations[-1], "loading a model and writing checkpoints is no work on the device"
     for tag, expected in (("recall_at_10", rows), ("train/loss", rows[1:])):
         steps, values = zip(*scalars(run, tag), strict=True)
         name = tag.rpartition("/")[2]
@@ -688,8 +692,23 @@ def test_durations_go_on_where_the_last_life_stopped(tiny_config: ProjectConfig,
     with pytest.raises(SystemExit):
         train(tiny_config, tmp_path, on_eval=stop_at(4, SystemExit()))
     result = train(tiny_config, tmp_path, resume_from=tmp_path)
-    durations = [row["duration_s"] for row in result.history]
-    assert all(earlier < later for earlier, later in pairwise(durations))
+    for seconds in ("duration_s", "device_s"):
+        durations = [row[seconds] for row in result.history]
+        assert all(earlier < later for earlier, later in pairwise(durations))
+
+
+def test_a_second_on_half_a_device_counts_as_half_a_second_of_it(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that each look at puts a second forward, so that stages take equal times."""
+    per_stage = {}
+    for share in (1.0, 0.5):
+        ticks = iter(range(10**6))
+        monkeypatch.setattr("time.perf_counter", lambda ticks=ticks: float(next(ticks)))
+        config = tiny_config.with_overrides({"hardware.device_share": share})
+        result = train(config, tmp_path / str(share))
+        per_stage[share] = [later["device_s"] - earlier["device_s"] for earlier, later in pairwise(result.history)]
+    assert per_stage[0.5] == [seconds / 2 for seconds in per_stage[1.0]]
 
 
 def first_row(config: ProjectConfig, run: Path) -> dict[str, Any]:

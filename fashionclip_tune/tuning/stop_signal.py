@@ -4,6 +4,7 @@ Ray stops a trial when it reports, at the end of a stage, and preemption does no
 key-value store of Ray's head, so that it reaches every node of a cluster.
 """
 
+import errno
 import signal
 import sys
 import time
@@ -18,6 +19,8 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from fashionclip_tune.errors import StorageError
+
 INTERRUPTED = "interrupted"
 """What a stopped trial reports as its stop_reason: Ray is through with it, the study is not."""
 _ASKED_EVERY_S = 0.5
@@ -28,6 +31,9 @@ class StopSignal(Callback):
 
     def __init__(self) -> None:
         self.received = False
+        self.reason: str | None = None
+        self.cannot_record = False
+        """What happens from here on is not in the journal, so it must not take effect."""
         self._passed_on = False
         self._previous: dict[int, Any] = {}
 
@@ -53,6 +59,22 @@ class StopSignal(Callback):
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def ask(self, reason: str) -> None:
+        """Ends the sweep as a signal does, and says why."""
+        self.received = True
+        self.reason = self.reason or reason
+
+    @contextmanager
+    def on_storage_error(self) -> Iterator[None]:
+        """Within: where something cannot be recorded, the sweep is asked to end."""
+        try:
+            yield
+        except (StorageError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.cannot_record = True
+            self.ask(str(error) if isinstance(error, StorageError) else f"the disk is full ({error}): make room")
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         # Several times a second, and not within the handler, which may have interrupted Ray anywhere.

@@ -20,6 +20,8 @@ from conftest import sweep_json  # tests/tuning/conftest.py
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fashionclip_tune.history import TIMING
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
 pytestmark = pytest.mark.ray
@@ -62,8 +64,10 @@ def test_every_trial_is_in_every_file(finished):
         untouched = evaluations[0]["recall_at_10"]
         assert content["zero_shot"][row["config"]["clip_model"]]["recall_at_10"] == row["untouched_recall_at_10"] == untouched
         assert row["gain"] == row["recall_at_10"] - untouched
+        assert 0 < row["device_s"] == evaluations[-1]["device_s"] < row["duration_s"]
         assert row["relative_gain"] == pytest.approx(row["gain"] / untouched)
         assert (row["protocol"], row["num_gallery_images"], row["num_gallery_texts"]) == ("instance", 20, 20)
+    assert [float(line["device_s"]) for line in table] == [row["device_s"] for row in rows]
     assert [float(line["gain"]) for line in table] == [row["gain"] for row in rows]
     assert "recall_at_10: instance among 20 photos, 20 texts" in (finished.parent / "output").read_text()
 
@@ -164,6 +168,25 @@ def test_compare_ranks_a_sweep(finished):
     rows = sweep_json(finished)["trials"]
     expected = sorted(rows, key=lambda row: (-row["recall_at_10"], row["trial_id"]))
     assert order == [row["trial_id"] for row in expected]
+    assert len({row["config"]["clip_model"] for row in rows}) == 2
+    assert "best of each model" in done.stdout
+
+
+def test_a_finished_sweep_is_extended_by_one_that_starts_with_its_trials(finished, garments, run_sweep):
+    """As many more trials as are asked for; the older ones are in the study, not in the tables."""
+    before = (finished / "study.journal").read_bytes()
+    arguments = ("--data", garments, "--results", finished.parent, "--name", "more", "--num-trials", "2", *SETTINGS)
+    code, out, err = run_sweep(*arguments, "--warm-start", finished, "--seed", "1")
+    assert (code, err) == (0, "")
+    assert f"older:    6 ended trials of {finished} come first: not counted, not ranked here" in out
+    rows = sweep_json(finished.parent / "more")["trials"]
+    assert [row["trial_id"] for row in rows] == ["0006", "0007"]
+    assert len(list((finished.parent / "more" / "trials").iterdir())) == 2
+    assert (finished / "study.journal").read_bytes() == before
+    assert sweep_json(finished.parent / "more")["best"]["trial_id"] in ("0006", "0007")
+    code, out, err = run_sweep("--results", finished.parent, "--name", "more", "--resume", "--warm-start", garments)
+    assert code == 2
+    assert f"--warm-start {finished}, not {garments}" in err
 
 
 def test_tables_say_what_was_trained_not_what_the_space_drew(garments, tmp_path, run_sweep, local_ray):
@@ -327,7 +350,7 @@ def test_a_sweep_whose_data_have_changed_is_refused_with_what_is_other(begun, ru
 
 def untimed(run: Path) -> list[dict]:
     rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
-    return [{name: value for name, value in row.items() if name not in ("duration_s", "samples_per_second")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMING} for row in rows]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from fashionclip_tune.tuning.engine import TrialPlan
 def test_a_trial_reports_how_it_failed_with_its_last_row(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, stop_reason: str, message: str
 ) -> None:
-    def train(config: ProjectConfig, out_dir: Path, *, on_eval: Any, resume_from: Path, should_stop: Any) -> None:
+    def train(config: ProjectConfig, out_dir: Path, *, on_eval: Any, resume_from: Path, **_: Any) -> None:
         assert out_dir == resume_from == tmp_path / "trial", "a trial goes on from its own folder, not from a copy of Ray's"
         on_eval({"examples_seen": 64, "recall_at_10": 0.25})
         raise error

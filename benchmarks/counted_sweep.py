@@ -24,7 +24,7 @@ _SCRIPT = Path(__file__).parents[1] / "sweeps" / "run_sweep.py"
 _TOY_STEP_S = 0.02
 
 
-def toy_train(config: Any, out_dir: Path, *, on_eval: Any, resume_from: Path, should_stop: Any) -> None:
+def toy_train(config: Any, out_dir: Path, *, on_eval: Any, resume_from: Path, **unused: Any) -> None:
     """In place of ``train``: the same files in the same order, but a step is one of a chaotic map instead of the model."""
     started, training = time.perf_counter(), config.training
     stage_steps, total_steps = (n // training.batch_size for n in (training.stage_examples, training.budget_examples))

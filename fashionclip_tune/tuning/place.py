@@ -60,15 +60,15 @@ class Results:
         """The name of a sweep that is to be started, the next free one if none is given.
 
         Raises:
-            UserError: it exists; one that was killed before its first file has left its lock at most, and may be begun again.
+            UserError: it exists; one that was killed before its first file may be begun again.
         """
         if name is None:
             number = 1
-            while self._has(f"sweep-{number:03d}"):
+            while self._has(f"sweep-{number:03d}") and not (may_be_begun and self._never_began(f"sweep-{number:03d}")):
                 number += 1
             return f"sweep-{number:03d}"
         _check_name(name)
-        if self._has(name) and not (may_be_begun and all(path.endswith(_LOCK) for path in self._folder.sizes(name))):
+        if self._has(name) and not (may_be_begun and self._never_began(name)):
             raise UserError(f"sweep {self.location}/{name} exists: add --resume to go on with it, or choose another --name")
         return name
 
@@ -87,6 +87,10 @@ class Results:
         # Other results may hold a sweep of this name.
         run_dir = Path(scratch).absolute() / "sweeps" / f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
         return Place(shown, run_dir, SweepMirror(DurableFolder(shown), run_dir))
+
+    def _never_began(self, name: str) -> bool:
+        """It was killed before sweep.json, the first file: its lock and that file's beginning are all there can be."""
+        return all(Path(path).name.startswith(".") for path in self._folder.sizes(name))
 
     def _has(self, name: str) -> bool:
         return name in self._folder.folders()

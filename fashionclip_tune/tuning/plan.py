@@ -14,6 +14,7 @@ from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning.budget import plan_budget
+from fashionclip_tune.tuning.changes import describe_data
 from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared
 from fashionclip_tune.tuning.quota import ModelQuota, plan_quota
 from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots, plan_slots
@@ -100,6 +101,8 @@ class SweepPlan:
     num_train: int
     num_valid: int
     data_fingerprint: str
+    data: Mapping[str, Any]
+    """As ``describe_data`` makes it."""
 
     def draw(self, trial: optuna.Trial) -> dict[str, Any]:
         """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
@@ -240,6 +243,7 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         num_train=len(train),
         num_valid=len(valid),
         data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
+        data=describe_data(train, valid),
     )
 
 

@@ -32,6 +32,10 @@ class SearchSpace:
     points: tuple[Mapping[str, Any], ...]
 
     @property
+    def text(self) -> str:
+        return self.file.read_text()
+
+    @property
     def content_hash(self) -> str:
         return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
 

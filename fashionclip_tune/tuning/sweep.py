@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.files import write_json
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import (
@@ -26,6 +27,7 @@ from fashionclip_tune.report import (
     winner_lines,
 )
 from fashionclip_tune.tiny import TINY_MODELS
+from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.place import Place, Results
@@ -95,10 +97,16 @@ def sweep(
 
 
 def _check_unchanged(saved: dict[str, Any], plan: SweepPlan) -> None:
-    for what, now in (("space_hash", plan.space.content_hash), ("data_fingerprint", plan.data_fingerprint)):
-        if saved[what] != now:
-            source = plan.space.file if what == "space_hash" else plan.base.dataset_dir
-            raise UserError(f"{source} has changed since sweep {saved['name']} was started: put it back, or start a new sweep")
+    changes: list[tuple[Path | str, str]] = []
+    if saved["space_hash"] != plan.space.content_hash:
+        changes.append((plan.space.file, text_changes(saved["space_text"], plan.space.text)))
+    if saved["data_fingerprint"] != plan.data_fingerprint:
+        changes.append((plan.base.dataset_dir, data_changes(saved["data"], plan.data)))
+    if changes:
+        started = f"has changed since sweep {saved['name']} was started"
+        raise UserError(
+            f"{'; '.join(f'{source} {started}: {how}' for source, how in changes)}. Put it back, or start a new sweep"
+        )
 
 
 def _prepare_models(plan: SweepPlan, say: Any) -> None:
@@ -135,6 +143,8 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
     mirror, stop = place.mirror, StopSignal()
     if mirror is not None:
         mirror.start(header)
+    if not (place.run_dir / "sweep.json").is_file():  # before the journal: what is not in here has not begun
+        write_json(place.run_dir / "sweep.json", {**header, "state": "RUNNING", "best": None, "zero_shot": {}, "trials": []})
     study = SweepStudy(
         place.run_dir / "study.journal",
         seed=plan.seed,
@@ -210,7 +220,9 @@ def _header(plan: SweepPlan, place: Place) -> dict[str, Any]:
         "seed": plan.settings.seed,
         "space": plan.space.name,
         "space_hash": plan.space.content_hash,
+        "space_text": plan.space.text,
         "data_fingerprint": plan.data_fingerprint,
+        "data": plan.data,
         "settings": asdict(plan.settings),
         "base_config": plan.base.to_dict(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},

@@ -1,13 +1,17 @@
 """Real sweeps: real Ray, real Optuna, real training of the tiny towers, real kill signals."""
 
 import csv
+import importlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import open_clip
 import pytest
@@ -242,63 +246,111 @@ class Driver:
             time.sleep(0.01)
         raise AssertionError("the sweep did not get that far")
 
-    def kill(self, *, whole_group: bool) -> None:
-        (os.killpg if whole_group else os.kill)(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+    def kill(self, attacks: ModuleType, kind: str) -> None:
+        assert attacks.kill(self.process, kind, random.Random(0))
+        if kind != "worker":
+            self.process.stdout.close()  # unread: whoever lives on may hold the other end
 
     def finish(self) -> tuple[int, str]:
         out, _ = self.process.communicate(timeout=240)
         return self.process.returncode, out
 
 
-def outcome(sweep_dir: Path) -> dict:
-    """All that a resumed sweep must have in common with one that was never stopped."""
-    content = sweep_json(sweep_dir)
-    rows = [{name: value for name, value in row.items() if name not in TIMING} for row in content["trials"]]
-    histories = {}
-    for folder in sorted((sweep_dir / "trials").iterdir()):
-        rows_of = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
-        histories[folder.name] = [{k: v for k, v in row.items() if k not in TIMING} for row in rows_of]
-    return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
-
-
-@pytest.fixture(scope="module")
-def never_stopped(garments, tmp_path_factory):
-    driver = Driver(tmp_path_factory.mktemp("whole"), garments)
-    code, out = driver.finish()
-    assert code == 0, out
-    return driver.sweep_dir
+@pytest.fixture
+def attacks(monkeypatch):
+    """The benchmark that kills sweeps: its ways to kill, and what has to hold afterwards."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("kill_sweep")
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_and_interrupted_again_and_again_ends_as_one_that_never_was(garments, tmp_path, never_stopped):
-    """SIGKILL to the whole process group, SIGKILL to the driver alone (its workers live on for seconds), then Ctrl-C."""
+def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garments, tmp_path, run_sweep, local_ray, attacks):
+    """SIGKILL to the trial's worker, to the driver with all below it, to the driver alone (its workers live on for seconds)."""
     driver = Driver(tmp_path, garments)
     driver.wait_for(trials=1, evaluations=3)
-    driver.kill(whole_group=True)
+    driver.kill(attacks, "worker")
+    driver.wait_for(trials=2, evaluations=1)  # by itself
+    code, _, err = run_sweep("--results", tmp_path, "--name", "it", "--resume")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is being run by another process" in err
+    driver.kill(attacks, "group")
     assert sweep_json(driver.sweep_dir)["state"] == "RUNNING"
-
-    driver = Driver(tmp_path, garments, "--resume")
-    driver.wait_for(trials=2, evaluations=1)
-    driver.kill(whole_group=False)
+    assert attacks.violations(driver.sweep_dir, 1, ended=False) == []
 
     driver = Driver(tmp_path, garments, "--resume")
     driver.wait_for(trials=3, evaluations=1)
-    driver.process.send_signal(signal.SIGINT)
-    code, out = driver.finish()
-    assert code == 130, out
-    assert "Traceback" not in out
-    assert f"--results {tmp_path} --name it --resume" in out
-    assert sweep_json(driver.sweep_dir)["state"] == "INTERRUPTED"
+    driver.kill(attacks, "driver")
+    assert attacks.violations(driver.sweep_dir, 1, ended=False) == []
 
     code, out = Driver(tmp_path, garments, "--resume").finish()
     assert code == 0, out
-    assert outcome(driver.sweep_dir) == outcome(never_stopped)
+    assert attacks.violations(driver.sweep_dir, 1, ended=True) == []
+    four = ("--data", garments, "--results", tmp_path, "--num-trials", "4", "--max-concurrent", "1", *SETTINGS)
+    code, _, err = run_sweep(*four, "--name", "never-stopped")
+    assert code == 0, err
+    ours, expected = (attacks.outcome(tmp_path / name) for name in ("it", "never-stopped"))
+    assert attacks.differences(ours, expected) == []
+    # and a stage that is missing, or recorded twice, would have been noticed
+    next(driver.sweep_dir.glob("trials/0001-*/evaluations/step_00000000.json")).unlink()
+    assert any("trial 1 has evaluations at [1" in found for found in attacks.violations(driver.sweep_dir, 1, ended=True))
+    journal = driver.sweep_dir / "study.journal"
+    stage = next(line for line in journal.read_text().splitlines(keepends=True) if '"op_code":7' in line)
+    journal.write_text(journal.read_text() + stage)
+    assert any("twice in the journal" in found for found in attacks.violations(driver.sweep_dir, 1, ended=True))
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".sweep.json.4711.tmp"]])
+@pytest.mark.parametrize("name", [["--name", "it"], []])
+def test_a_sweep_killed_before_anything_was_recorded_starts_afresh(garments, tmp_path, run_sweep, left, name):
+    folder = tmp_path / ("it" if name else "sweep-001")
+    folder.mkdir()
+    for file in left:
+        (folder / file).write_text("{")
+    arguments = ("--data", garments, "--results", tmp_path, *name, *SETTINGS, "--dry-run")
+    code, out, err = run_sweep(*arguments, "--resume")
+    assert (code, err) == (0, "")
+    assert f"sweep:    {folder}\n" in out
+    (folder / "study.journal").touch()
+    code, out, err = run_sweep(*arguments, "--resume")
+    assert (code, "exists: add --resume" in err) == (2, True) if name else (0, False)
+
+
+@pytest.fixture
+def begun(finished, garments, tmp_path):
+    """A sweep of which only sweep.json is left, on data and with a space that the test may change."""
+    content = sweep_json(finished)
+    data, space = tmp_path / "data", tmp_path / "mine.py"
+    shutil.copytree(garments, data)
+    shutil.copy(ROOT / "sweeps" / "spaces" / "tiny.py", space)
+    content["settings"] |= {"data": str(data), "space": str(space)}
+    (tmp_path / "results" / "it").mkdir(parents=True)
+    (tmp_path / "results" / "it" / "sweep.json").write_text(json.dumps({**content, "state": "INTERRUPTED"}))
+    return SimpleNamespace(data=data, space=space, resume=("--results", tmp_path / "results", "--resume", "--dry-run"))
+
+
+def test_a_sweep_whose_space_has_changed_is_refused_with_the_lines(begun, run_sweep):
+    code, _, err = run_sweep(*begun.resume)
+    assert (code, err) == (0, "")
+    begun.space.write_text(begun.space.read_text().replace("1e-4, 1e-2", "1e-4, 1e-3"))
+    code, _, err = run_sweep(*begun.resume)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{begun.space} has changed since sweep it was started: line 19: " in err
+    line = '"training.learning_rate": trial.suggest_float("learning_rate", 1e-4, {}, log=True),'
+    assert f"{line.format('1e-2')} -> {line.format('1e-3')}. Put it back" in err
+
+
+def test_a_sweep_whose_data_have_changed_is_refused_with_what_is_other(begun, run_sweep):
+    shutil.copy(begun.data / "clip_dataset_test_aug.000000.tar", begun.data / "clip_dataset_valid_aug.000000.tar")
+    code, _, err = run_sweep(*begun.resume)
+    assert (code, err.count("\n")) == (2, 1)
+    assert (
+        f"{begun.data} has changed since sweep it was started: valid: clip_dataset_valid_aug.000000.tar is another. Put" in err
+    )
 
 
 def untimed(run: Path) -> list[dict]:
     rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
-    return [{name: value for name, value in row.items() if name not in ("duration_s", "samples_per_second")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMING} for row in rows]
 
 
 @pytest.mark.slow
@@ -316,6 +368,8 @@ def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(
     code, out = driver.finish()
     assert code == 130, out
     assert "Traceback" not in out
+    assert f"--results {tmp_path} --name it --resume" in out
+    assert sweep_json(driver.sweep_dir)["state"] == "INTERRUPTED"
     (trial,) = (driver.sweep_dir / "trials").iterdir()
     (checkpoint,) = (trial / "checkpoints").iterdir()
     assert 0 < int(checkpoint.name.removeprefix("step_")) < 150

@@ -1,15 +1,17 @@
 """What a model finds first for a few captions, and the photos in small: for the eyes, beside the figures."""
 
 import io
+from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from fashionclip_tune.protocols import Pool
 from fashionclip_tune.reader import decode_pil
 
 _QUERIES_AT_A_TIME = 1024
+_FRAME, _LINE, _LETTER = 3, 16, 6  # pixels around a photo, a caption's height, a letter's width
 
 
 def fixed_queries(num_photos: int, count: int) -> list[int]:
@@ -29,15 +31,31 @@ def top_photos(pool: Pool, queries_Q: Tensor, count: int) -> Tensor:
 
 
 def thumbnail(encoded: bytes, side: int) -> Image.Image:
-    """An encoded photo, at most ``side`` pixels wide and high, on a white square."""
-    photo = decode_pil(encoded)
-    photo.thumbnail((side, side), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(photo, ((side - photo.width) // 2, (side - photo.height) // 2))
-    return square
+    """An encoded photo, whole, in the middle of a white square of ``side`` pixels."""
+    return ImageOps.pad(decode_pil(encoded), (side, side), Image.Resampling.BICUBIC, color="white")
 
 
 def as_jpeg(image: Image.Image, quality: int) -> bytes:
     written = io.BytesIO()
     image.save(written, "JPEG", quality=quality, optimize=True)
     return written.getvalue()
+
+
+def answer_sheet(
+    captions: Sequence[str], photos_QK: Sequence[Sequence[Image.Image]], right_QK: Sequence[Sequence[bool]]
+) -> bytes:
+    """A JPEG with a row a query: its caption, and below it its photos, the right ones in a green frame."""
+    side = photos_QK[0][0].width + 2 * _FRAME
+    sheet = Image.new("RGB", (side * len(photos_QK[0]), (side + _LINE) * len(photos_QK)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (caption, photos, right) in enumerate(zip(captions, photos_QK, right_QK, strict=True)):
+        top = row * (side + _LINE)
+        shown = caption.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
+        draw.text((_FRAME, top + 2), shown[: sheet.width // _LETTER], fill="black")
+        for column, (photo, is_right) in enumerate(zip(photos, right, strict=True)):
+            left = column * side
+            draw.rectangle(
+                (left, top + _LINE, left + side - 1, top + _LINE + side - 1), fill="#00795a" if is_right else "white"
+            )
+            sheet.paste(photo, (left + _FRAME, top + _LINE + _FRAME))
+    return as_jpeg(sheet, 80)

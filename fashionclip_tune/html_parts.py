@@ -15,7 +15,7 @@ def section(title: str, *parts: str) -> str:
 def plot(figure: go.Figure | None, why_not: str) -> str:
     if figure is None:
         return f'<p class="note">No figure: {why_not}.</p>'
-    settings = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+    settings = {"displayModeBar": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=settings, default_width="100%"))
 
 

@@ -118,7 +118,7 @@ def _winner(view: SweepView) -> Iterator[str]:
             else "zero-shot is inside its interval"
         )
         relative = "" if best["relative_gain"] is None else f" ({best['relative_gain']:+.1%})"
-        good = "good" if low is not None and low > base else "bad" if best["gain"] <= 0 else ""
+        good = "good" if low is not None and low > base else "bad" if best["gain"] < 0 else ""
         cards.append(("Gain over zero-shot", f"{best['gain']:+.4f}", f"from {base:.4f}{relative}; {apart}", good))
     compared = sum(test is not None for test in view.tests.values())
     figure = f"{len(view.ties)} ties" if len(view.ties) != 1 else "1 tie"
@@ -135,7 +135,7 @@ def _winner(view: SweepView) -> Iterator[str]:
         )
         + "</div>"
     )
-    settings = ", ".join(f"{name}={value}" for name, value in best["config"].items())
+    settings = ", ".join(f"{name}={_short(value)}" for name, value in best["config"].items())
     counted = f" Counted as {text(counted_as(best))}." if best.get("protocol") else ""
     yield f"<p>Trial {best['trial_id']}: <code>{text(settings)}</code>.{counted}</p>"
     if (view.folder / "best").is_dir():
@@ -287,3 +287,7 @@ def _side_by_side(views: Sequence[SweepView]) -> Iterator[str]:
         rows.append((cells, ""))
     yield table(("sweep", "trial", "model", "Recall@10", "gain", "counted as", "behind the first"), rows, numbers=(3, 4))
     yield plot(report_plots.best_of_each(views), "no sweep has a result yet")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

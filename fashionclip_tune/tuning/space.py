@@ -43,6 +43,8 @@ class SpaceCheck:
     batch_sizes: tuple[int, ...]
     losses: tuple[str, ...]
     parameters: tuple[str, ...]
+    settings: tuple[Mapping[str, Any], ...]
+    """What was drawn."""
 
 
 def load_space(name_or_file: str) -> SearchSpace:
@@ -97,7 +99,9 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         losses.add(config.loss_function.value)
         distributions |= point.distributions
     parameters = tuple(_described(name, distribution) for name, distribution in distributions.items())
-    return SpaceCheck(config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), parameters)
+    return SpaceCheck(
+        config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), parameters, tuple(point.settings for point in drawn)
+    )
 
 
 def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:

@@ -20,9 +20,11 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import bad_sample_lines, best_row, ranked, read_sweep, ties_with_best, trials_table, winner_lines
+from fashionclip_tune.report_html import write_report
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.execution import run_trials
+from fashionclip_tune.tuning.hparams import columns, write_hparams
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.record import SweepRecord
@@ -77,6 +79,11 @@ def sweep(
     with _only_driver(sweep_dir):
         result = _run(plan, sweep_dir, console)
     _print_result(result, sweep_dir, console)
+    if result["state"] == "FINISHED":
+        say("report: the winner's answers are looked up ...")
+        say(f"report: {write_report([sweep_dir])}")
+    else:
+        write_report([sweep_dir], gallery=False)  # a person who pressed Ctrl-C waits for nothing
     return result
 
 
@@ -145,13 +152,14 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
     )
     record = SweepRecord(sweep_dir, study, header)
     record.write("RUNNING")
-    stripped: set[str] = set()
+    closed: set[str] = set()
+    hparams = columns(plan.check.settings)
     with Progress(console, plan.num_trials) as progress:
 
         def on_event() -> None:
             sweep = record.write("RUNNING")
             progress.show(sweep)
-            _strip_ended(sweep_dir, sweep["trials"], stripped)
+            _close_ended(sweep_dir, sweep["trials"], hparams, closed)
 
         completed = run_trials(
             study,
@@ -164,7 +172,7 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
             reduction_factor=plan.reduction_factor,
             on_event=on_event,
         )
-        _strip_ended(sweep_dir, record.rows(), stripped)
+        _close_ended(sweep_dir, record.rows(), hparams, closed)
         _export_best(plan, sweep_dir, record.rows())
         result = record.write("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
@@ -200,20 +208,21 @@ def _git_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _strip_ended(sweep_dir: Path, rows: list[dict[str, Any]], stripped: set[str]) -> None:
-    """Drops optimizer states of trials that are over, once their worker has let go of the folder."""
+def _close_ended(sweep_dir: Path, rows: list[dict[str, Any]], hparams: dict[str, bool], closed: set[str]) -> None:
+    """Drops optimizer states of trials that are over, and adds them to TensorBoard's table, once their worker has let go."""
     for row in rows:
-        if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in stripped:
+        if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in closed:
             continue
         folder = trial_dir(sweep_dir, int(row["trial_id"]), row["config"])
         if folder.is_dir():
             try:
                 with FileLock(folder / ".lock", timeout=0):
                     strip_training_state(folder)
+                    write_hparams(folder, row, hparams)
             except Timeout:
                 continue
             (folder / ".lock").unlink(missing_ok=True)
-        stripped.add(row["trial_id"])
+        closed.add(row["trial_id"])
 
 
 def _export_best(plan: SweepPlan, sweep_dir: Path, rows: list[dict[str, Any]]) -> None:
@@ -254,4 +263,4 @@ def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> 
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"curves: tensorboard --logdir {sweep_dir}", highlight=False, soft_wrap=True)
+    console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)

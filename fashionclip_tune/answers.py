@@ -11,7 +11,8 @@ from fashionclip_tune.protocols import Pool
 from fashionclip_tune.reader import decode_pil
 
 _QUERIES_AT_A_TIME = 1024
-_FRAME, _LINE, _LETTER = 3, 16, 6  # pixels around a photo, a caption's height, a letter's width
+# Pixels: around a photo, behind the first one, a caption's height, a letter's width.
+_FRAME, _GAP, _LINE, _LETTER = 3, 16, 16, 6
 
 
 def fixed_queries(num_photos: int, count: int) -> list[int]:
@@ -44,18 +45,18 @@ def as_jpeg(image: Image.Image, quality: int) -> bytes:
 def answer_sheet(
     captions: Sequence[str], photos_QK: Sequence[Sequence[Image.Image]], right_QK: Sequence[Sequence[bool]]
 ) -> bytes:
-    """A JPEG with a row a query: its caption, and below it its photos, the right ones in a green frame."""
+    """A JPEG with a row a query: its caption, and below it its photos, the first set apart, the right ones in a green frame."""
     side = photos_QK[0][0].width + 2 * _FRAME
-    sheet = Image.new("RGB", (side * len(photos_QK[0]), (side + _LINE) * len(photos_QK)), "white")
+    sheet = Image.new("RGB", (side * len(photos_QK[0]) + _GAP, (side + _LINE) * len(photos_QK)), "white")
     draw = ImageDraw.Draw(sheet)
     for row, (caption, photos, right) in enumerate(zip(captions, photos_QK, right_QK, strict=True)):
         top = row * (side + _LINE)
         shown = caption.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
         draw.text((_FRAME, top + 2), shown[: sheet.width // _LETTER], fill="black")
         for column, (photo, is_right) in enumerate(zip(photos, right, strict=True)):
-            left = column * side
+            left = column * side + _GAP * (column > 0)
             draw.rectangle(
                 (left, top + _LINE, left + side - 1, top + _LINE + side - 1), fill="#00795a" if is_right else "white"
             )
             sheet.paste(photo, (left + _FRAME, top + _LINE + _FRAME))
-    return as_jpeg(sheet, 80)
+    return as_jpeg(sheet, 70)

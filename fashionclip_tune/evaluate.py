@@ -30,7 +30,7 @@ from fashionclip_tune.statistics import bootstrap_interval
 
 # Of what the zero-shot cache holds: increase it with every change of what a figure means.
 _FORMAT = 5
-_NUM_SHOWN, _NUM_ANSWERS = 8, 5
+_NUM_SHOWN, _NUM_ANSWERS = 6, 5
 _SPREAD_SAMPLE = 1_000
 
 Metrics = dict[str, Any]

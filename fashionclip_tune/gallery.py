@@ -12,7 +12,7 @@ from fashionclip_tune.answers import as_jpeg, fixed_queries, thumbnail, top_phot
 from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import run_shards, storage_of
 from fashionclip_tune.errors import BadDataError, UserError
-from fashionclip_tune.evaluate import embed
+from fashionclip_tune.evaluate import OnProgress, embed
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
@@ -58,7 +58,7 @@ class Gallery:
     disagreeing: tuple[Query, ...]
 
 
-def make_gallery(sweep_dir: Path, best: Row) -> Gallery:
+def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = lambda done, total: None) -> Gallery:
     """Encodes the validation photos with the weights of a sweep's best trial, which takes as long as one evaluation.
 
     Raises:
@@ -81,6 +81,7 @@ def make_gallery(sweep_dir: Path, best: Row) -> Gallery:
             batch_size=config.evaluation.batch_size,
             plan=plan,
             max_bad_share=config.training.max_bad_share,
+            on_progress=on_progress,
         )
     except (BadDataError, OSError) as error:
         raise UserError(f"the photos of {config.dataset_dir} cannot be read: {error}") from error

@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 
 from fashionclip_tune import report_plots
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import counted_as
+from fashionclip_tune.evaluate import OnProgress, counted_as
 from fashionclip_tune.gallery import Gallery, make_gallery
 from fashionclip_tune.html_parts import answers, figure_or_nothing, plot, section, table, text
 from fashionclip_tune.report import Row, compare_trials
@@ -23,11 +23,14 @@ _MEGABYTE = 1_000_000
 _POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
 
 
-def write_report(sweep_dirs: Sequence[Path], *, gallery: bool = True) -> Path:
+def write_report(
+    sweep_dirs: Sequence[Path], *, gallery: bool = True, on_progress: OnProgress = lambda done, total: None
+) -> Path:
     """Writes ``report.html`` into the first sweep's folder, beside the others' figures where several are given.
 
     Args:
         gallery: encode the validation photos with each winner's weights and show what it finds.
+        on_progress: called with the numbers of photos encoded for it and in total.
 
     Raises:
         UserError: a folder is no sweep.
@@ -35,12 +38,12 @@ def write_report(sweep_dirs: Sequence[Path], *, gallery: bool = True) -> Path:
     views = [view_sweep(folder) for folder in sweep_dirs]
     path = sweep_dirs[0] / REPORT_NAME
     unfinished = path.with_name(f".{REPORT_NAME}.tmp")
-    unfinished.write_text(page(views, [_gallery(view, gallery) for view in views]), encoding="utf-8")
+    unfinished.write_text(page(views, [_gallery(view, gallery, on_progress) for view in views]), encoding="utf-8")
     unfinished.replace(path)
     return path
 
 
-def _gallery(view: SweepView, wanted: bool) -> Gallery | str:
+def _gallery(view: SweepView, wanted: bool, on_progress: OnProgress) -> Gallery | str:
     """What the winner finds, or why it is not shown."""
     if not wanted:
         return "left out by --no-gallery"
@@ -51,7 +54,7 @@ def _gallery(view: SweepView, wanted: bool) -> Gallery | str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is unusual about this model has been said when it was trained
-            return make_gallery(view.folder, view.best)
+            return make_gallery(view.folder, view.best, on_progress)
     except (UserError, OSError, RuntimeError) as error:  # weights or photos are gone, or the device is full
         return str(error)
 
@@ -169,7 +172,7 @@ def _ranking(view: SweepView) -> Iterator[str]:
             "" if rate is None else f"{rate:.1e}",
             f"{row['recall_at_10']:.4f}",
             "" if low is None else f"{low:.4f} to {high:.4f}",
-            "" if test is None else f"{test.difference:.4f} (p {test.p_value:.3f})",
+            "" if test is None else f"{test.difference:.4f} ({_p(test.p_value)})",
             verdict,
             "" if row.get("gain") is None else f"{row['gain']:+.4f}",
             f"{row['examples_seen']:,}",
@@ -258,7 +261,7 @@ def _costs(view: SweepView) -> Iterator[str]:
 
 def _weights_mb(view: SweepView) -> dict[str, float]:
     found = sorted(view.folder.glob("trials/*/checkpoints/*/model.safetensors"))
-    return {path.parents[2].name.split("-")[0]: path.stat().st_size / _MEGABYTE for path in found}
+    return {path.parents[2].name.split("-")[0]: round(path.stat().st_size / _MEGABYTE, 1) for path in found}
 
 
 def _failures(rows: Sequence[Row]) -> Iterator[str]:
@@ -291,3 +294,7 @@ def _side_by_side(views: Sequence[SweepView]) -> Iterator[str]:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"

@@ -20,7 +20,7 @@ from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.protocols import Retrieval
 
-_THUMBNAIL = 64
+_THUMBNAIL = 80
 
 
 class RunEvaluator:

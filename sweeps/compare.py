@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from fashionclip_tune.cli import user_errors
+from fashionclip_tune.cli import progress_bar, user_errors
 
 
 def main() -> None:
@@ -27,7 +27,9 @@ def main() -> None:
 
         for part in comparison(given.sweeps):
             Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
-        print(f"report: {write_report(given.sweeps, gallery=not given.no_gallery)}")
+        with progress_bar("encoding photos") as on_progress:
+            path = write_report(given.sweeps, gallery=not given.no_gallery, on_progress=on_progress)
+        print(f"report: {path}")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,15 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
     record.write("RUNNING")
     closed: set[str] = set()
     hparams = columns(plan.check.settings)
-    with Progress(console, plan.num_trials) as progress:
+    assert plan.settings.budget_examples
+    assert plan.settings.grace_examples
+    with Progress(
+        console,
+        num_trials=plan.num_trials,
+        side_by_side=plan.slots.count,
+        budget_examples=plan.settings.budget_examples,
+        stage_examples=plan.settings.grace_examples,
+    ) as progress:
 
         def on_event() -> None:
             sweep = record.write("RUNNING")

@@ -124,11 +124,9 @@ def _winner(view: SweepView) -> Iterator[str]:
         good = "good" if low is not None and low > base else "bad" if best["gain"] < 0 else ""
         cards.append(("Gain over zero-shot", f"{best['gain']:+.4f}", f"from {base:.4f}{relative}; {apart}", good))
     compared = sum(test is not None for test in view.tests.values())
-    figure = f"{len(view.ties)} ties" if len(view.ties) != 1 else "1 tie"
-    said = (
-        "no other trial was compared" if not compared else "trials that chance explains" if view.ties else "ahead of all others"
-    )
-    cards.append(("Is it ahead of the others?", figure, f"{said}; {compared} compared", ""))
+    figure = f"{len(view.ties)} ties" if len(view.ties) > 1 else "1 tie" if view.ties else "yes" if compared else "unknown"
+    said = f"of {compared} other trials, compared query by query" if compared else "no other trial was asked the same queries"
+    cards.append(("Is it ahead of the others?", figure, said, ""))
     yield (
         '<div class="cards">'
         + "".join(

@@ -79,11 +79,7 @@ def sweep(
     with _only_driver(sweep_dir):
         result = _run(plan, sweep_dir, console)
     _print_result(result, sweep_dir, console)
-    if result["state"] == "FINISHED":
-        say("report: the winner's answers are looked up ...")
-        say(f"report: {write_report([sweep_dir])}")
-    else:
-        write_report([sweep_dir], gallery=False)  # a person who pressed Ctrl-C waits for nothing
+    _write_report(sweep_dir, say, finished=result["state"] == "FINISHED")
     return result
 
 
@@ -272,3 +268,11 @@ def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> 
             soft_wrap=True,
         )
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
+
+
+def _write_report(sweep_dir: Path, say: Any, *, finished: bool) -> None:
+    """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
+    try:
+        say(f"report: {write_report([sweep_dir], gallery=finished)}")
+    except OSError as error:  # a full disk: the sweep's own files are there
+        say(f"no report ({error}); python sweeps/compare.py {sweep_dir} makes it")

@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import sync_folder, write_json
 
 _VERSION = 2
 _KEPT = 2
-WEIGHTS_NAME, _STATE_NAME, RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
+_RECORD_BYTES = 2**20
+WEIGHTS_NAME, STATE_NAME, RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
 _REQUIRED = ("step", "fingerprint", "config", "history")
 # Of the training state, as ``Trainer.state_dict`` makes it.
 _REQUIRED_STATE = {"step", "micro_batch_size", "stage", "optimizer", "scaler", "raw_weights"}
@@ -45,6 +46,12 @@ class Checkpoint:
     def weights_file(self) -> Path:
         return self.folder / WEIGHTS_NAME
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor in the weights file, by name."""
+        with safe_open(self.weights_file, "pt") as weights:
+            names = weights.keys()
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+
     def training_state(self) -> dict[str, Any]:
         """Optimizer, scaler and counters."""
         return _training_state(self.folder)
@@ -53,15 +60,26 @@ class Checkpoint:
 def save_checkpoint(
     checkpoints: Path, weights: Mapping[str, Tensor], training_state: Mapping[str, Any], record: Mapping[str, Any]
 ) -> Path:
-    """Writes ``step_NNNNNNNN`` from ``record["step"]`` and keeps the last two; a kill at any moment leaves those before it."""
+    """Writes ``step_NNNNNNNN`` from ``record["step"]`` and keeps the last two; a kill at any moment leaves those before it.
+
+    Raises:
+        StorageError: it does not fit the disk; those before it are whole.
+    """
     final = checkpoints / f"step_{record['step']:08d}"
     unfinished = checkpoints / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, unfinished / WEIGHTS_NAME)
-    torch.save(dict(training_state), unfinished / _STATE_NAME)
-    hashes = {name: _synced_hash(unfinished / name) for name in (WEIGHTS_NAME, _STATE_NAME)}
-    write_json(unfinished / RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
+    num_bytes = _num_bytes(weights) + _num_bytes(training_state)
+    _require_room(unfinished, num_bytes)
+    try:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, unfinished / WEIGHTS_NAME)
+        torch.save(dict(training_state), unfinished / STATE_NAME)
+        hashes = {name: _synced_hash(unfinished / name) for name in (WEIGHTS_NAME, STATE_NAME)}
+        write_json(unfinished / RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
+    except Exception:  # torch and safetensors have exceptions of their own for a full disk
+        _require_room(unfinished, num_bytes)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     sync_folder(unfinished)
     if final.exists():  # one that was refused, or a stage that is trained again
         shutil.rmtree(final)
@@ -75,14 +93,46 @@ def save_checkpoint(
     return final
 
 
-def newest_checkpoint(place: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint at ``place`` (a checkpoint, or a run's folder), and why newer ones were refused."""
+def _require_room(folder: Path, num_bytes: int) -> None:
+    """Raises StorageError, and removes ``folder``, if so many bytes, those in it included, do not fit the disk."""
+    present = sum(path.stat().st_size for path in folder.iterdir())
+    free = shutil.disk_usage(folder).free
+    if present + free < num_bytes + _RECORD_BYTES:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StorageError(
+            f"the disk is full: a checkpoint of {num_bytes / 1e6:,.0f} MB does not fit {folder.parent}, which has "
+            f"{(present + free) / 1e6:,.0f} MB free. The one before it is valid: make room, then go on from it"
+        )
+
+
+def _num_bytes(value: object) -> int:
+    """Of the tensors in it."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_num_bytes, value.values()))
+    return sum(map(_num_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def newest_checkpoint(
+    place: Path, check: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint at ``place`` (a checkpoint, or a run's folder), and why newer ones were refused.
+
+    ``check`` refuses one by raising UserError, too.
+    """
+
+    def checked(folder: Path) -> Checkpoint:
+        checkpoint = open_checkpoint(folder)
+        check(checkpoint)
+        return checkpoint
+
     if (place / RECORD_NAME).is_file():
-        return open_checkpoint(place), []
+        return checked(place), []
     refused: list[str] = []
     for folder in reversed(_folders(place / "checkpoints")):
         try:
-            return open_checkpoint(folder), refused
+            return checked(folder), refused
         except UserError as error:
             refused.append(str(error))
     return None, refused
@@ -104,12 +154,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} has format {version}; this version of fashionclip_tune reads {_VERSION}")
     if missing := [name for name in _REQUIRED if name not in record]:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME} lacks {', '.join(missing)}")
-    if set(hashes) != {WEIGHTS_NAME, _STATE_NAME}:
+    if set(hashes) != {WEIGHTS_NAME, STATE_NAME}:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME} lists {', '.join(hashes) or 'no files'}")
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder} cannot be resumed from: {name} is missing")
-        if _hash(folder / name) != expected:
+        if file_hash(folder / name) != expected:
             raise UserError(f"{folder} is damaged: {name} is not what {RECORD_NAME} says")
     _check_content(folder, int(record["step"]))
     return Checkpoint(folder, record)
@@ -127,16 +177,16 @@ def _check_content(folder: Path, step: int) -> None:
     missing = _REQUIRED_STATE - state.keys() if isinstance(state, dict) else _REQUIRED_STATE
     if missing or state["step"] != step:
         reason = f"it lacks {', '.join(sorted(missing))}" if missing else f"it is of step {state['step']}"
-        raise UserError(f"{folder} cannot be resumed from: {_STATE_NAME} is not ours ({reason})")
+        raise UserError(f"{folder} cannot be resumed from: {STATE_NAME} is not ours ({reason})")
 
 
 def _training_state(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
     """A file that holds anything but tensors and plain values is refused, not executed."""
     try:
-        state: dict[str, Any] = torch.load(folder / _STATE_NAME, map_location="cpu", weights_only=True, mmap=mmap)
+        state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} cannot be resumed from: {_STATE_NAME} is not ours ({reason})") from error
+        raise UserError(f"{folder} cannot be resumed from: {STATE_NAME} is not ours ({reason})") from error
     return state
 
 
@@ -151,12 +201,22 @@ def newest_weights(run_dir: Path) -> Path | None:
     return folders[-1] / WEIGHTS_NAME if folders else None
 
 
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """The steps at which a run has checkpoints, whole or not."""
+    return [int(folder.name.removeprefix("step_")) for folder in _folders(run_dir / "checkpoints")]
+
+
 def strip_training_state(run_dir: Path) -> None:
     """Keeps the newest checkpoint's weights only: for a run that will not go on (two thirds of its bytes are Adam's)."""
     checkpoints = run_dir / "checkpoints"
     _remove_older(checkpoints, keep=1)
     for folder in _folders(checkpoints):
-        (folder / _STATE_NAME).unlink(missing_ok=True)
+        (folder / STATE_NAME).unlink(missing_ok=True)
+
+
+def remove_checkpoints(run_dir: Path) -> None:
+    """For a run of which only the figures are to be kept."""
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
 
 def _folders(checkpoints: Path) -> list[Path]:
@@ -168,7 +228,8 @@ def _remove_older(checkpoints: Path, *, keep: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """As records list it."""
     with open(path, "rb") as file:
         return _file_digest(file)
 

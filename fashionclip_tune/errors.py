@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class StorageError(UserError):
+    """What is to be kept cannot be written: no room, or the place is gone. What was written before stays valid."""
+
+
 class DivergedError(RuntimeError):
     """The loss is no longer a finite number; the run cannot go on."""
 
@@ -21,7 +25,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """The process was asked to end (SIGTERM); what was trained is in a checkpoint, from which the run can go on."""
+    """The process was asked to end; what was trained is in a checkpoint, from which the run can go on."""
 
 
 class LoaderError(RuntimeError):

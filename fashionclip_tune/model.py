@@ -275,6 +275,12 @@ def export_openclip(loaded: LoadedModel, folder: Path) -> None:
         loaded.tokenizer.save_pretrained(folder)
 
 
+def base_weights(config: ProjectConfig) -> tuple[dict[str, Tensor], str]:
+    """The tensors that a configured run starts from, not to be changed, and their fingerprint."""
+    loaded = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
+    return loaded.network.state_dict(), loaded.weights_fingerprint
+
+
 def load_weights(network: nn.Module, file: Path) -> None:
     """Loads a safetensors file into a network of the same architecture."""
     network.load_state_dict(load_file(file))

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.history import read_history
-from fashionclip_tune.report import Row, best_row, compare_trials, ranked, read_sweep
+from fashionclip_tune.report import Row, best_row, compare_trials, has_failed, ranked, read_sweep
 from fashionclip_tune.statistics import PairedTest
 
 _MIN_TRIALS_TO_EXPLAIN = 4
@@ -66,7 +67,7 @@ class SweepView:
     @property
     def failures(self) -> list[Row]:
         """Trials that ended without a result worth ranking: failed, or diverged."""
-        return [row for row in self.content["trials"] if row["state"] == "FAIL" or row["stop_reason"] == "diverged"]
+        return [row for row in self.content["trials"] if has_failed(row) or row["stop_reason"] == "diverged"]
 
     @property
     def budget_examples(self) -> int:
@@ -85,16 +86,17 @@ class SweepView:
     def importance(self) -> Importance | None:
         """Optuna's importances (PED-ANOVA: Watanabe et al. 2023); None of fewer than four trials.
 
-        Of the first evaluation after training began: there all trials are compared after the same number of photos, while
+        Of the evaluation that most trials have, the first such one after training began: there all trials are compared after the same number of photos, while
         the last values of those that were stopped early and of those that were not differ by their length too.
         """
-        stages = sorted({seen for trial in self.trials for seen in trial.intermediate_values if seen > 0})
+        stages = Counter(seen for trial in self.trials for seen in trial.intermediate_values if seen > 0)
         if not stages:
             return None
+        stage = min(stages, key=lambda seen: (-stages[seen], seen))
         study = optuna.create_study(direction="maximize")
         for trial in self.trials:
-            if trial.params and stages[0] in trial.intermediate_values:
-                value = trial.intermediate_values[stages[0]]
+            if trial.params and stage in trial.intermediate_values:
+                value = trial.intermediate_values[stage]
                 study.add_trial(optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value))
         num_trials = len(study.get_trials(deepcopy=False))
         if num_trials < _MIN_TRIALS_TO_EXPLAIN:
@@ -102,7 +104,7 @@ class SweepView:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # parameters of few trials, or that never varied: they get a share of 0
             shares = optuna.importance.get_param_importances(study)
-        return Importance(dict(shares), stages[0], num_trials)
+        return Importance(dict(shares), stage, num_trials)
 
 
 def view_sweep(folder: Path) -> SweepView:
@@ -140,4 +142,5 @@ def read_trials(journal: Path) -> list[FrozenTrial]:
             trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
         except (OSError, ValueError, KeyError):
             return []
-    return [trial for trial in trials if trial.state != TrialState.WAITING]
+    # Those of an older sweep, which a warm start put in front, are not of this one.
+    return [trial for trial in trials if trial.state != TrialState.WAITING and "origin" not in trial.user_attrs]

@@ -71,7 +71,7 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
     from fashionclip_tune import train
     from fashionclip_tune.config import ProjectConfig
     from fashionclip_tune.tuning.engine import trial_dir
-    from fashionclip_tune.tuning.hparams import columns, write_hparams
+    from fashionclip_tune.tuning.hparams import HParamsTab
     from fashionclip_tune.tuning.record import SweepRecord
     from fashionclip_tune.tuning.study import SweepStudy
 
@@ -114,7 +114,5 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
             study.pass_rung(number, 32)
             study.end(number, TrialState.COMPLETE, "budget")
     result = record.write("FINISHED")
-    numbers = columns(row["config"] for row in result["trials"])
-    for row in result["trials"][:4]:
-        write_hparams(trial_dir(folder, int(row["trial_id"]), row["config"]), row, numbers)
+    HParamsTab(folder, [row["config"] for row in result["trials"]]).add(result["trials"])
     return folder

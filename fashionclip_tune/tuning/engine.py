@@ -4,8 +4,9 @@ Everything that Ray is told here is in the journal first. Ray's trial ids mean n
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,20 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning.asha import survives
+from fashionclip_tune.errors import StorageError
+from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopSignal
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
+
+
+@dataclass(frozen=True)
+class DurablePlan:
+    """Where and when a trial keeps what is to outlive its machine."""
+
+    location: str
+    sync_every_s: float
+    kept_at: tuple[int, ...]
+    """Examples seen at which a trial may end: there its weights are kept before it reports."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +40,17 @@ class TrialPlan:
     number: int
     trial_dir: str
     config: dict[str, Any]
+    durable: DurablePlan | None = None
 
     def to_ray(self) -> dict[str, Any]:
         # As text: Ray would take dots in the keys for nesting.
-        return {"plan": json.dumps(vars(self))}
+        return {"plan": json.dumps(asdict(self))}
 
     @classmethod
     def from_ray(cls, ray_config: dict[str, Any]) -> "TrialPlan":
-        return cls(**json.loads(ray_config["plan"]))
+        plan = json.loads(ray_config["plan"])
+        durable = plan.pop("durable")
+        return cls(**plan, durable=durable and DurablePlan(**durable))
 
 
 def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
@@ -62,8 +78,12 @@ class StudySearcher(_NotPickled, Searcher):
         sweep_dir: Path,
         num_trials: int,
         max_concurrent: int,
+        stop: StopSignal | None = None,
+        durable: DurablePlan | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
+        self._stop = stop or StopSignal()
+        self._durable = durable
         self._study = study
         self._space = space
         self._build = build
@@ -77,18 +97,21 @@ class StudySearcher(_NotPickled, Searcher):
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
         if len(self._running) >= self._max_concurrent:
             return None
-        number, settings = self._next()
-        if settings is None:
-            finished: Any = Searcher.FINISHED
-            return finished  # type: ignore[no-any-return]
-        self._running[trial_id] = number
-        plan = TrialPlan(number, str(trial_dir(self._sweep_dir, number, settings)), self._build(settings).to_dict())
-        return plan.to_ray()
+        with self._stop.on_storage_error():
+            number, settings = (-1, None) if self._stop.received else self._next()
+            if settings is None:
+                finished: Any = Searcher.FINISHED
+                return finished  # type: ignore[no-any-return]
+            self._running[trial_id] = number
+            folder = trial_dir(self._sweep_dir, number, settings)
+            return TrialPlan(number, str(folder), self._build(settings).to_dict(), self._durable).to_ray()
+        return None
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
-        if self._to_continue:
+        while self._to_continue:
             number = self._to_continue.pop(0)
-            return number, self._study.settings(number, self._space)
+            if (settings := self._study.settings(number, self._space)) is not None:
+                return number, settings
         while len(self._study.trials()) < self._num_trials:
             number, settings = self._study.suggest(self._space)
             if settings is not None:  # else that trial has failed: the space raised, or drew no configuration
@@ -97,12 +120,13 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
-        if number is None:
+        if number is None or (result or {}).get("stop_reason") == INTERRUPTED or self._stop.cannot_record:
             return
-        if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
-            self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
-        else:
-            self._study.end(number, TrialState.COMPLETE, "budget")
+        with self._stop.on_storage_error():
+            if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
+                self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
+            else:
+                self._study.end(number, TrialState.COMPLETE, "budget")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""
@@ -112,31 +136,47 @@ class StudySearcher(_NotPickled, Searcher):
 
 
 class StudyScheduler(_NotPickled, FIFOScheduler):
-    """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
+    """Records each stage, then decides by the sweep's rule, for each architecture on its own trials."""
 
-    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int) -> None:
+    def __init__(self, study: SweepStudy, rule: StoppingRule, stop: StopSignal | None = None) -> None:
         super().__init__()
+        self._stop = stop or StopSignal()
         self._study = study
-        self._rung_levels = rung_levels
-        self._reduction_factor = reduction_factor
+        self._rule = rule
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        plan = TrialPlan.from_ray(trial.config)
+        with self._stop.on_storage_error():
+            return self._decide(TrialPlan.from_ray(trial.config), result)
+        return str(TrialScheduler.STOP)
+
+    def _decide(self, plan: TrialPlan, result: dict[str, Any]) -> str:
+        if result.get("stop_reason") == "storage":  # not the trial's fault: it goes on when there is room
+            raise StorageError(result["message"])
+        if result.get("stop_reason") == INTERRUPTED:
+            return str(TrialScheduler.STOP)
         if "stop_reason" in result:
-            # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
-            state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL
-            self._study.end(plan.number, state, result["stop_reason"], result["message"])
+            self._study.end(plan.number, _state_at(result["stop_reason"]), result["stop_reason"], result["message"])
             return str(TrialScheduler.STOP)
         examples_seen, value = int(result["examples_seen"]), float(result[METRIC])
         self._study.record_stage(plan.number, examples_seen, value)
-        if examples_seen not in self._rung_levels or examples_seen in self._study.passed_rungs(plan.number):
+        if not math.isfinite(value):
+            said = f"recall_at_10 is {value} after {examples_seen} examples"
+            self._study.end(plan.number, _state_at("diverged"), "diverged", said)
+            return str(TrialScheduler.STOP)
+        rungs = self._rule.rungs
+        if examples_seen not in rungs or examples_seen in self._study.passed_rungs(plan.number):
             return str(TrialScheduler.CONTINUE)
-        earlier = self._study.values_at(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
-        if survives(value, earlier, self._reduction_factor):
+        earlier = self._study.curves_to(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
+        if self._rule.survives(self._study.curve(plan.number), earlier):
             self._study.pass_rung(plan.number, examples_seen)
             return str(TrialScheduler.CONTINUE)
-        self._study.end(plan.number, TrialState.PRUNED, f"rung_{self._rung_levels.index(examples_seen) + 1}")
+        self._study.end(plan.number, TrialState.PRUNED, f"rung_{rungs.index(examples_seen) + 1}")
         return str(TrialScheduler.STOP)
+
+
+def _state_at(stop_reason: str) -> TrialState:
+    """Divergence and lack of memory are the settings' fault, and TPE learns from pruned trials; the rest says nothing."""
+    return TrialState.PRUNED if stop_reason in ("diverged", "out_of_memory") else TrialState.FAIL
 
 
 class Announcer(_NotPickled, Callback):

@@ -1,8 +1,7 @@
-"""Runs a study's trials on a local Ray."""
+"""Runs a study's trials on Ray: one of our own on this machine, or a cluster that is there."""
 
 import logging
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,10 @@ from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning.engine import Announcer, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.stop_signal import StopSignal
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.trainable import run_trial
 
@@ -38,19 +39,31 @@ def run_trials(
     sweep_dir: Path,
     num_trials: int,
     slots: Slots,
-    rung_levels: tuple[int, ...],
-    reduction_factor: int,
+    rule: StoppingRule,
     on_event: Callable[[], None],
+    stop: StopSignal | None = None,
+    durable: DurablePlan | None = None,
+    address: str | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> bool:
     """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if a signal ended it early."""
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
-    searcher = StudySearcher(study, space, build, sweep_dir=sweep_dir, num_trials=num_trials, max_concurrent=slots.count)
-    scheduler = StudyScheduler(study, rung_levels, reduction_factor)
+    stop = stop or StopSignal()
+    searcher = StudySearcher(
+        study,
+        space,
+        build,
+        sweep_dir=sweep_dir,
+        num_trials=num_trials,
+        max_concurrent=slots.count,
+        stop=stop,
+        durable=durable,
+    )
+    scheduler = StudyScheduler(study, rule, stop)
     resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
-    with _local_ray(slots), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
+    with _connected(slots, address), stop.listening(), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
         tuner = tune.Tuner(
             tune.with_resources(_patient(trainable), {name: amount for name, amount in resources.items() if amount}),
             tune_config=tune.TuneConfig(
@@ -66,7 +79,7 @@ def run_trials(
                 name="ray",
                 storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
                 verbose=0,
-                callbacks=[Announcer(on_event)],
+                callbacks=[Announcer(on_event), stop],
                 failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
             ),
         )
@@ -97,39 +110,41 @@ def _ray_trial_id(trial: Trial) -> str:
 
 
 @contextmanager
-def _local_ray(slots: Slots) -> Iterator[None]:
-    """A Ray of our own, unless this process is connected to one; SIGTERM ends a sweep as cleanly as Ctrl-C does."""
+def _connected(slots: Slots, address: str | None) -> Iterator[None]:
+    """A Ray of our own, or the one at ``address``, unless this process is connected to one."""
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait ten seconds for a trial in the middle of a stage, then kill it
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": settings},
+    }
+    here: dict[str, Any] = {
+        # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
+        "num_cpus": max(1, round(slots.count * slots.cpus_per_trial)),
+        "num_gpus": torch.cuda.device_count() if slots.gpus_per_trial else 0,  # as the slots were planned
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
+    if address is None:
         # Tune takes a worker that this monitor has ended for a mistake of its own and ends the whole sweep; one that the
         # system ends for want of memory is retried like any dead process.
-        "RAY_memory_monitor_refresh_ms": "0",
-        "RAY_AUTH_MODE": "disabled",  # this Ray listens to this machine only; else it writes a token to the home folder
-    }
+        settings["RAY_memory_monitor_refresh_ms"] = "0"
+        settings["RAY_AUTH_MODE"] = "disabled"  # listens to this machine only; else it writes a token to the home folder
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            address="local",
-            # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
-            num_cpus=max(1, round(slots.count * slots.cpus_per_trial)),
-            num_gpus=torch.cuda.device_count() if slots.gpus_per_trial else 0,  # as the slots were planned
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": settings},
-        )
-    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        ray.init(address="local", **here, **common) if address is None else ray.init(address=address, **common)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
         if started:
             ray.shutdown()
         for name, value in before.items():

@@ -14,10 +14,29 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.study import METRIC
 
 _SUFFIX = ".hparams"
 NOT_APPLICABLE = "none"
+
+
+class HParamsTab:
+    """Adds the trials of a sweep that have ended; ``drawn`` are settings as its space makes them."""
+
+    def __init__(self, sweep_dir: Path, drawn: Iterable[Mapping[str, Any]]) -> None:
+        self._sweep_dir = sweep_dir
+        self._is_number = columns(drawn)
+        self._added: set[str] = set()
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in self._added:
+                continue
+            folder = trial_dir(self._sweep_dir, int(row["trial_id"]), row["config"])
+            if folder.is_dir():
+                write_hparams(folder, row, self._is_number)
+            self._added.add(row["trial_id"])
 
 
 def columns(drawn: Iterable[Mapping[str, Any]]) -> dict[str, bool]:

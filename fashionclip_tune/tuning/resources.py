@@ -1,12 +1,18 @@
 """Slots of a sweep: how many trials run side by side, and what each gets of the machine."""
 
+import logging
 import math
 import os
+import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ray
 import torch
 
 from fashionclip_tune.errors import UserError
+
+_CONNECT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,7 @@ def plan_slots(*, device: str, num_trials: int, max_concurrent: int | None, gpus
     Raises:
         UserError: a share outside (0, 1], or no trial at a time.
     """
-    if max_concurrent is not None and max_concurrent < 1:
-        raise UserError(f"--max-concurrent {max_concurrent} is not allowed: at least 1")
-    if gpus_per_trial is not None and not 0 < gpus_per_trial <= 1:
-        raise UserError(f"--gpus-per-trial {gpus_per_trial:g} is not allowed: above 0, at most 1 (a trial runs on one GPU)")
+    _check_shares(max_concurrent, gpus_per_trial)
     cores = available_cores()
     if device == "cpu":
         gpu_share, limit = 0.0, min(cores, max(2, math.ceil(num_trials / 3)))
@@ -45,6 +48,62 @@ def plan_slots(*, device: str, num_trials: int, max_concurrent: int | None, gpus
     return Slots(count, cores / count if count <= cores else 1.0, gpu_share)
 
 
+def _check_shares(max_concurrent: int | None, gpus_per_trial: float | None) -> None:
+    if max_concurrent is not None and max_concurrent < 1:
+        raise UserError(f"--max-concurrent {max_concurrent} is not allowed: at least 1")
+    if gpus_per_trial is not None and not 0 < gpus_per_trial <= 1:
+        raise UserError(f"--gpus-per-trial {gpus_per_trial:g} is not allowed: above 0, at most 1 (a trial runs on one GPU)")
+
+
 def available_cores() -> int:
     """Cores that this process may run on: a container often has fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a Ray cluster, as it was told what it has."""
+
+    cpus: int
+    gpus: int
+
+
+def cluster_nodes(address: str) -> list[Node]:
+    """The machines of a running cluster.
+
+    Raises:
+        UserError: nothing answers there.
+    """
+    try:
+        host, separator, port = address.rpartition("/")[2].rpartition(":")
+        if separator:  # Ray itself would wait for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--address {address}: no Ray cluster answers ({reason}); start one with: ray start --head") from error
+    try:
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+    return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in resources if found.get("CPU", 0) >= 1]
+
+
+def plan_cluster_slots(
+    nodes: Sequence[Node], *, device: str, num_trials: int, max_concurrent: int | None, gpus_per_trial: float | None
+) -> Slots:
+    """As ``plan_slots``, over the machines of a cluster: a trial runs within one of them.
+
+    Raises:
+        UserError: a share outside (0, 1], no trial at a time, or no machine for the device.
+    """
+    _check_shares(max_concurrent, gpus_per_trial)
+    share = 0.0 if device == "cpu" else gpus_per_trial or 1.0
+    room = [node.cpus if device == "cpu" else min(node.cpus, node.gpus * int(1 / share)) for node in nodes]
+    limit = sum(room)
+    if not limit:
+        raise UserError(f"the cluster has no machine for --device {device}: it has {', '.join(map(str, nodes)) or 'none'}")
+    count = min(max_concurrent or limit, limit, num_trials)
+    # As many a machine as it has room for, so that the narrowest one decides how many cores each gets.
+    used = [(node, min(slots, count)) for node, slots in zip(nodes, room, strict=True) if slots]
+    return Slots(count, float(min(node.cpus // slots for node, slots in used)), share)

@@ -1,11 +1,9 @@
 """A sweep from its settings to its winner: start, resume, finish."""
 
 import platform
-import shutil
 import subprocess
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -15,30 +13,43 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from fashionclip_tune.checkpoint import newest_weights, strip_training_state
-from fashionclip_tune.errors import UserError
-from fashionclip_tune.model import export_openclip, fetch_weights, load_model, load_weights
+from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import bad_sample_lines, best_row, ranked, read_sweep, ties_with_best, trials_table, winner_lines
+from fashionclip_tune.report import (
+    bad_sample_lines,
+    has_failed,
+    ranked,
+    read_sweep,
+    ties_with_best,
+    trials_table,
+    winner_lines,
+)
 from fashionclip_tune.report_html import write_report
 from fashionclip_tune.tiny import TINY_MODELS
-from fashionclip_tune.tuning.engine import trial_dir
+from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
-from fashionclip_tune.tuning.hparams import columns, write_hparams
+from fashionclip_tune.tuning.hparams import HParamsTab
+from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.record import SweepRecord
+from fashionclip_tune.tuning.retention import KEPT_PER_MODEL, Retention
+from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
+from fashionclip_tune.tuning.warm_start import older_trials
+from fashionclip_tune.tuning.winner import export_best
 
 
 def sweep(
-    settings: SweepSettings, *, results: Path, name: str | None, resume: bool, dry_run: bool, console: Console
+    settings: SweepSettings, *, results: str | Path, name: str | None, resume: bool, dry_run: bool, console: Console
 ) -> dict[str, Any] | None:
     """Starts a sweep, or goes on with an interrupted one, and returns the content of its sweep.json.
 
     Args:
         settings: None where the plan is to choose; of a resumed sweep they may only repeat what it was started with.
-        results: the folder of all sweeps.
+        results: the folder of all sweeps; with ``settings.scratch`` the durable one, which may be slow and no POSIX file
+            system, or an address such as ``s3://bucket/path``.
         name: the sweep's folder in it; None: the next free one, or with ``resume`` the latest unfinished one.
         resume: go on with an interrupted sweep; with nothing to resume, start.
         dry_run: print the plan only, and return None.
@@ -50,63 +61,47 @@ def sweep(
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    if name is not None and (not name or Path(name).name != name):
-        raise UserError(f"--name {name!r} is not allowed: one folder name, without slashes")
-    results = results.absolute()
-    found = _to_resume(results, name) if resume else None
+    sweeps = Results(str(results))
+    found = sweeps.to_resume(name) if resume else None
     if found is not None:
-        sweep_dir = found
-        plan = _saved_plan(sweep_dir, settings, say)
-    else:
-        sweep_dir = results / name if name is not None else _next_free(results)
-        # A sweep that was killed before its first file has left its lock at most: it starts afresh.
-        if sweep_dir.exists() and (not resume or any(path.name != ".lock" for path in sweep_dir.iterdir())):
-            raise UserError(f"sweep {sweep_dir} exists: add --resume to go on with it, or choose another --name")
+        name, saved = found
+        settings = SweepSettings(**saved["settings"]).resumed(settings, name)
+        place = sweeps.place(name, settings.scratch, saved)
         plan = plan_sweep(settings, say)
-    for line in (f"sweep:    {sweep_dir}", *plan.lines()):
+        _check_unchanged(saved, plan)
+    else:
+        name = sweeps.new(name, may_be_begun=resume)
+        place = sweeps.place(name, settings.scratch)
+        plan = plan_sweep(settings, say)
+    two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
+    for line in (f"sweep:    {place.shown}{two_tiers}", *plan.lines()):
         say(line)
+    if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
+        say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
-    if found is not None and (saved := read_sweep(found))["state"] == "FINISHED":
+    if found is not None and saved["state"] == "FINISHED":
         say("this sweep is finished: nothing to resume")
-        _print_result(saved, sweep_dir, console)
+        _print_result(saved, place, console)
         return saved
     _prepare_models(plan, say)
     try:
-        sweep_dir.mkdir(parents=True, exist_ok=True)
+        place.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--results {results} cannot be written to ({error}): choose another folder") from error
-    with _only_driver(sweep_dir):
-        result = _run(plan, sweep_dir, console)
-    _print_result(result, sweep_dir, console)
-    _write_report(sweep_dir, say, finished=result["state"] == "FINISHED")
+        raise UserError(f"{place.run_dir} cannot be written to ({error}): choose another folder") from error
+    with _only_driver(place.run_dir):
+        place.restore()
+        result = _run(plan, place, console)
+    _print_result(result, place, console)
+    _write_report(place, say, finished=result["state"] == "FINISHED")
     return result
 
 
-def _to_resume(results: Path, name: str | None) -> Path | None:
-    """The named sweep if it was started at all, or the latest unfinished one."""
-    if name is not None:
-        return results / name if (results / name / "sweep.json").is_file() else None
-    sweeps = [(path.parent, read_sweep(path.parent)) for path in results.glob("*/sweep.json")]
-    unfinished = [(content["created"], folder) for folder, content in sweeps if content["state"] != "FINISHED"]
-    return max(unfinished)[1] if unfinished else None
-
-
-def _next_free(results: Path) -> Path:
-    number = 1
-    while (results / f"sweep-{number:03d}").exists():
-        number += 1
-    return results / f"sweep-{number:03d}"
-
-
-def _saved_plan(sweep_dir: Path, given: SweepSettings, say: Any) -> SweepPlan:
-    saved = read_sweep(sweep_dir)
-    plan = plan_sweep(SweepSettings(**saved["settings"]).resumed(given, sweep_dir.name), say)
+def _check_unchanged(saved: dict[str, Any], plan: SweepPlan) -> None:
     for what, now in (("space_hash", plan.space.content_hash), ("data_fingerprint", plan.data_fingerprint)):
         if saved[what] != now:
             source = plan.space.file if what == "space_hash" else plan.base.dataset_dir
-            raise UserError(f"{source} has changed since sweep {sweep_dir.name} was started: put it back, or start a new sweep")
-    return plan
+            raise UserError(f"{source} has changed since sweep {saved['name']} was started: put it back, or start a new sweep")
 
 
 def _prepare_models(plan: SweepPlan, say: Any) -> None:
@@ -138,18 +133,24 @@ def _only_driver(sweep_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
-    header = _header(plan, sweep_dir)
+def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
+    header = _header(plan, place)
+    mirror, stop = place.mirror, StopSignal()
+    if mirror is not None:
+        mirror.start(header)
     study = SweepStudy(
-        sweep_dir / "study.journal",
+        place.run_dir / "study.journal",
         seed=plan.seed,
         num_startup_trials=plan.num_startup_trials,
         points=plan.space.points,
+        on_append=mirror.append_journal if mirror is not None else lambda: None,
+        quota=plan.quota,
+        older=lambda: older_trials(plan),
     )
-    record = SweepRecord(sweep_dir, study, header)
+    record = SweepRecord(place.run_dir, study, header)
     record.write("RUNNING")
-    closed: set[str] = set()
-    hparams = columns(plan.check.settings)
+    retention = Retention(place.run_dir, plan.build, mirror)
+    hparams = HParamsTab(place.run_dir, plan.check.settings)
     assert plan.settings.budget_examples
     assert plan.settings.grace_examples
     with Progress(
@@ -161,36 +162,62 @@ def _run(plan: SweepPlan, sweep_dir: Path, console: Console) -> dict[str, Any]:
     ) as progress:
 
         def on_event() -> None:
-            sweep = record.write("RUNNING")
-            progress.show(sweep)
-            _close_ended(sweep_dir, sweep["trials"], hparams, closed)
+            with stop.on_storage_error():
+                if mirror is not None and plan.settings.address is not None:
+                    mirror.fetch_evaluations()  # of trials on other machines
+                sweep = record.write("RUNNING")
+                progress.show(sweep)
+                hparams.add(sweep["trials"])
+                retention.apply(sweep["trials"])
+                if mirror is not None:
+                    mirror.publish(not_before_s=plan.sync_every_s)
 
         completed = run_trials(
             study,
             plan.draw,
             plan.build,
-            sweep_dir=sweep_dir,
+            sweep_dir=place.run_dir,
             num_trials=plan.num_trials,
             slots=plan.slots,
-            rung_levels=plan.rung_levels,
-            reduction_factor=plan.reduction_factor,
+            rule=plan.rule,
             on_event=on_event,
+            stop=stop,
+            address=plan.settings.address,
+            durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
         )
-        _close_ended(sweep_dir, record.rows(), hparams, closed)
-        _export_best(plan, sweep_dir, record.rows())
+        if stop.cannot_record:
+            with suppress(OSError, StorageError):
+                record.write("INTERRUPTED")
+            raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{_how_to_go_on(place)}")
+        hparams.add(record.rows())
+        retention.apply(record.rows())
+        export_best(place.run_dir, record.rows(), plan.build, mirror)
         result = record.write("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
+    if mirror is not None:
+        mirror.publish()
+    if retention.freed_bytes:
+        console.print(
+            f"freed {retention.freed_bytes / 1e6:,.0f} MB: states of ended trials, and weights but for the best "
+            f"{KEPT_PER_MODEL} of each model",
+            highlight=False,
+        )
     return result
 
 
-def _header(plan: SweepPlan, sweep_dir: Path) -> dict[str, Any]:
+def _how_to_go_on(place: Place) -> str:
+    results, _, name = place.shown.rpartition("/")
+    return f"go on with: python sweeps/run_sweep.py --results {results} --name {name} --resume"
+
+
+def _header(plan: SweepPlan, place: Place) -> dict[str, Any]:
     """What does not change in the life of a sweep; kept from its first start."""
-    if (sweep_dir / "sweep.json").is_file():
+    if (place.run_dir / "sweep.json").is_file():
         changing = ("state", "best", "zero_shot", "trials")
-        return {name: value for name, value in read_sweep(sweep_dir).items() if name not in changing}
+        return {name: value for name, value in read_sweep(place.run_dir).items() if name not in changing}
     packages = ("torch", "open_clip_torch", "ray", "optuna")
     return {
-        "name": sweep_dir.name,
+        "name": place.shown.rpartition("/")[2],
         "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         "metric": METRIC,
         "mode": "max",
@@ -199,6 +226,7 @@ def _header(plan: SweepPlan, sweep_dir: Path) -> dict[str, Any]:
         "space_hash": plan.space.content_hash,
         "data_fingerprint": plan.data_fingerprint,
         "settings": asdict(plan.settings),
+        "base_config": plan.base.to_dict(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
     }
@@ -212,67 +240,32 @@ def _git_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _close_ended(sweep_dir: Path, rows: list[dict[str, Any]], hparams: dict[str, bool], closed: set[str]) -> None:
-    """Drops optimizer states of trials that are over, and adds them to TensorBoard's table, once their worker has let go."""
-    for row in rows:
-        if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in closed:
-            continue
-        folder = trial_dir(sweep_dir, int(row["trial_id"]), row["config"])
-        if folder.is_dir():
-            try:
-                with FileLock(folder / ".lock", timeout=0):
-                    strip_training_state(folder)
-                    write_hparams(folder, row, hparams)
-            except Timeout:
-                continue
-            (folder / ".lock").unlink(missing_ok=True)
-        closed.add(row["trial_id"])
-
-
-def _export_best(plan: SweepPlan, sweep_dir: Path, rows: list[dict[str, Any]]) -> None:
-    best = best_row(rows)
-    if best is None:
-        return
-    weights = newest_weights(trial_dir(sweep_dir, int(best["trial_id"]), best["config"]))
-    if weights is None or weights.parent.name != f"step_{best['step']:08d}":
-        # Only where checkpoints are not written at every stage: its worker was killed before it could write the last one.
-        warnings.warn(f"the weights of trial {best['trial_id']} at step {best['step']} were lost: no best/", stacklevel=2)
-        return
-    loaded = load_model(plan.build(best["config"]))
-    load_weights(loaded.network, weights)
-    unfinished, final = sweep_dir / ".best.tmp", sweep_dir / "best"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    export_openclip(loaded, unfinished)
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.rename(final)
-
-
-def _print_result(result: dict[str, Any], sweep_dir: Path, console: Console) -> None:
+def _print_result(result: dict[str, Any], place: Place, console: Console) -> None:
+    sweep_dir = place.readable
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
     console.print(trials_table(rows, f"{result['name']}, best first", ties))
     for line in winner_lines(result, sweep_dir, ties):
         console.print(line, highlight=False, soft_wrap=True)
     for row in result["trials"]:
-        if row["state"] == "FAIL":
+        if has_failed(row):
             console.print(
                 f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
             )
     for line in bad_sample_lines(sweep_dir):
         console.print(line, highlight=False, soft_wrap=True)
     if result["state"] == "INTERRUPTED":
-        results = sweep_dir.parent
-        console.print(
-            f"interrupted; go on with: python sweeps/run_sweep.py --results {results} --name {sweep_dir.name} --resume",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"interrupted; {_how_to_go_on(place)}", highlight=False, soft_wrap=True)
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
 
 
-def _write_report(sweep_dir: Path, say: Any, *, finished: bool) -> None:
+def _write_report(place: Place, say: Any, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
     try:
-        say(f"report: {write_report([sweep_dir], gallery=finished)}")
-    except OSError as error:  # a full disk: the sweep's own files are there
-        say(f"no report ({error}); python sweeps/compare.py {sweep_dir} makes it")
+        path = write_report([place.run_dir], gallery=finished)
+        if place.mirror is not None:
+            place.mirror.publish()
+    except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there
+        say(f"no report ({error}); python sweeps/compare.py {place.readable} makes it")
+    else:
+        say(f"report: {place.readable / path.name}")

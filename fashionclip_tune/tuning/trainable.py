@@ -1,6 +1,8 @@
 """What a Ray worker runs: one trial, through the same ``train`` as everyone else."""
 
+import errno
 import gc
+import json
 import traceback
 import warnings
 from pathlib import Path
@@ -11,10 +13,14 @@ from filelock import FileLock
 from ray import tune
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StorageError
 from fashionclip_tune.history import Row
+from fashionclip_tune.portable import DurableRun
+from fashionclip_tune.run import starting_point
 from fashionclip_tune.training import train
-from fashionclip_tune.tuning.engine import TrialPlan
+from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
+from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopPoll
 from fashionclip_tune.tuning.study import METRIC
 
 
@@ -25,12 +31,15 @@ def run_trial(ray_config: dict[str, Any]) -> None:
     retries only what it should: a process that died.
     """
     plan = TrialPlan.from_ray(ray_config)
-    trial_dir = Path(plan.trial_dir)
+    config, trial_dir = ProjectConfig.from_dict(plan.config), Path(plan.trial_dir)
     trial_dir.mkdir(parents=True, exist_ok=True)
+    durable = TrialSync(plan.durable, config, trial_dir) if plan.durable is not None else None
     reported = {"examples_seen": 0, METRIC: 0.0}
 
     def report(row: Row) -> None:
         reported.update(row)
+        if durable is not None:
+            durable.keep(row)
         tune.report(dict(row))
 
     def log_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -46,15 +55,50 @@ def run_trial(ray_config: dict[str, Any]) -> None:
         warnings.showwarning = log_warning
         stop_reason, message = "", ""
         try:
-            train(ProjectConfig.from_dict(plan.config), trial_dir, on_eval=report, resume_from=trial_dir)
+            if durable is not None:
+                durable.run.fetch_state(trial_dir)
+            train(
+                config,
+                trial_dir,
+                on_eval=report,
+                resume_from=trial_dir,
+                durable=durable.run if durable is not None else None,
+                should_stop=StopPoll(),
+            )
+        except StoppedError as error:
+            stop_reason, message = INTERRUPTED, str(error)
         except DivergedError as error:
             stop_reason, message = "diverged", str(error)
         except BadDataError as error:
             stop_reason, message = "bad_data", str(error)
         except OutOfMemoryError as error:
             stop_reason, message = "out_of_memory", str(error)
+        except StorageError as error:
+            stop_reason, message = "storage", str(error)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                tune.report({**reported, "stop_reason": "storage", "message": f"the disk is full: {error}"})
+                return
             (trial_dir / "error.log").write_text(traceback.format_exc())
             stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
         if stop_reason:
             tune.report({**reported, "stop_reason": stop_reason, "message": message})
+
+
+class TrialSync:
+    """Keeps on the durable side what a trial's reports are about, before they are made."""
+
+    def __init__(self, plan: DurablePlan, config: ProjectConfig, trial_dir: Path) -> None:
+        self._name = f"trials/{trial_dir.name}"
+        self._folder = DurableFolder(plan.location)
+        self._kept_at = plan.kept_at
+        self._trial_dir = trial_dir
+        self.run = DurableRun(self._folder, self._name, starting_point(config), sync_every_s=plan.sync_every_s)
+
+    def keep(self, row: Row) -> None:
+        """The figures at once; the weights where the trial may end with this report."""
+        step = f"step_{row['step']:08d}"
+        checkpoint = self._trial_dir / "checkpoints" / step
+        if row["examples_seen"] in self._kept_at and checkpoint.is_dir():
+            self.run.put_weights(checkpoint)
+        self._folder.put(f"{self._name}/evaluations/{step}.json", json.dumps(row, indent=2).encode())

@@ -1,0 +1,132 @@
+"""A folder that outlives the machine: a mounted drive, or object storage. It may be slow, and it is no POSIX file system.
+
+Files are written once, under new names; nothing is renamed, locked or appended to. What is torn is found by its content,
+so whoever reads checks it.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from pyarrow import NativeFile, fs  # type: ignore[import-untyped]
+
+from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.remote import scheme_of
+
+_T = TypeVar("_T")
+_WAITS_S = (1.0, 4.0, 15.0)
+_CHUNK = 2**22
+
+
+class DurableFolder:
+    """Whole files below one place. Names are relative, with slashes."""
+
+    def __init__(self, location: str | Path, filesystem: fs.FileSystem | None = None) -> None:
+        """``location``: a folder, or an address that Arrow (and so Ray) knows: ``s3://bucket/path``, ``gs://bucket/path``.
+
+        Raises:
+            UserError: no such kind of address.
+        """
+        self.location = str(location)
+        self._is_local = scheme_of(self.location) is None
+        if filesystem is not None:
+            self._fs, self._root = filesystem, self.location
+        elif self._is_local:
+            self._fs, self._root = fs.LocalFileSystem(), str(Path(location).absolute())
+        else:
+            try:
+                self._fs, self._root = fs.FileSystem.from_uri(self.location)
+            except (OSError, ValueError) as error:
+                raise UserError(f"--results {self.location} cannot be opened: {error}") from error
+
+    def put(self, name: str, content: bytes) -> None:
+        """Writes a file.
+
+        Raises:
+            StorageError: it could not be written, several times over; what had been written is removed.
+        """
+        self._write(name, lambda stream: stream.write(content))
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Writes a file with the content of a local one, or raises as ``put``."""
+
+        def copy(stream: NativeFile) -> None:
+            with open(source, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    stream.write(chunk)
+
+        self._write(name, copy)
+
+    def read(self, name: str) -> bytes:
+        """A small file's content; FileNotFoundError if it is not there."""
+        with self._fs.open_input_stream(self._path(name)) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copies a file to a local path."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._fs.open_input_stream(self._path(name)) as stream, open(target, "wb") as file:
+            while chunk := stream.read(_CHUNK):
+                file.write(chunk)
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs.get_file_info(self._path(name)).type == fs.FileType.File)
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly in this one."""
+        found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(self.sizes().values())
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Name and bytes of each file below a folder; none where there is no such folder."""
+        selector = fs.FileSelector(self._path(under), allow_not_found=True, recursive=True)
+        found = [info for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File]
+        return {info.path[len(self._root) :].lstrip("/"): info.size for info in found}
+
+    def remove(self, name: str) -> None:
+        """Deletes a file, emptied before: a drive keeps what was deleted in its trash, which counts."""
+        path = self._path(name)
+        if self._is_local:
+            self._fs.open_output_stream(path).close()
+        self._fs.delete_file(path)
+        if self._is_local:
+            with suppress(OSError):  # others may be in it, or it is gone
+                Path(path).parent.rmdir()
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _write(self, name: str, fill: Callable[[NativeFile], object]) -> None:
+        path = self._path(name)
+
+        def attempt() -> None:
+            if self._is_local:
+                self._fs.create_dir(path.rpartition("/")[0], recursive=True)
+            with self._fs.open_output_stream(path) as stream:
+                fill(stream)
+
+        try:
+            _retried(attempt)
+        except OSError as error:
+            with suppress(OSError):
+                self.remove(name)
+            raise StorageError(
+                f"{self.location} cannot be written to ({name}: {error}): make room or bring it back; "
+                "all that was written before stays valid, and --resume goes on from there"
+            ) from error
+
+
+def _retried(attempt: Callable[[], _T]) -> _T:
+    for wait_s in _WAITS_S:
+        try:
+            return attempt()
+        except OSError:
+            time.sleep(wait_s)
+    return attempt()

@@ -1,0 +1,52 @@
+"""The best single trial of a sweep, as a folder that any OpenCLIP user loads."""
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fashionclip_tune.checkpoint import newest_weights
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.model import export_openclip, load_model
+from fashionclip_tune.report import best_row
+from fashionclip_tune.tuning.engine import trial_dir
+from fashionclip_tune.tuning.mirror import SweepMirror
+from fashionclip_tune.tuning.retention import durable_run
+
+
+def export_best(
+    sweep_dir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    build: Callable[[dict[str, Any]], ProjectConfig],
+    mirror: SweepMirror | None,
+) -> None:
+    """Writes ``SWEEP/best/``, whole or not at all; nothing where no trial has a result."""
+    best = best_row(rows)
+    if best is None:
+        return
+    folder, config = trial_dir(sweep_dir, int(best["trial_id"]), best["config"]), build(best["config"])
+    weights = _weights(folder, int(best["step"]), config, mirror)
+    if weights is None:
+        # Only where checkpoints are not written at every stage: its worker was killed before it could write the last one.
+        warnings.warn(f"the weights of trial {best['trial_id']} at step {best['step']} were lost: no best/", stacklevel=2)
+        return
+    loaded = load_model(config)
+    loaded.network.load_state_dict(weights)
+    unfinished, final = sweep_dir / ".best.tmp", sweep_dir / "best"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    export_openclip(loaded, unfinished)
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.rename(final)
+
+
+def _weights(folder: Path, step: int, config: ProjectConfig, mirror: SweepMirror | None) -> Mapping[str, Tensor] | None:
+    """From this machine, else, in half precision, from the durable folder."""
+    file = newest_weights(folder)
+    if file is not None and file.parent.name == f"step_{step:08d}":
+        weights: Mapping[str, Tensor] = load_file(file)
+        return weights
+    return durable_run(mirror, folder, config).fetch_weights(step) if mirror is not None else None

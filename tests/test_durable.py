@@ -1,0 +1,72 @@
+import pytest
+from pyarrow import fs
+
+from fashionclip_tune import durable
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.errors import StorageError, UserError
+
+
+@pytest.fixture(params=["folder", "object store"])
+def folder(request, tmp_path):
+    """A folder, or a store that knows no folders, no renames and no appending."""
+    if request.param == "folder":
+        return DurableFolder(tmp_path / "drive")
+    return DurableFolder("bucket/sweep", fs._MockFileSystem())
+
+
+def test_what_was_put_is_listed_and_read_back(folder, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(range(256)) * 40_000)  # several chunks
+    folder.put("journal/000.jsonl", b"one\n")
+    folder.put_file("trials/a/weights", tmp_path / "big")
+    assert folder.sizes() == {"journal/000.jsonl": 4, "trials/a/weights": 10_240_000}
+    assert folder.sizes("journal") == {"journal/000.jsonl": 4}
+    assert folder.read("journal/000.jsonl") == b"one\n"
+    folder.fetch("trials/a/weights", tmp_path / "copies" / "weights")
+    assert (tmp_path / "copies" / "weights").read_bytes() == (tmp_path / "big").read_bytes()
+    assert folder.exists("journal/000.jsonl")
+    assert not folder.exists("journal/001.jsonl")
+    assert folder.folders() == ["journal", "trials"]
+    folder.remove("journal/000.jsonl")
+    assert folder.sizes("journal") == {}
+
+
+def test_nothing_there_is_no_error_but_when_it_is_read(folder, tmp_path):
+    assert (folder.sizes(), folder.folders(), folder.sizes("journal")) == ({}, [], {})
+    with pytest.raises(FileNotFoundError):
+        folder.read("header.json")
+    with pytest.raises(FileNotFoundError):
+        folder.fetch("header.json", tmp_path / "header.json")
+
+
+def test_a_file_is_emptied_before_it_is_deleted(tmp_path):
+    """A drive's trash keeps what it was when it was deleted: a second name of the same file sees it."""
+    folder = DurableFolder(tmp_path / "drive")
+    folder.put("state", b"x" * 1000)
+    (tmp_path / "trash").hardlink_to(tmp_path / "drive" / "state")
+    folder.remove("state")
+    assert (tmp_path / "trash").read_bytes() == b""
+
+
+def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
+    drive, waits = tmp_path / "drive", []
+
+    def mounted_again_at_the_third_wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            drive.unlink()
+
+    drive.write_bytes(b"no folder")
+    monkeypatch.setattr(durable.time, "sleep", mounted_again_at_the_third_wait)
+    DurableFolder(drive).put("a", b"a")
+    assert (drive / "a").read_bytes() == b"a"
+    assert waits == sorted(waits)
+
+    (tmp_path / "other").write_bytes(b"no folder")
+    with pytest.raises(StorageError, match=r"other cannot be written to \(b: .*--resume"):
+        DurableFolder(tmp_path / "other").put("b", b"b")
+    assert len(waits) == 6
+
+
+def test_an_address_of_no_known_kind_is_refused():
+    with pytest.raises(UserError, match="--results nfs://x/y cannot be opened"):
+        DurableFolder("nfs://x/y")

@@ -86,8 +86,8 @@ class SweepView:
     def importance(self) -> Importance | None:
         """Optuna's importances (PED-ANOVA: Watanabe et al. 2023); None of fewer than four trials.
 
-        Of the evaluation that most trials have, the first such one after training began: there all trials are compared after the same number of photos, while
-        the last values of those that were stopped early and of those that were not differ by their length too.
+        Of the first evaluation that most trials have: there they are compared after the same number of photos, while the
+        last values of those that were stopped early and of those that were not differ by their length too.
         """
         stages = Counter(seen for trial in self.trials for seen in trial.intermediate_values if seen > 0)
         if not stages:

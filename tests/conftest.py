@@ -102,7 +102,7 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
     for _ in range(5):
         number, settings = study.suggest(space)
         if number == 4:
-            study.end(number, TrialState.FAIL, "out_of_memory", "no memory left <at all> for a photo")
+            study.end(number, TrialState.FAIL, "bad_data", "no photo left <at all> to train on")
             continue
         stage_examples = {"training.budget_examples": 32} if number == 1 else {}
         result = train(base.with_overrides({**settings, **stage_examples}), trial_dir(folder, number, settings))

@@ -92,7 +92,7 @@ def test_the_ranking_has_the_figures_of_sweep_json(report: Path, small_sweep: Pa
 def test_what_failed_stands_there_with_its_reason_as_text(report: Path) -> None:
     assert [
         cell for number, cell in enumerate(next(row for row in Page(report).rows if row[:1] == ["0004"])) if number in (0, 2, 4)
-    ] == ["0004", "out of memory", "no memory left <at all> for a photo"]
+    ] == ["0004", "bad data", "no photo left <at all> to train on"]
 
 
 def test_the_gallery_shows_the_photo_asked_for_in_a_frame_of_its_own(report: Path) -> None:

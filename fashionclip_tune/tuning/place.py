@@ -103,5 +103,5 @@ class Results:
 
 
 def _check_name(name: str) -> None:
-    if not name or Path(name).name != name:
+    if Path(name).name != name or name in ("", ".."):
         raise UserError(f"--name {name!r} is not allowed: one folder name, without slashes")

@@ -1,0 +1,119 @@
+import json
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.tuning.mirror import SweepMirror
+from fashionclip_tune.tuning.study import SweepStudy
+
+
+def space(trial: optuna.Trial) -> dict:
+    return {"clip_model": "tiny-clip", "training.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)}
+
+
+def mirrored(tmp_path: Path, machine: str) -> tuple[SweepMirror, Path]:
+    run_dir = tmp_path / machine
+    return SweepMirror(DurableFolder(tmp_path / "drive"), run_dir), run_dir
+
+
+def study(mirror: SweepMirror, run_dir: Path) -> SweepStudy:
+    run_dir.mkdir(exist_ok=True)
+    return SweepStudy(run_dir / "study.journal", seed=0, num_startup_trials=1, on_append=mirror.append_journal)
+
+
+def told(study: SweepStudy) -> list:
+    return [(trial.number, trial.params, trial.intermediate_values, trial.state) for trial in study.trials()]
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A sweep of two trials on the first machine: its mirror, folder and study."""
+    mirror, run_dir = mirrored(tmp_path, "first")
+    mirror.start({"name": "it", "created": "now"})
+    first = study(mirror, run_dir)
+    for stage in (100, 200):
+        number, _ = first.suggest(space)
+        first.record_stage(number, stage, 0.5)
+    return mirror, run_dir, first
+
+
+def test_another_machine_knows_all_that_was_recorded(tmp_path, begun):
+    _, run_dir, first = begun
+    mirror, other_dir = mirrored(tmp_path, "second")
+    assert mirror.restore()
+    assert (other_dir / "study.journal").read_bytes() == (run_dir / "study.journal").read_bytes()
+    assert told(study(mirror, other_dir)) == told(first)
+    sweep = json.loads((other_dir / "sweep.json").read_text())
+    assert (sweep["name"], sweep["state"], sweep["trials"]) == ("it", "RUNNING", [])
+
+
+def test_every_record_is_durable_before_the_call_that_makes_it_returns(tmp_path, begun):
+    _, run_dir, first = begun
+    for stage in range(300, 900, 100):
+        first.record_stage(0, stage, 0.25)
+        other, other_dir = mirrored(tmp_path, f"after-{stage}")
+        assert other.restore()
+        assert (other_dir / "study.journal").read_bytes() == (run_dir / "study.journal").read_bytes()
+
+
+def test_a_torn_piece_and_what_follows_it_are_not_believed(tmp_path, begun):
+    _, run_dir, _ = begun
+    pieces = sorted((tmp_path / "drive" / "journal").iterdir())
+    torn = pieces[-2]
+    torn.write_bytes(torn.read_bytes()[:-5])
+    mirror, other_dir = mirrored(tmp_path, "second")
+    assert mirror.restore()
+    expected = (run_dir / "study.journal").read_bytes()[: int(torn.name.partition("-")[0])]
+    assert (other_dir / "study.journal").read_bytes() == expected
+    # What is written instead stands beside the torn one, and a third machine finds it.
+    second = study(mirror, other_dir)
+    second.record_stage(0, 900, 0.75)
+    third, third_dir = mirrored(tmp_path, "third")
+    assert third.restore()
+    assert told(study(third, third_dir)) == told(second)
+
+
+def test_a_machine_that_comes_back_goes_on_where_it_was_unless_another_has_gone_on_since(tmp_path, begun):
+    _, _, first = begun
+    last = sorted((tmp_path / "drive" / "journal").iterdir())[-1]
+    last.unlink()  # as if it had died between the two
+    back, _ = mirrored(tmp_path, "first")
+    assert back.restore()
+    back.append_journal()
+    other, other_dir = mirrored(tmp_path, "second")
+    assert other.restore()
+    assert told(study(other, other_dir)) == told(first)
+    study(other, other_dir).record_stage(0, 900, 0.75)
+    assert not mirrored(tmp_path, "first")[0].restore()
+
+
+def test_evaluations_come_along_but_torn_ones(tmp_path, begun):
+    evaluations = tmp_path / "drive" / "trials" / "0000-tiny-clip-contrastive" / "evaluations"
+    evaluations.mkdir(parents=True)
+    (evaluations / "step_00000001.json").write_text('{"step": 1}')
+    (evaluations / "step_00000002.json").write_text('{"step": 2')
+    state = evaluations.parent / "state" / "step_00000001"
+    state.mkdir(parents=True)
+    (state / "checkpoint.json").write_text("{}")
+    mirror, other_dir = mirrored(tmp_path, "second")
+    assert mirror.restore()
+    copied = [str(path.relative_to(other_dir / "trials")) for path in (other_dir / "trials").rglob("*") if path.is_file()]
+    assert copied == ["0000-tiny-clip-contrastive/evaluations/step_00000001.json"]
+
+
+def test_tables_and_winner_are_copied_for_people(tmp_path, begun):
+    mirror, run_dir, _ = begun
+    (run_dir / "best").mkdir()
+    for name in ("sweep.json", "trials.csv", "best/open_clip_config.json"):
+        (run_dir / name).write_text("{}")
+    mirror.publish()
+    (run_dir / "trials.csv").write_text("newer")
+    mirror.publish(not_before_s=60)
+    assert (tmp_path / "drive" / "best" / "open_clip_config.json").read_text() == "{}"
+    assert (tmp_path / "drive" / "trials.csv").read_text() == "{}"
+    mirror.publish()
+    assert (tmp_path / "drive" / "trials.csv").read_text() == "newer"
+    shutil.rmtree(run_dir)

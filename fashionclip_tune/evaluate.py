@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from fashionclip_tune.answers import fixed_queries, top_photos
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import Protocol
 from fashionclip_tune.dataset import BadSamples
@@ -28,7 +29,8 @@ from fashionclip_tune.protocols import KS, Pool, Retrieval, load_retrieval, retr
 from fashionclip_tune.statistics import bootstrap_interval
 
 # Of what the zero-shot cache holds: increase it with every change of what a figure means.
-_FORMAT = 4
+_FORMAT = 5
+_NUM_SHOWN, _NUM_ANSWERS = 6, 5
 _SPREAD_SAMPLE = 1_000
 
 Metrics = dict[str, Any]
@@ -37,11 +39,15 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics`` of one protocol, flat; the queries' ranks behind them; what could not be read."""
+    """``metrics`` of one protocol, flat; the queries' ranks behind them; what could not be read.
+
+    ``answers``: the photos of a few captions, and the five that the model finds first for each: [photo, first, second...].
+    """
 
     metrics: Metrics
     retrieval: Retrieval
     bad_samples: tuple[BadSample, ...]
+    answers: list[list[int]]
 
 
 def evaluate(
@@ -67,7 +73,14 @@ def evaluate(
         plan=plan,
         max_bad_share=max_bad_share,
     )
-    return Evaluation(*describe(pool, protocol), bad)
+    answers = _answers(pool) if len(pool.products_N) == len(photos) else []  # else numbers do not name photos
+    return Evaluation(*describe(pool, protocol), bad, answers)
+
+
+def _answers(pool: Pool) -> list[list[int]]:
+    queries = fixed_queries(int(pool.is_query_N.sum()), _NUM_SHOWN)
+    found = top_photos(pool, torch.tensor(queries), _NUM_ANSWERS).tolist()
+    return [[query, *photos] for query, photos in zip(queries, found, strict=True)]
 
 
 def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
@@ -226,11 +239,12 @@ def cached_zero_shot(
         try:
             cached = json.loads(path.read_text())
             bad = tuple(BadSample(*sample) for sample in cached["bad_samples"])
-            return Evaluation(cached["metrics"], load_retrieval(ranks_path)[0], bad)
+            return Evaluation(cached["metrics"], load_retrieval(ranks_path)[0], bad, cached["answers"])
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             evaluation = evaluate(
                 loaded, photos, protocol=protocol, batch_size=batch_size, plan=plan, max_bad_share=max_bad_share
             )
         save_retrieval(ranks_path, evaluation.retrieval)
-        write_json(path, {"metrics": evaluation.metrics, "bad_samples": evaluation.bad_samples})
+        kept = {"metrics": evaluation.metrics, "bad_samples": evaluation.bad_samples, "answers": evaluation.answers}
+        write_json(path, kept)
     return evaluation

@@ -1,5 +1,6 @@
 """What a run reported: one JSON file an evaluation, written once, and TensorBoard scalars over examples seen."""
 
+import io
 import json
 import math
 import re
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from fashionclip_tune.files import write_json
@@ -41,6 +44,15 @@ class History:
         self._recorded = {row["step"]: row for row in read_history(run_dir)}
         _wait_for_a_later_name(run_dir)
         self._writer = SummaryWriter(str(run_dir), purge_step=first_new_examples)
+
+    def show(self, answer_sheet: bytes | None, memory_bytes: int, examples_seen: int) -> None:
+        """For TensorBoard only: a picture of what a few captions find (JPEG), and the memory in use."""
+        self._writer.add_scalar("train/memory_gb", memory_bytes / 1e9, examples_seen)
+        if answer_sheet is not None:
+            with Image.open(io.BytesIO(answer_sheet)) as image:
+                picture = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=answer_sheet)
+            summary = Summary(value=[Summary.Value(tag="answers", image=picture)])
+            self._writer._get_file_writer().add_summary(summary, examples_seen)
 
     def record(self, row: Row) -> str | None:
         """Writes a row, and returns how it differs from one that an earlier life of the run recorded, if it does."""

@@ -23,7 +23,7 @@ from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.protocols import QUERIES_FILE, save_retrieval
 from fashionclip_tune.resuming import checkpoint_to_resume
-from fashionclip_tune.run_metrics import RunEvaluator
+from fashionclip_tune.run_metrics import RunEvaluator, memory_in_use
 from fashionclip_tune.stopping import StopRequest, children_without_sigterm
 from fashionclip_tune.trainer import StageStats, Trainer
 
@@ -183,6 +183,7 @@ class Run:
     def _report(self, row: Row, history: History, on_eval: OnEval) -> None:
         if (retrieval := self._evaluator.retrieval) is not None:
             save_retrieval(self._out_dir / QUERIES_FILE, retrieval, step=row["step"], data=self._valid.fingerprint)
+        history.show(self._evaluator.answer_sheet(), memory_in_use(self._plan.device), row["examples_seen"])
         if difference := history.record(row):
             message = f"a stage that was trained again came out otherwise: {difference}"
             if self._plan.device.type == "cpu":

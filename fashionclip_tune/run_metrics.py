@@ -1,18 +1,26 @@
 """A run's own evaluations: its shards under its protocol, and what is done when memory runs out in one."""
 
+import resource
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import torch
+from PIL import Image
+
+from fashionclip_tune.answers import answer_sheet, thumbnail
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.dataset import RunShards, storage_of
 from fashionclip_tune.errors import OutOfMemoryError
 from fashionclip_tune.evaluate import Evaluation, Metrics, cached_zero_shot, evaluate
-from fashionclip_tune.evaluation_set import evaluation_set
+from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.protocols import Retrieval
+
+_THUMBNAIL = 80
 
 
 class RunEvaluator:
@@ -39,6 +47,10 @@ class RunEvaluator:
         self._loaded = loaded
         self._plan = plan
         self._free_memory = free_memory
+        self._shown: tuple[EvaluationSet, list[list[int]]] | None = None
+        self._thumbnails: dict[int, Image.Image] = {}
+        if plan.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(plan.device)  # another run may have been here before
 
     def zero_shot(self) -> Metrics:
         """Of the untouched weights, from the cache where it has them."""
@@ -47,6 +59,25 @@ class RunEvaluator:
     def evaluate(self) -> Metrics:
         """Those of the evaluated part of the training set have the prefix ``train_``."""
         return self._metrics(evaluate)
+
+    def answer_sheet(self) -> bytes | None:
+        """A JPEG of what the last evaluation found for a few captions that are always the same: their photo, then the five."""
+        if self._shown is None or not self._shown[1]:
+            return None
+        photos, answers = self._shown
+        try:
+            pictures = [[self._thumbnail(photos, photo) for photo in row] for row in answers]
+        except (OSError, ValueError):  # gone since: the figures do not depend on this picture
+            return None
+        finally:
+            photos.reader.close()
+        captions = [photos.captions[int(photos.caption_rows_NK[row[0], 0])] for row in answers]
+        return answer_sheet(captions, pictures, [[photo == row[0] for photo in row] for row in answers])
+
+    def _thumbnail(self, photos: EvaluationSet, photo: int) -> Image.Image:
+        if photo not in self._thumbnails:
+            self._thumbnails[photo] = thumbnail(photos.reader.image(photo), _THUMBNAIL)
+        return self._thumbnails[photo]
 
     def _metrics(self, measure: Callable[..., Evaluation]) -> Metrics:
         metrics: Metrics = {}
@@ -58,6 +89,7 @@ class RunEvaluator:
                 metrics |= {prefix + name: value for name, value in measured.metrics.items()}
                 self.bad_samples |= dict.fromkeys(measured.bad_samples)
                 self.retrieval = measured.retrieval  # the validation set's is the last one
+                self._shown = (photos, measured.answers)
         return metrics
 
     def _within_memory(self, measure: Callable[..., Evaluation]) -> Evaluation:
@@ -75,3 +107,12 @@ class RunEvaluator:
             f"out of memory in the evaluation, with evaluation.batch_size = {batch_size} ({reason}): start the run with a "
             "smaller one, which is then kept, so that all metrics are computed alike"
         )
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that tensors have taken of a GPU in this run, or what this process takes of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if Path("/proc/self/statm").exists():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,6 +16,7 @@ from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.run import OnEval, Run, TrainResult
 from fashionclip_tune.stopping import StopRequest
+from fashionclip_tune.training_log import write_training_log
 
 
 def train(
@@ -81,8 +82,16 @@ class PreparedTraining:
     config: ProjectConfig
 
     def train(self) -> TrainResult:
-        """Runs in ``config.base_path`` (its ``checkpoints/`` and ``evaluations/``), printing each evaluation."""
-        return train(self.config, self.config.base_path, on_eval=print_row)
+        """Runs in ``config.base_path`` (its ``checkpoints/`` and ``evaluations/``), printing each evaluation.
+
+        ``evaluations/training_log.csv`` has them all in the columns of the published runs.
+        """
+
+        def on_eval(row: Row) -> None:
+            print_row(row)
+            write_training_log(self.config, self.config.base_path)
+
+        return train(self.config, self.config.base_path, on_eval=on_eval)
 
 
 def training_prep(config: ProjectConfig) -> PreparedTraining:

@@ -1,23 +1,35 @@
 #!/usr/bin/env python
-"""Ranks the trials of one or more sweeps and names the best."""
+"""Ranks the trials of one or more sweeps, names the best, and writes report.html into the first one's folder."""
 
 import argparse
 from pathlib import Path
 
-from fashionclip_tune.cli import user_errors
+from fashionclip_tune.cli import progress_bar, user_errors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sweeps", nargs="+", type=Path, metavar="RESULTS/NAME", help="folders of sweeps, running ones included")
-    sweeps = parser.parse_args().sweeps
+    add = parser.add_argument
+    add("sweeps", nargs="+", type=Path, metavar="RESULTS/NAME", help="folders of sweeps, running ones included")
+    add("--table", choices=("markdown", "latex", "csv"), help="print the ranking in this form only, for a paper")
+    add("--no-gallery", action="store_true", help="leave the winner's photos out: it takes as long as an evaluation")
+    given = parser.parse_args()
     with user_errors():
+        if given.table:
+            from fashionclip_tune.report_table import ranking_text
+
+            print(ranking_text(given.sweeps, given.table), end="")
+            return
         from rich.console import Console
 
         from fashionclip_tune.report import comparison
+        from fashionclip_tune.report_html import write_report
 
-        for part in comparison(sweeps):
+        for part in comparison(given.sweeps):
             Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+        with progress_bar("encoding photos") as on_progress:
+            path = write_report(given.sweeps, gallery=not given.no_gallery, on_progress=on_progress)
+        print(f"report: {path}")
 
 
 if __name__ == "__main__":

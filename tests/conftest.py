@@ -54,3 +54,65 @@ def real_photos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real photos are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_sweep(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep's folder as an engine leaves it, without Ray: five short trials, one after the other. Do not change it.
+
+    The second one is stopped at a rung, the last one fails.
+    """
+    return make_small_sweep(garments, tmp_path_factory.mktemp("results") / "small")
+
+
+def make_small_sweep(garments: Path, folder: Path) -> Path:
+    from optuna.trial import TrialState
+
+    from fashionclip_tune import train
+    from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.tuning.engine import trial_dir
+    from fashionclip_tune.tuning.hparams import HParamsTab
+    from fashionclip_tune.tuning.record import SweepRecord
+    from fashionclip_tune.tuning.study import SweepStudy
+
+    def space(trial):
+        drawn = {
+            "clip_model": trial.suggest_categorical("clip_model", ["tiny-clip", "tiny-sig"]),
+            "loss_function": trial.suggest_categorical("loss_function", ["contrastive", "siglip"]),
+            "training.learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
+        }
+        if trial.suggest_categorical("augment_images", [False, True]):
+            drawn["augmentation.image_strength"] = trial.suggest_float("image_strength", 0.1, 1.0)
+        return drawn
+
+    fixed = {
+        "model.pretrained": None,
+        "training.batch_size": 16,
+        "training.num_workers": 0,
+        "training.budget_examples": 96,
+        "training.stage_examples": 32,
+        "training.checkpoint_minutes": 0,
+        "hardware.threads": 1,
+    }
+    base = ProjectConfig(dataset_root=garments, device="cpu").with_overrides(fixed)
+    folder.mkdir(parents=True)
+    study = SweepStudy(folder / "study.journal", seed=3, num_startup_trials=5)
+    header = {"name": folder.name, "space": "small", "settings": {"num_trials": 5, "budget_examples": 96}}
+    record = SweepRecord(folder, study, header)
+    for _ in range(5):
+        number, settings = study.suggest(space)
+        if number == 4:
+            study.end(number, TrialState.FAIL, "bad_data", "no photo left <at all> to train on")
+            continue
+        stage_examples = {"training.budget_examples": 32} if number == 1 else {}
+        result = train(base.with_overrides({**settings, **stage_examples}), trial_dir(folder, number, settings))
+        for row in result.history:
+            study.record_stage(number, row["examples_seen"], row["recall_at_10"])
+        if number == 1:
+            study.end(number, TrialState.PRUNED, "rung_1")
+        else:
+            study.pass_rung(number, 32)
+            study.end(number, TrialState.COMPLETE, "budget")
+    result = record.write("FINISHED")
+    HParamsTab(folder, [row["config"] for row in result["trials"]]).add(result["trials"])
+    return folder

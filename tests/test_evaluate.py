@@ -206,7 +206,7 @@ def test_zero_shot_is_computed_once_for_the_same_weights_and_again_for_others(
     for direction in ("text_to_image", "image_to_text"):
         ranks, expected = (getattr(found.retrieval, direction).ranks for found in (again, evaluated(loaded, photos)))
         assert torch.equal(ranks.num_better, expected.num_better)
-    entries[0].write_text(json.dumps({"metrics": {"from": "the cache"}, "bad_samples": []}))
+    entries[0].write_text(json.dumps({"metrics": {"from": "the cache"}, "bad_samples": [], "answers": []}))
     assert zero_shot(load_model(tiny_config), photos) == {"from": "the cache"}
 
     others = load_model(tiny_config.with_overrides({"training.seed": 1}))

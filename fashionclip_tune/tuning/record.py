@@ -73,6 +73,8 @@ class SweepRecord:
             "gain": None if worthless or untouched is None else last[METRIC] - untouched,
             "relative_gain": None if worthless or untouched is None else relative_gain(last[METRIC], untouched),
             "max_recall_at_10": max((row[METRIC] for row in history), default=None),
+            "recall_change": None if worthless or len(history) < 2 else last[METRIC] - history[-2][METRIC],
+            "samples_per_second": last.get("samples_per_second"),
             "duration_s": last.get("duration_s", 0.0),
             "device_s": last.get("device_s", 0.0),
             **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},

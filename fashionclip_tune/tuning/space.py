@@ -48,6 +48,8 @@ class SpaceCheck:
     batch_sizes: tuple[int, ...]
     losses: tuple[str, ...]
     parameters: tuple[str, ...]
+    settings: tuple[Mapping[str, Any], ...]
+    """What was drawn."""
     distributions: Mapping[str, BaseDistribution]
     model_parameter: str | None
     """The categorical parameter whose value is the architecture, in every draw; None: there is no such parameter."""
@@ -120,6 +122,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         tuple(sorted(batch_sizes)),
         tuple(sorted(losses)),
         parameters=tuple(_described(name, distribution) for name, distribution in distributions.items()),
+        settings=tuple(point.settings for point in drawn),
         distributions=distributions,
         model_parameter=min(name_models or (), default=None),
     )

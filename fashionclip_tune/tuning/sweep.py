@@ -26,10 +26,12 @@ from fashionclip_tune.report import (
     trials_table,
     winner_lines,
 )
+from fashionclip_tune.report_html import write_report
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
+from fashionclip_tune.tuning.hparams import HParamsTab
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
 from fashionclip_tune.tuning.progress import Progress
@@ -93,6 +95,7 @@ def sweep(
         place.restore()
         result = _run(plan, place, console)
     _print_result(result, place, console)
+    _write_report(place, say, finished=result["state"] == "FINISHED")
     return result
 
 
@@ -157,7 +160,16 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
     record = SweepRecord(place.run_dir, study, header)
     record.write("RUNNING")
     retention = Retention(place.run_dir, plan.build, mirror)
-    with Progress(console, plan.num_trials) as progress:
+    hparams = HParamsTab(place.run_dir, plan.check.settings)
+    assert plan.settings.budget_examples
+    assert plan.settings.grace_examples
+    with Progress(
+        console,
+        num_trials=plan.num_trials,
+        side_by_side=plan.slots.count,
+        budget_examples=plan.settings.budget_examples,
+        stage_examples=plan.settings.grace_examples,
+    ) as progress:
 
         def on_event() -> None:
             with stop.on_storage_error():
@@ -165,6 +177,7 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
                     mirror.fetch_evaluations()  # of trials on other machines
                 sweep = record.write("RUNNING")
                 progress.show(sweep)
+                hparams.add(sweep["trials"])
                 retention.apply(sweep["trials"])
                 if mirror is not None:
                     mirror.publish(not_before_s=plan.sync_every_s)
@@ -186,6 +199,7 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
             with suppress(OSError, StorageError):
                 record.write("INTERRUPTED")
             raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{_how_to_go_on(place)}")
+        hparams.add(record.rows())
         retention.apply(record.rows())
         export_best(place.run_dir, record.rows(), plan.build, mirror)
         result = record.write("FINISHED" if completed else "INTERRUPTED")
@@ -254,4 +268,16 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
         console.print(line, highlight=False, soft_wrap=True)
     if result["state"] == "INTERRUPTED":
         console.print(f"interrupted; {_how_to_go_on(place)}", highlight=False, soft_wrap=True)
-    console.print(f"curves: tensorboard --logdir {sweep_dir}", highlight=False, soft_wrap=True)
+    console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
+
+
+def _write_report(place: Place, say: Any, *, finished: bool) -> None:
+    """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
+    try:
+        path = write_report([place.run_dir], gallery=finished)
+        if place.mirror is not None:
+            place.mirror.publish()
+    except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there
+        say(f"no report ({error}); python sweeps/compare.py {place.readable} makes it")
+    else:
+        say(f"report: {place.readable / path.name}")

@@ -1,0 +1,62 @@
+"""What a model finds first for a few captions, and the photos in small: for the eyes, beside the figures."""
+
+import io
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
+
+from fashionclip_tune.protocols import Pool
+from fashionclip_tune.reader import decode_pil
+
+_QUERIES_AT_A_TIME = 1024
+# Pixels: around a photo, behind the first one, a caption's height, a letter's width.
+_FRAME, _GAP, _LINE, _LETTER = 3, 16, 16, 6
+
+
+def fixed_queries(num_photos: int, count: int) -> list[int]:
+    """``count`` photos (or all of fewer) spread evenly: the same ones at every evaluation of the same data."""
+    count = min(count, num_photos)
+    return [num_photos * number // count for number in range(count)]
+
+
+def top_photos(pool: Pool, queries_Q: Tensor, count: int) -> Tensor:
+    """[Q, count] photos of a pool that are nearest to the first captions of the given ones, nearest first."""
+    rows_Q = pool.caption_rows_NK[queries_Q, 0].to(pool.captions_VD.device)
+    blocks = [
+        (pool.captions_VD[rows_B] @ pool.images_ND.T).topk(min(count, len(pool.images_ND)), dim=1).indices.cpu()
+        for rows_B in rows_Q.split(_QUERIES_AT_A_TIME)
+    ]
+    return torch.cat(blocks)
+
+
+def thumbnail(encoded: bytes, side: int) -> Image.Image:
+    """An encoded photo, whole, in the middle of a white square of ``side`` pixels."""
+    return ImageOps.pad(decode_pil(encoded), (side, side), Image.Resampling.BICUBIC, color="white")
+
+
+def as_jpeg(image: Image.Image, quality: int) -> bytes:
+    written = io.BytesIO()
+    image.save(written, "JPEG", quality=quality, optimize=True)
+    return written.getvalue()
+
+
+def answer_sheet(
+    captions: Sequence[str], photos_QK: Sequence[Sequence[Image.Image]], right_QK: Sequence[Sequence[bool]]
+) -> bytes:
+    """A JPEG with a row a query: its caption, and below it its photos, the first set apart, the right ones in a green frame."""
+    side = photos_QK[0][0].width + 2 * _FRAME
+    sheet = Image.new("RGB", (side * len(photos_QK[0]) + _GAP, (side + _LINE) * len(photos_QK)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (caption, photos, right) in enumerate(zip(captions, photos_QK, right_QK, strict=True)):
+        top = row * (side + _LINE)
+        shown = caption.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
+        draw.text((_FRAME, top + 2), shown[: sheet.width // _LETTER], fill="black")
+        for column, (photo, is_right) in enumerate(zip(photos, right, strict=True)):
+            left = column * side + _GAP * (column > 0)
+            draw.rectangle(
+                (left, top + _LINE, left + side - 1, top + _LINE + side - 1), fill="#00795a" if is_right else "white"
+            )
+            sheet.paste(photo, (left + _FRAME, top + _LINE + _FRAME))
+    return as_jpeg(sheet, 70)

@@ -26,14 +26,15 @@ def check_model_options(config: ProjectConfig) -> None:
         return
     if "hf_model_name" in model_config.get("text_cfg", {}):
         return  # its text tower is described on the hub only
-    network = _without_numbers(config.model_name)
+    network = architecture_without_numbers(config.model_name)
     network.requires_grad_(True)  # what an earlier check has frozen
     prepare_towers(network, config)
     build_optimizer(network, config.training, config.optimizer)
 
 
 @lru_cache(maxsize=8)
-def _without_numbers(name: str) -> Any:
-    """An architecture on the meta device."""
+def architecture_without_numbers(name: str) -> Any:
+    """An architecture on the meta device, shared by all callers: what they freeze in it, others find frozen."""
+    check_architecture(name)  # which makes the tiny towers known
     with openclip_is_quiet(), torch.device("meta"):
         return open_clip.create_model(name, pretrained_text=False, device="meta")

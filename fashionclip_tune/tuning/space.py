@@ -43,6 +43,8 @@ class SpaceCheck:
     batch_sizes: tuple[int, ...]
     losses: tuple[str, ...]
     parameters: tuple[str, ...]
+    configs: tuple[ProjectConfig, ...] = ()
+    """Of all draws, as often as they were drawn."""
 
 
 def load_space(name_or_file: str) -> SearchSpace:
@@ -81,6 +83,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
     config_of_model: dict[str, ProjectConfig] = {}
     batch_sizes, losses = set(), set()
     distributions: dict[str, BaseDistribution] = {}
+    configs = []
     try:
         drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
     except Exception as error:
@@ -92,12 +95,13 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
             check_model_options(config)
         except UserError as error:
             raise UserError(f"space {space.file} drew {point.settings}, which is no valid configuration: {error}") from error
+        configs.append(config)
         config_of_model.setdefault(config.model_name, config)
         batch_sizes.add(config.training.batch_size)
         losses.add(config.loss_function.value)
         distributions |= point.distributions
     parameters = tuple(_described(name, distribution) for name, distribution in distributions.items())
-    return SpaceCheck(config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), parameters)
+    return SpaceCheck(config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), parameters, tuple(configs))
 
 
 def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:

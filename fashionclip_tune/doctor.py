@@ -70,10 +70,9 @@ def _described(gpu: Gpu) -> str:
 
 def _cure(facts: Facts) -> str:
     """The command that makes torch see the GPU."""
-    if facts.cuda_of_torch is not None and facts.cuda_of_driver is not None:
-        wanted = tuple(int(part) for part in facts.cuda_of_torch.split(".")[:2])
-        if wanted <= facts.cuda_of_driver:
-            return "The driver is new enough: see that CUDA_VISIBLE_DEVICES is not empty (unset CUDA_VISIBLE_DEVICES)"
+    built, driven = facts.cuda_of_torch, facts.cuda_of_driver
+    if built is not None and driven is not None and int(built.split(".")[0]) <= driven[0]:
+        return "The driver is new enough: see that no GPU is hidden (unset CUDA_VISIBLE_DEVICES)"
     if facts.cuda_of_driver is not None and facts.cuda_of_driver[0] < 12:
         major, minor = facts.cuda_of_driver
         return f"The driver knows CUDA {major}.{minor} at most, older than what torch 2.4 and later are built for: update it"

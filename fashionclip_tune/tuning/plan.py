@@ -16,6 +16,7 @@ from fashionclip_tune.machine import Machine, this_machine
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning import asha
 from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
+from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.flag_checks import refuse_owned, refuse_shared, require_positive
 from fashionclip_tune.tuning.forecast import Course, Forecast, forecast
 from fashionclip_tune.tuning.presets import preset_budget, preset_trials
@@ -205,6 +206,14 @@ def plan_sweep(
         allotment = Allotment(slots, this_machine(), None, None, settings.gpus_per_trial)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     base = base.with_overrides({"hardware.threads": fixed["hardware.threads"]})
+    sizes: dict[str, Any] = {"batch_sizes": check.batch_sizes, "num_train": len(train)}
+    budget, stage = plan_budget(
+        settings.budget_examples,
+        settings.grace_examples,
+        epochs=base.training.epochs,
+        reduction_factor=reduction_factor,
+        **sizes,
+    )
     paces = model_paces(
         [allotment.fitted(config.with_overrides(fixed)) for config in check.configs],
         allotment.at_a_time,
@@ -213,15 +222,9 @@ def plan_sweep(
         say=say,
     )
     course = Course(num_trials, allotment, check.configs, paces, reduction_factor, halves=scheduler == "asha")
-    budget, stage, preset_note = preset_budget(
-        settings.preset,
-        settings.budget_examples,
-        settings.grace_examples,
-        course,
-        epochs=base.training.epochs,
-        batch_sizes=check.batch_sizes,
-        num_train=len(train),
-    )
+    preset_note = ""
+    if settings.preset is not None and settings.budget_examples is None and settings.grace_examples is None:
+        budget, stage, preset_note = preset_budget(settings.preset, course, **sizes)
     base = base.with_overrides({"training.budget_examples": budget, "training.stage_examples": stage})
     if space.name == "openclip" and device == "cpu":
         say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.forecast import Course, forecast
 
 _DEFAULT_TRIALS = 16
@@ -37,26 +36,12 @@ def preset_trials(name: str | None) -> int:
     return PRESETS[name].num_trials
 
 
-def preset_budget(
-    name: str | None,
-    budget: int | None,
-    stage: int | None,
-    course: Course,
-    *,
-    epochs: int,
-    batch_sizes: tuple[int, ...],
-    num_train: int,
-) -> tuple[int, int, str]:
-    """Examples of a trial and of a stage, and what was made of the preset; flags go before it, the space's epochs after.
+def preset_budget(name: str, course: Course, *, batch_sizes: tuple[int, ...], num_train: int) -> tuple[int, int, str]:
+    """Examples of a trial and of a stage, where no flag gives them, and what was made of the preset.
 
     The preset's rungs, but no more than ten passes over the data in all nor, by the rates that are known, than its hours.
     """
     factor = course.reduction_factor
-    if name is None or budget is not None or stage is not None:
-        planned = plan_budget(
-            budget, stage, epochs=epochs, batch_sizes=batch_sizes, num_train=num_train, reduction_factor=factor
-        )
-        return (*planned, "")
     preset, unit, note = PRESETS[name], math.lcm(*batch_sizes), ""
     wanted = preset.first_rung * 9 / factor**2  # the same budget, whatever the factor
     if wanted * factor**2 > _MAX_EPOCHS * num_train:

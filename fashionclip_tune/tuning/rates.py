@@ -81,7 +81,10 @@ def _pace(
         alone = _path(config, 0, num_valid)
         if not alone.is_file():
             say(f"measuring how fast {config.model_name} trains here: once, some seconds")
-            write_json(alone, asdict(_measure(config)))
+            try:
+                write_json(alone, asdict(_measure(config)))
+            except RuntimeError:  # bad data and the like: the sweep will say it, trial by trial
+                return None
         return _known(Measured(**json.loads(alone.read_text())), 0.3, "measured in a short run")
     if device == "cuda" and config.model_name in _GFLOP:
         work = float(_GFLOP[config.model_name] * at_a_time)  # side by side they share the card's time

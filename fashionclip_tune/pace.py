@@ -103,6 +103,8 @@ def time_steps(settings: dict[str, Any], count: int, barrier: Any, results: Any)
     """One of ``count`` processes: warms up, waits for the others, and puts its samples a second into ``results``."""
     try:
         config = ProjectConfig.from_dict(settings)
+        if config.hardware.threads is not None:
+            torch.set_num_threads(config.hardware.threads)
         plan = plan_precision(config)
         if plan.device.type == "cuda":
             total = torch.cuda.get_device_properties(plan.device).total_memory

@@ -46,7 +46,7 @@ def preset_budget(name: str, course: Course, *, batch_sizes: tuple[int, ...], nu
     wanted = preset.first_rung * 9 / factor**2  # the same budget, whatever the factor
     if wanted * factor**2 > _MAX_EPOCHS * num_train:
         wanted, note = _MAX_EPOCHS * num_train / factor**2, f"rungs brought closer: {_MAX_EPOCHS} passes over the data"
-    stage = max(1, round(wanted / unit)) * unit
+    stage = max(1, int(wanted / unit)) * unit
     hours = forecast(course, stage * factor**2, stage).hours
     if hours is not None and hours > preset.hours:
         stage = max(1, int(stage * preset.hours / hours / unit)) * unit

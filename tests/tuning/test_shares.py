@@ -16,9 +16,7 @@ from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_fre
 from fashionclip_tune.tuning.gpu_share import claim_gpu_share
 from fashionclip_tune.tuning.shares import GB, Card, GpuMemory
 
-B32, B16, SIGLIP2 = (
-    ProjectConfig(clip_model=name, device="cuda") for name in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256")
-)
+B32, B16, SIGLIP2 = (ProjectConfig(clip_model=name, device="cuda") for name in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"))
 T4 = Card("T4", int(15.8 * GB))
 ROOMY = Machine(cores=2, memory_bytes=64 * GB, shared_memory_bytes=4 * GB)
 NOTEBOOK = Machine(cores=2, memory_bytes=int(12.7 * GB), shared_memory_bytes=4 * GB)

@@ -1,5 +1,6 @@
 """The machine divided among the trials of a sweep: how many at a time, and what a configuration gets."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,9 @@ class Allotment:
         """What Ray is asked for, and the part of the card that the trial's process keeps to."""
         if self.gpu is None:
             return Share(self.slots.gpus_per_trial, self.slots.cpus_per_trial)
-        gpus = self.gpus_per_trial if self.gpus_per_trial is not None else 1 / self.gpu.side_by_side(config)
+        # A trial that has no neighbour, for whatever reason, has the whole card.
+        on_a_card = min(self.gpu.side_by_side(config), math.ceil(self.slots.count / self.gpu.card.count))
+        gpus = self.gpus_per_trial if self.gpus_per_trial is not None else 1 / on_a_card
         # Ray counts in ten-thousandths: three thirds must not be more than one.
         gpus = int(10_000 * gpus) / 10_000
         cpus = max(1.0, self.machine.cores / self.at_a_time(config))

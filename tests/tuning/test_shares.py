@@ -74,6 +74,7 @@ def test_host_memory_cuts_what_runs_side_by_side() -> None:
     """On a notebook box (2 cores, 12.7 GB) at most 10 GB are planned for."""
     allotment = divided(NOTEBOOK)
     assert allotment.slots.count == 1
+    assert allotment.share_of(B32).gpus == 1.0
     assert allotment.host is not None
     assert allotment.host.total_bytes(1) < 10 * GB
     assert "2 trials side by side to 1" in allotment.cuts[0]

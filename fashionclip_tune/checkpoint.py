@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ class Checkpoint:
     @property
     def weights_file(self) -> Path:
         return self.folder / WEIGHTS_NAME
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor in the weights file, by name."""
+        with safe_open(self.weights_file, "pt") as weights:
+            names = weights.keys()
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in names}
 
     def training_state(self) -> dict[str, Any]:
         """Optimizer, scaler and counters."""
@@ -108,14 +114,25 @@ def _num_bytes(value: object) -> int:
     return sum(map(_num_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
-def newest_checkpoint(place: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint at ``place`` (a checkpoint, or a run's folder), and why newer ones were refused."""
+def newest_checkpoint(
+    place: Path, check: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint at ``place`` (a checkpoint, or a run's folder), and why newer ones were refused.
+
+    ``check`` refuses one by raising UserError, too.
+    """
+
+    def checked(folder: Path) -> Checkpoint:
+        checkpoint = open_checkpoint(folder)
+        check(checkpoint)
+        return checkpoint
+
     if (place / RECORD_NAME).is_file():
-        return open_checkpoint(place), []
+        return checked(place), []
     refused: list[str] = []
     for folder in reversed(_folders(place / "checkpoints")):
         try:
-            return open_checkpoint(folder), refused
+            return checked(folder), refused
         except UserError as error:
             refused.append(str(error))
     return None, refused

@@ -7,7 +7,7 @@ change it; a wrong name or value is a ``UserError`` that names the path and what
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
@@ -228,7 +228,11 @@ class HardwareConfig(Section):
     """Both towers go through ``torch.compile`` in training; evaluation does not. Needs a C++ compiler, on a GPU Triton too;
     the first step takes a minute or more."""
 
+    device_share: float = field(default=1.0, metadata=NO_FINGERPRINT)
+    """The run's share of its device: a second of its work counts as so many seconds of the device (``device_s``)."""
+
     def _check(self) -> None:
+        self._require(0 < self.device_share <= 1, "device_share", "above 0, at most 1")
         self._require(self.threads is None or self.threads >= 1, "threads", "at least 1, or none")
 
 
@@ -324,9 +328,13 @@ class ProjectConfig(Section):
     def from_dict(cls, flat: Mapping[str, Any]) -> "ProjectConfig":
         return cls().with_overrides(flat)
 
-    def fingerprint(self, *, data: str, weights: str) -> str:
-        """A hash of whatever changes the run's numbers, given the content hashes of its data and its first weights."""
-        settings = {path: plain(value_at(self, path)) for path in override_paths(only_fingerprinted=True)}
+    def fingerprint(self, *, data: str, weights: str, known: Container[str] | None = None) -> str:
+        """A hash of whatever changes the run's numbers, given the content hashes of its data and its first weights.
+
+        ``known``: of these settings only, as a version that had no others made it.
+        """
+        paths = override_paths(only_fingerprinted=True)
+        settings = {path: plain(value_at(self, path)) for path in paths if known is None or path in known}
         text = json.dumps({**settings, "data": data, "weights": weights}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

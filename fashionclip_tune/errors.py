@@ -25,7 +25,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """The process was asked to end (SIGTERM); what was trained is in a checkpoint, from which the run can go on."""
+    """The process was asked to end; what was trained is in a checkpoint, from which the run can go on."""
 
 
 class LoaderError(RuntimeError):

@@ -13,7 +13,7 @@ from fashionclip_tune.files import write_json
 
 Row = dict[str, Any]
 # These say how long it took, not what came out: a stage that is trained again may differ in them.
-_TIMING = ("duration_s", "samples_per_second")
+TIMING = ("duration_s", "device_s", "samples_per_second")
 _TRAINING = (
     "loss",
     "learning_rate",
@@ -86,6 +86,6 @@ def _difference(earlier: Row, row: Row) -> str | None:
     for name, value in row.items():
         before = earlier.get(name)
         both_nan = isinstance(value, float) and isinstance(before, float) and math.isnan(value) and math.isnan(before)
-        if name not in _TIMING and value != before and not both_nan:
+        if name not in TIMING and value != before and not both_nan:
             return f"at step {row['step']}, {name} was {before} before the interruption and is {value} now"
     return None

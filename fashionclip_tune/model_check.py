@@ -1,5 +1,6 @@
 """Whether a model has what a configuration freezes, drops or tells apart, found out without its weights."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -24,16 +25,21 @@ def check_model_options(config: ProjectConfig) -> None:
     model_config = check_architecture(config.model_name)
     if config.freeze == FreezeConfig() and config.model.patch_dropout == 0 and config.optimizer.layer_decay == 1:
         return
-    if "hf_model_name" in model_config.get("text_cfg", {}):
-        return  # its text tower is described on the hub only
-    network = architecture_without_numbers(config.model_name)
+    if not has_known_text_tower(model_config):
+        return
+    network = without_numbers(config.model_name)
     network.requires_grad_(True)  # what an earlier check has frozen
     prepare_towers(network, config)
     build_optimizer(network, config.training, config.optimizer)
 
 
+def has_known_text_tower(model_config: Mapping[str, Any]) -> bool:
+    """Whether it is described here; text towers of the hub's ``transformers`` are described there only."""
+    return "hf_model_name" not in model_config.get("text_cfg", {})
+
+
 @lru_cache(maxsize=8)
-def architecture_without_numbers(name: str) -> Any:
+def without_numbers(name: str) -> Any:
     """An architecture on the meta device, shared by all callers: what they freeze in it, others find frozen."""
     check_architecture(name)  # which makes the tiny towers known
     with openclip_is_quiet(), torch.device("meta"):

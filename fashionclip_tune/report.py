@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fashionclip_tune.equal_cost import equal_cost_table
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import counted_as, gain
 from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
@@ -34,6 +35,7 @@ _COLUMNS = (
     "step",
     "examples_seen",
     "duration_s",
+    "device_s",
 )
 
 
@@ -61,6 +63,11 @@ def best_row(rows: Sequence[Row]) -> Row | None:
     """The ended trial with the highest recall_at_10 at its last evaluation."""
     ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED")]
     return ended[0] if ended else None
+
+
+def has_failed(row: Row) -> bool:
+    """Whether a trial ended with a mistake or for want of memory, which people are to be told."""
+    return bool(row["state"] == "FAIL" or row["stop_reason"] == "out_of_memory")
 
 
 def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
@@ -202,7 +209,9 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
         ties = ties_with_best(folder, rows)
         parts.append(trials_table(rows, f"{sweep['name']} ({sweep['state'].lower()}), best first", ties))
         parts += winner_lines(sweep, folder, ties)
-        parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if row["state"] == "FAIL"]
+        if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
+            parts.append(at_equal_cost)
+        parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if has_failed(row)]
     if len(sweeps) > 1:
         parts.append(_best_of_each(sweeps))
     return parts

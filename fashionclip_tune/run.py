@@ -2,17 +2,17 @@
 
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fashionclip_tune.checkpoint import Checkpoint, save_checkpoint, weights_at
-from fashionclip_tune.config import ProjectConfig, override_paths
+from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
-from fashionclip_tune.errors import StoppedError, UserError
+from fashionclip_tune.errors import StoppedError
 from fashionclip_tune.evaluate import Metrics
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row
@@ -22,6 +22,7 @@ from fashionclip_tune.model import load_model, load_weights, tokenizer_name
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.protocols import QUERIES_FILE, save_retrieval
+from fashionclip_tune.resuming import checkpoint_to_resume
 from fashionclip_tune.run_metrics import RunEvaluator
 from fashionclip_tune.stopping import StopRequest, children_without_sigterm
 from fashionclip_tune.trainer import StageStats, Trainer
@@ -79,7 +80,7 @@ class Run:
         out_dir: Path,
         plan: PrecisionPlan,
         shards: RunShards,
-        resumed: Checkpoint | None,
+        resume_from: Path | None,
         stop: StopRequest,
         durable: DurableRun | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class Run:
         self._stop = stop
         self._durable = durable
         self._synced_step = 0
+        self._is_ending = False
         storage = storage_of(config)
         self._index = cached_index(shards.train, storage)
         self._valid = cached_index(shards.valid, storage)
@@ -100,29 +102,29 @@ class Run:
             )
         self._bad = BadSamples(self._index, config.training.max_bad_share)
         self._loaded = load_model(starting_point(config))
-        self._fingerprint = config.fingerprint(
-            data=f"{self._index.fingerprint}:{self._valid.fingerprint}",
-            weights=f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}",
-        )
+        data = f"{self._index.fingerprint}:{self._valid.fingerprint}"
+        weights = f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}"
+        self._fingerprint = config.fingerprint(data=data, weights=weights)
         self._rows: list[Row] = []
         self._earlier_s = 0.0
+        self._device_s = 0.0
         self._checkpoint: Path | None = None
         self._checkpoint_step = 0
         self._checkpoint_time = time.monotonic()
         self._run_plan = plan_run(config, len(self._index))
         self._trainer = Trainer(self._loaded, config, self._run_plan.total_steps, plan)
         self._evaluator = RunEvaluator(config, shards, self._loaded, plan, self._trainer.free_gradients)
-        if resumed is not None:
-            self._restore(resumed)
+        if resume_from is not None:
+            network = self._trainer.network
+            if found := checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network):
+                self._restore(found)
 
     def _restore(self, resumed: Checkpoint) -> None:
-        if resumed.record["fingerprint"] != self._fingerprint:
-            check_same(resumed.record["config"], self._config, resumed.folder)
-            raise UserError(f"{resumed.folder} is of another run: its data or its first weights have changed")
         load_weights(self._trainer.network, resumed.weights_file)
         self._trainer.load_state_dict(resumed.training_state())
         self._rows = list(resumed.record["history"])
         self._earlier_s = resumed.record["duration_s"]
+        self._device_s = resumed.record.get("device_s", 0.0)  # checkpoints of earlier versions have none
         self._checkpoint, self._checkpoint_step = resumed.folder, resumed.step
 
     def run(self, on_eval: OnEval) -> TrainResult:
@@ -146,18 +148,21 @@ class Run:
             stack.callback(history.close)
             stack.callback(lambda: write_bad_samples(self._out_dir / "bad_samples.csv", self._bad_samples()))
             if not self._rows:
-                self._rows.append(self._row(self._evaluator.zero_shot(), None))
+                with self._on_device():
+                    untouched = self._evaluator.zero_shot()
+                self._rows.append(self._row(untouched, None))
             self._report(self._rows[-1], history, on_eval)
             while trainer.step < total_steps:
                 stage_steps = self._run_plan.stage_steps
                 stage_end = min(trainer.step - trainer.step % stage_steps + stage_steps, total_steps)
-                stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, self._should_pause)
+                with self._on_device():
+                    stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, self._should_pause)
                 if stats is None:
                     self._sync()
-                    if self._stop.received:
+                    if self._is_ending:
                         self._end_before_time()
                     continue
-                with trainer.averaged():
+                with trainer.averaged(), self._on_device():
                     metrics = self._evaluator.evaluate()
                 self._rows.append(self._row(metrics, stats))
                 self._warn_of_collapse()
@@ -190,7 +195,8 @@ class Run:
             raise
 
     def _should_pause(self) -> bool:
-        return self._stop.received or self._is_sync_due()
+        self._is_ending = self._is_ending or self._stop.received()
+        return self._is_ending or self._is_sync_due()
 
     def _is_sync_due(self) -> bool:
         return self._durable is not None and self._trainer.step > self._synced_step and self._durable.is_due()
@@ -203,7 +209,7 @@ class Run:
 
     def _end_before_time(self) -> NoReturn:
         raise StoppedError(
-            f"asked to end (SIGTERM), after {self._trainer.step} of {self._run_plan.total_steps} steps; "
+            f"asked to end, after {self._trainer.step} of {self._run_plan.total_steps} steps; "
             f"{self._checkpoint or self._out_dir} can be resumed from"
         )
 
@@ -230,7 +236,16 @@ class Run:
         }
         if stats is not None:
             row |= {name: value for name, value in vars(stats).items() if value is not None}
-        return {**row, "duration_s": self._duration_s()}
+        return {**row, "duration_s": self._duration_s(), "device_s": self._device_s}
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Counts the seconds of training and evaluating, as the share of the device that they had."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._device_s += self._config.hardware.device_share * (time.perf_counter() - started)
 
     def _duration_s(self) -> float:
         """Of all lives of the run."""
@@ -251,6 +266,7 @@ class Run:
             "model_config": self._loaded.model_config,
             "history": self._rows,
             "duration_s": self._duration_s(),
+            "device_s": self._device_s,
         }
         training_state = self._trainer.state_dict()
         with self._trainer.averaged():
@@ -266,12 +282,3 @@ def starting_point(config: ProjectConfig) -> ProjectConfig:
         return config
     assert config.checkpoint_path is not None
     return config.with_overrides({"model.pretrained": str(weights_at(config.checkpoint_path))})
-
-
-def check_same(before: dict[str, Any], config: ProjectConfig, where: Path) -> None:
-    """Raises UserError with the settings that differ from those of a run, of the ones that change numbers."""
-    now = config.to_dict()
-    counted = override_paths(only_fingerprinted=True)
-    changes = [f"{path} was {before[path]!r}, is {now[path]!r}" for path in counted if now[path] != before[path]]
-    if changes:
-        raise UserError(f"{where} is of another run: {'; '.join(changes)}")

@@ -1,8 +1,8 @@
-"""Ending a run when its process is asked to: SIGTERM, as batch systems and notebook services send it before they kill."""
+"""Ending a run when it is asked to: by its caller, or by SIGTERM, as batch systems and notebooks send it before they kill."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -10,18 +10,22 @@ from typing import Any
 
 
 class StopRequest:
-    """Whether SIGTERM has come since ``listening`` began."""
+    """Whether SIGTERM has come since ``listening`` began, or the caller says so."""
 
-    def __init__(self) -> None:
-        self.received = False
+    def __init__(self, asked_by_caller: Callable[[], bool] | None = None) -> None:
+        self._signalled = False
+        self._asked_by_caller = asked_by_caller
         self._previous: Any = None
+
+    def received(self) -> bool:
+        return self._signalled or (self._asked_by_caller is not None and self._asked_by_caller())
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Installs a handler and puts the one before it back: at the end, and at the first signal, so that a second one acts.
 
-        Python allows handlers in the main thread only. In another one (a trial in a Ray worker) nothing is installed, and
-        what was trained since the last checkpoint is trained again.
+        Python allows handlers in the main thread only. In another one (a trial in a Ray worker) nothing is installed: who
+        runs it there is to ask.
         """
         self._previous = signal.getsignal(signal.SIGTERM)
         # None: a handler that was not installed by Python, which could not be put back.
@@ -35,7 +39,7 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+        self._signalled = True
         signal.signal(signal.SIGTERM, self._previous)
 
 

@@ -1,7 +1,6 @@
 """Assembles a run from a configuration. ``train`` is the one entry point of notebook, command line and trial alike."""
 
-import json
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fashionclip_tune.history import Row, read_history
 from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import plan_precision
-from fashionclip_tune.run import OnEval, Run, TrainResult, check_same
+from fashionclip_tune.run import OnEval, Run, TrainResult
 from fashionclip_tune.stopping import StopRequest
 
 
@@ -26,6 +25,7 @@ def train(
     on_eval: OnEval | None = None,
     resume_from: Path | str | None = None,
     durable: DurableRun | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
@@ -42,13 +42,14 @@ def train(
             it again with its checkpoint's row, which its last life may not have got round to.
         durable: where the run's state is kept as well, now and then and when it is asked to end, should the machine be lost.
         resume_from: a run's folder (its newest whole checkpoint is used, or none if there is none) or one checkpoint.
+        should_stop: asked before each step; when it says so, the run ends as by SIGTERM.
 
     Raises:
         UserError: a wrong configuration, missing data or weights, or a checkpoint of another run.
         DivergedError: the loss is not a finite number any more.
         BadDataError: too many samples cannot be read.
         OutOfMemoryError: even one photo at a time does not fit the device, or the evaluation does not.
-        StoppedError: SIGTERM came; ``resume_from=out_dir`` goes on from the very step.
+        StoppedError: SIGTERM came, or ``should_stop`` said so; ``resume_from=out_dir`` goes on from the very step.
     """
     out_dir = Path(out_dir).absolute()
     if out_dir.exists() and not out_dir.is_dir():
@@ -58,18 +59,13 @@ def train(
     plan = plan_precision(config)
     shards = run_shards(config)
     source = Path(resume_from).absolute() if resume_from is not None else None
-    resumed, refused = newest_checkpoint(source) if source is not None else (None, [])
-    for reason in refused:
-        warnings.warn(f"passed over: {reason}", stacklevel=2)
     goes_on_here = source is not None and source.is_relative_to(out_dir)
     if not goes_on_here and (read_history(out_dir) or newest_checkpoint(out_dir) != (None, [])):
         raise UserError(f"{out_dir} holds a run already: give another folder, or resume it (resume_from=the folder)")
-    if goes_on_here and resumed is None and (out_dir / "config.json").is_file():  # killed before its first checkpoint
-        check_same(json.loads((out_dir / "config.json").read_text()), config, out_dir)
-    stop, too_small = StopRequest(), ""
+    stop, too_small = StopRequest(should_stop), ""
     with stop.listening():
         try:
-            return Run(config, out_dir, plan, shards, resumed, stop, durable).run(on_eval or (lambda row: None))
+            return Run(config, out_dir, plan, shards, source, stop, durable).run(on_eval or (lambda row: None))
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise

@@ -19,11 +19,11 @@ from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.trainer import Trainer
 
 # Gigabytes pass through memory and disk here. What costs time and is tested with small models is left out: cutting the batch
-# (but for one model) and, of SigLIP2, the gradients and moments of the token embedding, half of its parameters.
+# (but for one model).
 SETTINGS: dict[ClipModelOptions, dict[str, Any]] = {
     ClipModelOptions.ViT_B_32: {"training.micro_batch_size": 1},
     ClipModelOptions.ViT_B_16: {},
-    ClipModelOptions.ViT_SigLIP_2_16: {"loss_function": "siglip", "freeze.token_embedding": True},
+    ClipModelOptions.ViT_SigLIP_2_16: {"loss_function": "siglip"},
 }
 
 

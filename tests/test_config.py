@@ -86,6 +86,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "reading.stall_s": (60.0, False),
     "evaluation.protocol": ("product", True),
     "hardware.precision": ("bf16", True),
+    "hardware.device_share": (0.5, False),
     "hardware.threads": (2, True),
     "hardware.gradient_checkpointing": (True, False),
     "hardware.compile": (True, True),

@@ -93,6 +93,19 @@ def test_trials_inside_chance_of_the_best_are_called_ties(tmp_path: Path) -> Non
     assert "untouched tiny-clip: recall_at_10 0.2500; gain +0.5000 (+200.0%)" in text
 
 
+def test_mistakes_and_want_of_memory_are_told(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "one", [150, 148, 60])
+    sweep = json.loads((folder / "sweep.json").read_text())
+    ends = (("FAIL", "error"), ("PRUNED", "out_of_memory"), ("PRUNED", "rung_1"))
+    for trial, (state, reason) in zip(sweep["trials"], ends, strict=True):
+        trial |= {"state": state, "stop_reason": reason, "message": f"why {reason}"}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    text = printed(folder)
+    assert "failed: trial 0000: why error" in text
+    assert "failed: trial 0001: why out_of_memory" in text
+    assert "why rung_1" not in text
+
+
 @pytest.mark.parametrize("kept_step", [8, 10])
 def test_queries_of_another_stage_or_a_damaged_file_are_not_compared(tmp_path: Path, kept_step: int) -> None:
     folder = write_sweep(tmp_path / "one", [150, 148, 147], kept_step=kept_step)

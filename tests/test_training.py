@@ -1,5 +1,6 @@
 """``train``: interrupted runs equal uninterrupted ones bit for bit, and what a run leaves on the disk."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fashionclip_tune import run as run_module
@@ -24,12 +25,12 @@ from fashionclip_tune import run_metrics as run_metrics_module
 from fashionclip_tune.checkpoint import newest_checkpoint, strip_training_state
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import DivergedError, OutOfMemoryError, StoppedError, UserError
-from fashionclip_tune.history import read_history
+from fashionclip_tune.history import TIMING, read_history
 from fashionclip_tune.model import export_openclip, load_model
 from fashionclip_tune.run import RunPlan, TrainResult, plan_run
 from fashionclip_tune.training import train, training_prep
 
-TIMES = ("duration_s", "samples_per_second")
+TIMES = TIMING
 STEPS = (0, 2, 4, 6, 8, 10)
 
 
@@ -225,7 +226,7 @@ def test_stopped_by_sigterm_at_any_step_and_resumed_equals_never_stopped(
     monkeypatch.setattr(run_module.Trainer, "_attempt_step", asked_to_end)
     before = signal.getsignal(signal.SIGTERM)
     for step in stops[:-1]:
-        message = rf"asked to end \(SIGTERM\), after {step} of 9 steps; .*/step_0000000{step} can be resumed from"
+        message = rf"asked to end, after {step} of 9 steps; .*/step_0000000{step} can be resumed from"
         with pytest.raises(StoppedError, match=message):
             train(config, tmp_path, resume_from=tmp_path)
         assert signal.getsignal(signal.SIGTERM) is before
@@ -250,7 +251,7 @@ def test_sigterm_to_the_whole_group_is_outlived_by_the_loaders_and_ends_the_comm
     output = process.communicate()[0].decode()
     assert process.returncode == 143, output
     stopped, hint = output.splitlines()[-2:]
-    assert stopped.startswith("stopped: asked to end (SIGTERM), after ")
+    assert stopped.startswith("stopped: asked to end, after ")
     command = f"python -m fashionclip_tune train --data {config.dataset_dir} --out {run} --resume --set clip_model="
     assert hint.startswith(f"go on with: {command}")
     assert 3 <= (newest_step(run) or 0) < 9
@@ -418,6 +419,86 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_over_and_keeps_what_it_w
     assert found is not None
     assert (found.step, refused) == (4, [])
     train(tiny_config, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def relist(checkpoint: Path, name: str) -> None:
+    """The record says what the file is now."""
+    record_file = checkpoint / "checkpoint.json"
+    record = json.loads(record_file.read_text())
+    record["files"][name] = hashlib.blake2b((checkpoint / name).read_bytes(), digest_size=16).hexdigest()
+    record_file.write_text(json.dumps(record))
+
+
+def test_a_checkpoint_with_another_models_weights_makes_way_for_the_one_before(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    """Valid files with right hashes, but of tensors that this run's model does not have; then one of another shape."""
+    other = whole_runs(replace(tiny_config, clip_model="tiny-sig"))
+    with pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(6, SystemExit()))
+    newest = tmp_path / "checkpoints" / "step_00000006"
+    shutil.copy(other / "checkpoints" / "step_00000010" / "model.safetensors", newest)
+    relist(newest, "model.safetensors")
+    reason = (
+        r"passed over: .*step_00000006 cannot be resumed from: its weights are another model's \(\d+ tensors differ, such as "
+    )
+    with pytest.warns(UserWarning, match=reason), pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(6, SystemExit()), resume_from=tmp_path)
+
+    weights = load_file(newest / "model.safetensors")
+    save_file({**weights, "logit_scale": torch.zeros(3)}, newest / "model.safetensors")
+    relist(newest, "model.safetensors")
+    reason = r"\(1 tensors differ, such as logit_scale: \(3,\) there, \(\) here\)"
+    with pytest.raises(UserError, match=reason):
+        train(tiny_config, tmp_path, resume_from=newest)  # nothing before it was offered
+    with pytest.warns(UserWarning, match=reason):
+        train(tiny_config, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def test_another_runs_whole_checkpoint_makes_way_for_an_own_one(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    with pytest.raises(SystemExit):
+        train(tiny_config, tmp_path, on_eval=stop_at(6, SystemExit()))
+    other = whole_runs(tiny_config.with_overrides({"training.learning_rate": 2e-3}))
+    shutil.copytree(other / "checkpoints" / "step_00000010", tmp_path / "checkpoints" / "step_00000010")
+    with pytest.warns(UserWarning, match=r"passed over: .*step_00000010 is of another run: training\.learning_rate was 0\.002"):
+        train(tiny_config, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def test_a_setting_that_came_later_counts_as_its_default(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    """A checkpoint of a version that had no ``loss.positives``."""
+    fingerprint, known = ProjectConfig.fingerprint, set(tiny_config.to_dict()) - {"loss.positives"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProjectConfig, "fingerprint", lambda config, **rest: fingerprint(config, **{"known": known, **rest}))
+        with pytest.raises(SystemExit):
+            train(tiny_config, tmp_path, on_eval=stop_at(2, SystemExit()))
+    record_file = tmp_path / "checkpoints" / "step_00000002" / "checkpoint.json"
+    record = json.loads(record_file.read_text())
+    del record["config"]["loss.positives"]
+    record_file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"loss\.positives was 'pair', is 'all'"):
+        train(tiny_config.with_overrides({"loss.positives": "all"}), tmp_path, resume_from=tmp_path)
+    train(tiny_config, tmp_path, resume_from=tmp_path)
+    assert_same_end(tmp_path, whole_runs(tiny_config))
+
+
+def test_a_caller_stops_a_run_at_any_step(
+    tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
+) -> None:
+    """From another thread, as in a Ray worker: no signal is needed."""
+    config = tiny_config.with_overrides({"training.checkpoint_minutes": 60})
+    for last, step in pairwise((0, 1, 4, 7)):
+        answers = iter([False] * (step - last) + [True])
+        with ThreadPoolExecutor(1) as pool, pytest.raises(StoppedError, match=f"asked to end, after {step} of 10 steps"):
+            pool.submit(train, config, tmp_path, resume_from=tmp_path, should_stop=answers.__next__).result()
+        assert newest_step(tmp_path) == step
+    train(config, tmp_path, resume_from=tmp_path, should_stop=lambda: False)
     assert_same_end(tmp_path, whole_runs(tiny_config))
 
 
@@ -590,6 +671,10 @@ def test_what_a_run_leaves(tiny_config: ProjectConfig, whole_runs: Callable[[Pro
     assert [row["examples_seen"] for row in rows] == [16 * step for step in STEPS]
     durations = [row["duration_s"] for row in rows]
     assert durations == sorted(durations)
+    on_device = [row["device_s"] for row in rows]
+    assert on_device[0] > 0
+    assert all(earlier < later for earlier, later in pairwise(on_device))
+    assert on_device[-1] < durations[-1], "loading a model and writing checkpoints is no work on the device"
     for tag, expected in (("recall_at_10", rows), ("train/loss", rows[1:])):
         steps, values = zip(*scalars(run, tag), strict=True)
         name = tag.rpartition("/")[2]
@@ -607,8 +692,23 @@ def test_durations_go_on_where_the_last_life_stopped(tiny_config: ProjectConfig,
     with pytest.raises(SystemExit):
         train(tiny_config, tmp_path, on_eval=stop_at(4, SystemExit()))
     result = train(tiny_config, tmp_path, resume_from=tmp_path)
-    durations = [row["duration_s"] for row in result.history]
-    assert all(earlier < later for earlier, later in pairwise(durations))
+    for seconds in ("duration_s", "device_s"):
+        durations = [row[seconds] for row in result.history]
+        assert all(earlier < later for earlier, later in pairwise(durations))
+
+
+def test_a_second_on_half_a_device_counts_as_half_a_second_of_it(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that each look at puts a second forward, so that stages take equal times."""
+    per_stage = {}
+    for share in (1.0, 0.5):
+        ticks = iter(range(10**6))
+        monkeypatch.setattr("time.perf_counter", lambda ticks=ticks: float(next(ticks)))
+        config = tiny_config.with_overrides({"hardware.device_share": share})
+        result = train(config, tmp_path / str(share))
+        per_stage[share] = [later["device_s"] - earlier["device_s"] for earlier, later in pairwise(result.history)]
+    assert per_stage[0.5] == [seconds / 2 for seconds in per_stage[1.0]]
 
 
 def first_row(config: ProjectConfig, run: Path) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class Allotment:
     def fitted(self, config: ProjectConfig) -> ProjectConfig:
         """With a micro-batch that fits the card, and no more loader processes than cores are left for them."""
         changes: dict[str, object] = {}
+        share = self.share_of(config).gpus or 1.0
+        if share != config.hardware.device_share:
+            changes["hardware.device_share"] = share
         workers = self._workers(config)
         if workers < config.training.num_workers:
             changes["training.num_workers"] = workers

@@ -3,11 +3,9 @@
 Everything that Ray is told here is in the journal first. Ray's trial ids mean nothing beyond this process.
 """
 
-import errno
 import json
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,9 @@ from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import StorageError
-from fashionclip_tune.tuning.asha import survives
 from fashionclip_tune.tuning.resources import Share
+from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopSignal
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.time_budget import TimeBudget
 
@@ -59,30 +58,6 @@ class TrialPlan:
         return cls(**plan, durable=durable and DurablePlan(**durable), share=share)
 
 
-class Halt:
-    """Ends the sweep as Ctrl-C does, with a reason: nothing is told an end that it has not come to."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-
-    def __call__(self, reason: str) -> None:
-        if self.reason is None:
-            self.reason = reason
-            signal.raise_signal(signal.SIGINT)
-
-    @contextmanager
-    def on_storage_error(self) -> Iterator[None]:
-        """What cannot be recorded must not take effect."""
-        try:
-            yield
-        except StorageError as error:
-            self(str(error))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self(f"the disk is full ({error}): make room")
-
-
 def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
     """``SWEEP/trials/0007-vit-b-32-siglip``."""
     name = f"{number:04d}-{settings['clip_model']}-{settings['loss_function']}".lower()
@@ -108,9 +83,9 @@ class StudySearcher(_NotPickled, Searcher):
         sweep_dir: Path,
         num_trials: int,
         max_concurrent: int,
-        halt: Halt,
-        share_of: Callable[[ProjectConfig], Share],
+        share_of: Callable[[ProjectConfig], Share] = lambda config: Share(0.0, 1.0),
         num_gpus: int = 0,
+        stop: StopSignal | None = None,
         durable: DurablePlan | None = None,
         time_budget: TimeBudget | None = None,
     ) -> None:
@@ -118,7 +93,7 @@ class StudySearcher(_NotPickled, Searcher):
         self._share_of = share_of
         self._num_gpus = num_gpus
         self._time_budget = time_budget
-        self._halt = halt
+        self._stop = stop or StopSignal()
         self._durable = durable
         self._study = study
         self._space = space
@@ -132,13 +107,13 @@ class StudySearcher(_NotPickled, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
-        if len(self._running) >= self._max_concurrent or self._gpus_are_taken() or self._halt.reason is not None:
+        if len(self._running) >= self._max_concurrent or self._gpus_are_taken():
             return None
-        with self._halt.on_storage_error():
-            number, settings = self._next() if self._time_budget is None or self._time_budget.may_start() else (-1, None)
+        with self._stop.on_storage_error():
+            number, settings = self._next() if self._may_start() else (-1, None)
             config = self._build(settings) if settings is not None else None
             # One whose first rung is too far stays as it is, unfinished: a resumed sweep begins with it.
-            if settings is None or config is None or not self._reaches_its_rung(config):
+            if settings is None or config is None or not self._may_start(config.model_name):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
             share = self._share_of(config)
@@ -151,13 +126,15 @@ class StudySearcher(_NotPickled, Searcher):
         """A trial that waits for a card of its own is not to be overtaken by small ones for ever: one waits at most."""
         return self._num_gpus > 0 and sum(self._gpus.values()) >= self._num_gpus - _ROUNDING
 
-    def _reaches_its_rung(self, config: ProjectConfig) -> bool:
-        return self._time_budget is None or self._time_budget.may_start(config.model_name)
+    def _may_start(self, model: str | None = None) -> bool:
+        """Not once the sweep was told to end, nor what would not reach its first rung in time."""
+        return not self._stop.received and (self._time_budget is None or self._time_budget.may_start(model))
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
-        if self._to_continue:
+        while self._to_continue:
             number = self._to_continue.pop(0)
-            return number, self._study.settings(number, self._space)
+            if (settings := self._study.settings(number, self._space)) is not None:
+                return number, settings
         while len(self._study.trials()) < self._num_trials:
             number, settings = self._study.suggest(self._space)
             if settings is not None:  # else that trial has failed: the space raised, or drew no configuration
@@ -167,12 +144,13 @@ class StudySearcher(_NotPickled, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
         self._gpus.pop(trial_id, None)
-        if number is None or self._halt.reason is not None:
+        if number is None or (result or {}).get("stop_reason") == INTERRUPTED or self._stop.cannot_record:
             return
-        if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
-            self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
-        else:
-            self._study.end(number, TrialState.COMPLETE, "budget")
+        with self._stop.on_storage_error():
+            if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
+                self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
+            else:
+                self._study.end(number, TrialState.COMPLETE, "budget")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""
@@ -182,38 +160,47 @@ class StudySearcher(_NotPickled, Searcher):
 
 
 class StudyScheduler(_NotPickled, FIFOScheduler):
-    """Records each stage, then decides by ASHA, with rungs of its own for each architecture."""
+    """Records each stage, then decides by the sweep's rule, for each architecture on its own trials."""
 
-    def __init__(self, study: SweepStudy, rung_levels: tuple[int, ...], reduction_factor: int, halt: Halt) -> None:
+    def __init__(self, study: SweepStudy, rule: StoppingRule, stop: StopSignal | None = None) -> None:
         super().__init__()
-        self._halt = halt
+        self._stop = stop or StopSignal()
         self._study = study
-        self._rung_levels = rung_levels
-        self._reduction_factor = reduction_factor
+        self._rule = rule
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        with self._halt.on_storage_error():
+        with self._stop.on_storage_error():
             return self._decide(TrialPlan.from_ray(trial.config), result)
         return str(TrialScheduler.STOP)
 
     def _decide(self, plan: TrialPlan, result: dict[str, Any]) -> str:
         if result.get("stop_reason") == "storage":  # not the trial's fault: it goes on when there is room
             raise StorageError(result["message"])
+        if result.get("stop_reason") == INTERRUPTED:
+            return str(TrialScheduler.STOP)
         if "stop_reason" in result:
-            # TPE is to avoid where a run diverges; the others say nothing about the settings' worth.
-            state = TrialState.PRUNED if result["stop_reason"] == "diverged" else TrialState.FAIL
-            self._study.end(plan.number, state, result["stop_reason"], result["message"])
+            self._study.end(plan.number, _state_at(result["stop_reason"]), result["stop_reason"], result["message"])
             return str(TrialScheduler.STOP)
         examples_seen, value = int(result["examples_seen"]), float(result[METRIC])
         self._study.record_stage(plan.number, examples_seen, value)
-        if examples_seen not in self._rung_levels or examples_seen in self._study.passed_rungs(plan.number):
+        if not math.isfinite(value):
+            said = f"recall_at_10 is {value} after {examples_seen} examples"
+            self._study.end(plan.number, _state_at("diverged"), "diverged", said)
+            return str(TrialScheduler.STOP)
+        rungs = self._rule.rungs
+        if examples_seen not in rungs or examples_seen in self._study.passed_rungs(plan.number):
             return str(TrialScheduler.CONTINUE)
-        earlier = self._study.values_at(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
-        if survives(value, earlier, self._reduction_factor):
+        earlier = self._study.curves_to(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
+        if self._rule.survives(self._study.curve(plan.number), earlier):
             self._study.pass_rung(plan.number, examples_seen)
             return str(TrialScheduler.CONTINUE)
-        self._study.end(plan.number, TrialState.PRUNED, f"rung_{self._rung_levels.index(examples_seen) + 1}")
+        self._study.end(plan.number, TrialState.PRUNED, f"rung_{rungs.index(examples_seen) + 1}")
         return str(TrialScheduler.STOP)
+
+
+def _state_at(stop_reason: str) -> TrialState:
+    """Divergence and lack of memory are the settings' fault, and TPE learns from pruned trials; the rest says nothing."""
+    return TrialState.PRUNED if stop_reason in ("diverged", "out_of_memory") else TrialState.FAIL
 
 
 class Announcer(_NotPickled, Callback):

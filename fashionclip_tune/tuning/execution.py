@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -18,8 +17,10 @@ from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning.engine import Announcer, DurablePlan, Halt, StudyScheduler, StudySearcher, TrialPlan
+from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher, TrialPlan
 from fashionclip_tune.tuning.resources import Share, Slots
+from fashionclip_tune.tuning.stop_signal import StopSignal
+from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
 from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.trainable import run_trial
@@ -39,10 +40,9 @@ def run_trials(
     sweep_dir: Path,
     num_trials: int,
     slots: Slots,
-    rung_levels: tuple[int, ...],
-    reduction_factor: int,
+    rule: StoppingRule,
     on_event: Callable[[], None],
-    halt: Halt | None = None,
+    stop: StopSignal | None = None,
     durable: DurablePlan | None = None,
     address: str | None = None,
     share_of: Callable[[ProjectConfig], Share] | None = None,
@@ -56,7 +56,7 @@ def run_trials(
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
-    halt = halt or Halt()
+    stop = stop or StopSignal()
     searcher = StudySearcher(
         study,
         space,
@@ -64,16 +64,17 @@ def run_trials(
         sweep_dir=sweep_dir,
         num_trials=num_trials,
         max_concurrent=slots.count,
-        halt=halt,
+        stop=stop,
         durable=durable,
         share_of=share_of or (lambda config: Share(slots.gpus_per_trial, slots.cpus_per_trial)),
         num_gpus=slots.num_gpus,
         time_budget=time_budget,
     )
-    scheduler = StudyScheduler(study, rung_levels, reduction_factor, halt)
+    scheduler = StudyScheduler(study, rule, stop)
     with (
         _connected(slots, address),
-        _ending_in_time(time_budget),
+        stop.listening(),
+        _ending_in_time(time_budget, stop),
         tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
     ):
         tuner = tune.Tuner(
@@ -91,7 +92,7 @@ def run_trials(
                 name="ray",
                 storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
                 verbose=0,
-                callbacks=[Announcer(on_event)],
+                callbacks=[Announcer(on_event), stop],
                 failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
             ),
         )
@@ -125,14 +126,16 @@ def _resources(ray_config: dict[str, Any]) -> PlacementGroupFactory:
 
 
 @contextmanager
-def _ending_in_time(time_budget: TimeBudget | None) -> Iterator[None]:
-    """At the end of the time, this process is told to end as SIGTERM tells it: trials stop with a checkpoint."""
+def _ending_in_time(time_budget: TimeBudget | None, stop: StopSignal) -> Iterator[None]:
+    """At the end of the time trials are told to stop as by SIGTERM: at their next step, with a checkpoint."""
     if time_budget is None:
         yield
         return
-    main = threading.main_thread().ident
-    assert main is not None
-    timer = threading.Timer(time_budget.left_s(), lambda: time_budget.end(lambda: signal.pthread_kill(main, signal.SIGTERM)))
+
+    def end() -> None:
+        time_budget.is_over = stop.received = True
+
+    timer = threading.Timer(time_budget.left_s(), end)
     timer.daemon = True
     timer.start()
     try:
@@ -147,12 +150,10 @@ def _ray_trial_id(trial: Trial) -> str:
 
 @contextmanager
 def _connected(slots: Slots, address: str | None) -> Iterator[None]:
-    """A Ray of our own, or the one at ``address``, unless this process is connected to one.
-
-    SIGTERM ends a sweep as cleanly as Ctrl-C does.
-    """
+    """A Ray of our own, or the one at ``address``, unless this process is connected to one."""
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait ten seconds for a trial in the middle of a stage, then kill it
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -180,11 +181,9 @@ def _connected(slots: Slots, address: str | None) -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         ray.init(address="local", **here, **common) if address is None else ray.init(address=address, **common)
-    on_sigterm = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
         if started:
             ray.shutdown()
         for name, value in before.items():

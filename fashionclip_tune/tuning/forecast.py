@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning import asha
 from fashionclip_tune.tuning.allotment import Allotment
+from fashionclip_tune.tuning.stopping_rule import StoppingRule, stopping_rule
 
 _PLAYED = 100
 
@@ -46,8 +46,7 @@ class Course:
     paces: Mapping[str, ModelPace] | None
     """By model; None where one of them is not known."""
     reduction_factor: int
-    halves: bool
-    """Whether trials are stopped at rungs."""
+    scheduler: str
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,15 @@ def _play_once(
     course: Course, at_a_time: Mapping[str, int], budget: int, stage: int, rate: str, chance: random.Random
 ) -> _Played:
     """Trials start in turn, each as soon as its part of the machine is free; rungs see them in that order."""
-    rungs = asha.rungs(stage, budget, course.reduction_factor) if course.halves else []
-    reached: dict[tuple[str, int], list[float]] = {}
+    rule = stopping_rule(
+        course.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor
+    )
+    reached: dict[tuple[str, int], list[dict[int, float]]] = {}
     running: list[tuple[float, float]] = []  # when it ends, and its part of the machine
     now, used, last_end, examples, to_budget = 0.0, 0.0, 0.0, 0, 0
     for _ in range(course.num_trials):
         model = chance.choice(course.configs).model_name
-        seen = _stopped_at(reached, model, rungs, budget, course.reduction_factor, chance.random())
+        seen = _stopped_at(reached, model, rule, budget, chance.random())
         part = 1 / at_a_time[model]
         while running and (used + part > 1 + 1e-6 or len(running) >= course.allotment.slots.count):
             now, freed = heapq.heappop(running)
@@ -126,12 +127,15 @@ def _play_once(
 
 
 def _stopped_at(
-    reached: dict[tuple[str, int], list[float]], model: str, rungs: list[int], budget: int, factor: int, worth: float
+    reached: dict[tuple[str, int], list[dict[int, float]]], model: str, rule: StoppingRule, budget: int, worth: float
 ) -> int:
-    for rung in rungs:
+    """A trial of the same worth at every stage."""
+    curve: dict[int, float] = {}
+    for rung in rule.rungs:
+        curve[rung] = worth
         earlier = reached.setdefault((model, rung), [])
-        goes_on = asha.survives(worth, earlier, factor)
-        earlier.append(worth)
+        goes_on = rule.survives(curve, earlier)
+        earlier.append(dict(curve))
         if not goes_on:
             return rung
     return budget

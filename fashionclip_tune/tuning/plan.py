@@ -14,22 +14,27 @@ from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine import Machine, this_machine
 from fashionclip_tune.precision import choose_device
-from fashionclip_tune.tuning import asha
 from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
 from fashionclip_tune.tuning.budget import plan_budget
-from fashionclip_tune.tuning.flag_checks import refuse_owned, refuse_shared, require_positive
 from fashionclip_tune.tuning.forecast import Course, Forecast, forecast
+from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared, require_positive
 from fashionclip_tune.tuning.presets import preset_budget, preset_trials
+from fashionclip_tune.tuning.quota import ModelQuota, plan_quota
 from fashionclip_tune.tuning.rates import model_paces
 from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots
 from fashionclip_tune.tuning.shares import GB, Card, GpuMemory, find_card
 from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
+from fashionclip_tune.tuning.stopping_rule import StoppingRule, check_scheduler, stopping_rule
 
-SCHEDULERS = ("asha", "none")
 _MAX_STARTUP_TRIALS = 10
 _SYNC_EVERY_MINUTES = 15.0
 _HERE = ("gpus_per_trial", "gpu_memory_gb", "samples_per_second")
+# Flags that a resumed sweep keeps.
+_KEPT = (
+    *("num_trials", "min_trials_per_model", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor"),
+    "preset",
+)
 _READING = ("allow_remote", "scratch", "scratch_gb")
 
 
@@ -47,6 +52,9 @@ class SweepSettings:
     scheduler: str | None = None
     grace_examples: int | None = None
     reduction_factor: int | None = None
+    min_trials_per_model: int | None = None
+    warm_start: str | None = None
+    """Folder of an older sweep whose trials come first; None: none."""
     gpus_per_trial: float | None = None
     gpu_memory_gb: float | None = None
     """Of a card, at most, in 10**9 bytes; None: all that it has."""
@@ -71,7 +79,7 @@ class SweepSettings:
         Raises:
             UserError: another flag was given that differs from what the sweep was started with.
         """
-        for flag in ("num_trials", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor", "preset"):
+        for flag in _KEPT:
             now, before = getattr(given, flag), getattr(self, flag)
             if now is not None and now != before:
                 raise _differs(name, "--" + flag.replace("_", "-"), before, now)
@@ -79,6 +87,8 @@ class SweepSettings:
             raise _differs(name, "--device", self.device, given.device)
         if given.space is not None and self.space is not None and load_space(given.space).file != load_space(self.space).file:
             raise _differs(name, "--space", self.space, given.space)
+        if given.warm_start is not None and _absolute(given.warm_start) != self.warm_start:
+            raise _differs(name, "--warm-start", self.warm_start, given.warm_start)
         for path, value in given.overrides.items():
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
@@ -103,8 +113,8 @@ class SweepPlan:
     gpu: GpuMemory | None
     num_trials: int
     seed: int
-    rung_levels: tuple[int, ...]
-    reduction_factor: int
+    rule: StoppingRule
+    quota: ModelQuota | None
     num_shards: int
     num_train: int
     num_valid: int
@@ -148,7 +158,7 @@ class SweepPlan:
     def may_end_at(self) -> tuple[int, ...]:
         """Examples seen at which a trial may come to its end."""
         assert self.base.training.budget_examples is not None
-        return (*self.rung_levels, self.base.training.budget_examples)
+        return (*self.rule.rungs, self.base.training.budget_examples)
 
     @cached_property
     def num_startup_trials(self) -> int:
@@ -214,6 +224,12 @@ def plan_sweep(
         reduction_factor=reduction_factor,
         **sizes,
     )
+    quota = plan_quota(
+        settings.min_trials_per_model,
+        parameter=check.model_parameter,
+        models=check.models_by_cost(),
+        num_trials=num_trials,
+    )
     paces = model_paces(
         [allotment.fitted(config.with_overrides(fixed)) for config in check.configs],
         allotment.at_a_time,
@@ -221,7 +237,7 @@ def plan_sweep(
         stated=settings.samples_per_second,
         say=say,
     )
-    course = Course(num_trials, allotment, check.configs, paces, reduction_factor, halves=scheduler == "asha")
+    course = Course(num_trials, allotment, check.configs, paces, reduction_factor, scheduler)
     preset_note = ""
     if settings.preset is not None and settings.budget_examples is None and settings.grace_examples is None:
         budget, stage, preset_note = preset_budget(settings.preset, course, **sizes)
@@ -239,6 +255,8 @@ def plan_sweep(
         grace_examples=stage,
         reduction_factor=reduction_factor,
         gpu_memory_gb=settings.gpu_memory_gb if gpu is None else gpu.card.memory_bytes / GB,
+        min_trials_per_model=quota.min_trials if quota else 0,
+        warm_start=_absolute(settings.warm_start) if settings.warm_start else None,
         device=device,
         scratch=scratch,
         sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
@@ -253,9 +271,9 @@ def plan_sweep(
         gpu=gpu,
         num_trials=num_trials,
         seed=seed,
-        reduction_factor=reduction_factor,
+        rule=stopping_rule(scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=reduction_factor),
+        quota=quota,
         num_shards=len(shards.train) + len(shards.valid),
-        rung_levels=tuple(asha.rungs(stage, budget, reduction_factor)) if scheduler == "asha" else (),
         num_train=len(train),
         num_valid=len(valid),
         data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
@@ -274,6 +292,10 @@ def _device(wanted: str, nodes: Sequence[Node] | None, imaginary: Card | None) -
     return choose_device(wanted).type
 
 
+def _absolute(folder: str) -> str:
+    return str(Path(folder).absolute())
+
+
 def _base_config(settings: SweepSettings, space: SearchSpace, owned: Mapping[str, Any]) -> ProjectConfig:
     """What all trials share. Later ones win: defaults of a sweep, the space's BASE, ``--set``, what flags own."""
     refuse_owned(space.base, f"BASE of {space.file}")
@@ -284,8 +306,7 @@ def _base_config(settings: SweepSettings, space: SearchSpace, owned: Mapping[str
 
 def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
     scheduler = settings.scheduler or "asha"
-    if scheduler not in SCHEDULERS:
-        raise UserError(f"--scheduler {scheduler!r} is not allowed: {' or '.join(SCHEDULERS)}")
+    check_scheduler(scheduler)
     reduction_factor = 3 if settings.reduction_factor is None else settings.reduction_factor
     if reduction_factor < 2:
         raise UserError(f"--reduction-factor {reduction_factor} is not allowed: at least 2")

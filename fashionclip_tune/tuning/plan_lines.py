@@ -13,7 +13,8 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     assert stage is not None
     lines = [
         f"space:    {plan.space.name}: {'; '.join(plan.check.parameters)} (100 draws are valid configurations)",
-        f"models:   {', '.join(plan.check.config_of_model)}; losses: {', '.join(plan.check.losses)}",
+        f"models:   {', '.join(plan.check.config_of_model)}; losses: {', '.join(plan.check.losses)}"
+        + (f"; at least {plan.quota.min_trials} trials each, {plan.quota.models[0]} first" if plan.quota else ""),
         f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"
         f" {plan.num_valid:,} to evaluate on",
         f"trials:   {plan.num_trials}, at most {plan.slots.count} side by side, on {plan.base.device}",
@@ -21,19 +22,12 @@ def plan_lines(plan: SweepPlan) -> list[str]:
         *_memory_lines(plan),
         f"budget:   {budget:,} examples a trial ({budget / plan.num_train:.1f} epochs), evaluated every {stage:,}"
         + (f" ({plan.preset_note})" if plan.preset_note else ""),
-        f"stopping: {_stopping(plan)}",
+        f"stopping: {plan.rule}",
         f"metric:   recall_at_10, protocol {plan.base.evaluation.protocol.value}",
         *_time_lines(plan),
     ]
     lines += [f"cut:      {cut}" for cut in plan.allotment.cuts]
     return [*lines, f"tight?    {_cut_first(plan)}"]
-
-
-def _stopping(plan: SweepPlan) -> str:
-    if not plan.rung_levels:
-        return "none: every trial runs to its budget"
-    rungs = ", ".join(f"{rung:,}" for rung in plan.rung_levels)
-    return f"{plan.settings.scheduler}, rungs at {rungs} examples, the best 1/{plan.reduction_factor} go on"
 
 
 def _share_lines(plan: SweepPlan) -> list[str]:

@@ -11,7 +11,7 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.history import read_history
 from fashionclip_tune.report import best_row, write_trials_csv
 from fashionclip_tune.tuning.engine import trial_dir
-from fashionclip_tune.tuning.study import METRIC, SweepStudy, message, settings, stop_reason
+from fashionclip_tune.tuning.study import METRIC, SweepStudy, message, scores_nothing, settings, stop_reason
 
 _ABOUT_RECALL = ("protocol", "num_pairs", "num_products", "num_gallery_images", "num_gallery_texts")
 
@@ -60,7 +60,7 @@ class SweepRecord:
         if history and history[0]["step"] == 0:
             self._zero_shot.setdefault(config["clip_model"], _recalls(history[0]))
         untouched = history[0][METRIC] if history and history[0]["step"] == 0 else None
-        diverged = stop_reason(trial) == "diverged"
+        worthless = scores_nothing(trial)
         row = {
             "trial_id": f"{trial.number:04d}",
             "state": trial.state.name,
@@ -69,15 +69,16 @@ class SweepRecord:
             "config": config,
             "step": last.get("step", 0),
             "examples_seen": last.get("examples_seen", 0),
-            "recall_at_10": 0.0 if diverged else last.get(METRIC),
-            "recall_at_5": 0.0 if diverged else last.get("recall_at_5"),
-            "recall_at_10_low": None if diverged else last.get("recall_at_10_low"),
-            "recall_at_10_high": None if diverged else last.get("recall_at_10_high"),
+            "recall_at_10": 0.0 if worthless else last.get(METRIC),
+            "recall_at_5": 0.0 if worthless else last.get("recall_at_5"),
+            "recall_at_10_low": None if worthless else last.get("recall_at_10_low"),
+            "recall_at_10_high": None if worthless else last.get("recall_at_10_high"),
             "untouched_recall_at_10": untouched,
-            "gain": None if diverged or untouched is None else last[METRIC] - untouched,
-            "relative_gain": None if diverged or untouched is None else relative_gain(last[METRIC], untouched),
+            "gain": None if worthless or untouched is None else last[METRIC] - untouched,
+            "relative_gain": None if worthless or untouched is None else relative_gain(last[METRIC], untouched),
             "max_recall_at_10": max((row[METRIC] for row in history), default=None),
             "duration_s": last.get("duration_s", 0.0),
+            "device_s": last.get("device_s", 0.0),
             **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},
             "metrics": _recalls(last),
         }

@@ -11,7 +11,7 @@ from fashionclip_tune.config import Precision, ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.memory import estimate_memory
 from fashionclip_tune.model import check_architecture
-from fashionclip_tune.model_check import architecture_without_numbers
+from fashionclip_tune.model_check import has_known_text_tower, without_numbers
 from fashionclip_tune.pace import packing_gain
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.probe import known_peak
@@ -114,7 +114,7 @@ def _memory_settings(config: ProjectConfig) -> tuple[Any, ...]:
 
 
 def _estimate_bytes(config: ProjectConfig) -> int:
-    network = architecture_without_numbers(config.model_name)
+    network = without_numbers(config.model_name)
     network.requires_grad_(True)
     network.set_grad_checkpointing(False)
     prepare_towers(network, config.with_overrides({"model.patch_dropout": 0.0}))  # the network is shared: nothing is put in
@@ -139,15 +139,14 @@ def _autocast_dtype(config: ProjectConfig) -> torch.dtype | None:
 
 def is_described_here(config: ProjectConfig) -> bool:
     """Whether the architecture can be built without the hub."""
-    text: dict[str, Any] = check_architecture(config.model_name).get("text_cfg", {})
-    return "hf_model_name" not in text
+    return has_known_text_tower(check_architecture(config.model_name))
 
 
 def weights_bytes(config: ProjectConfig) -> int:
     """Of the model, in fp32; 2 GB where only the hub knows its text tower."""
     if not is_described_here(config):
         return 2 * GB
-    network = architecture_without_numbers(config.model_name)
+    network = without_numbers(config.model_name)
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
 
 
@@ -155,6 +154,6 @@ def has_large_token_table(config: ProjectConfig) -> bool:
     """Whether training the token embedding takes a GB or more: SigLIP2's, half of all its parameters, takes 3.1."""
     if not is_described_here(config):
         return False
-    named = architecture_without_numbers(config.model_name).named_parameters()
+    named = without_numbers(config.model_name).named_parameters()
     numbers = sum(parameter.numel() for name, parameter in named if "token_embedding." in name)
     return bool(numbers * _TRAINED_BYTES >= _LARGE_TABLE_BYTES)

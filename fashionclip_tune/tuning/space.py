@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model_check import check_model_options
+from fashionclip_tune.model_cost import forward_flops
 from fashionclip_tune.tuning.study import DrawnPoint, Space, draw_points
 
 SPACES_DIR = Path(__file__).parents[2] / "sweeps" / "spaces"
@@ -43,8 +44,19 @@ class SpaceCheck:
     batch_sizes: tuple[int, ...]
     losses: tuple[str, ...]
     parameters: tuple[str, ...]
-    configs: tuple[ProjectConfig, ...] = ()
+    distributions: Mapping[str, BaseDistribution]
+    model_parameter: str | None
+    """The categorical parameter whose value is the architecture, in every draw; None: there is no such parameter."""
+    configs: tuple[ProjectConfig, ...]
     """Of all draws, as often as they were drawn."""
+
+    def models_by_cost(self) -> tuple[str, ...]:
+        """Architectures, cheapest first by ``forward_flops``; in no order where no parameter names them."""
+        models = tuple(self.config_of_model)
+        if len(models) < 2 or self.model_parameter is None:
+            return models
+        named: Any = self.distributions[self.model_parameter]
+        return tuple(sorted(models, key=lambda name: (forward_flops(name), named.choices.index(name))))
 
 
 def load_space(name_or_file: str) -> SearchSpace:
@@ -84,6 +96,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
     batch_sizes, losses = set(), set()
     distributions: dict[str, BaseDistribution] = {}
     configs = []
+    name_models: set[str] | None = None
     try:
         drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
     except Exception as error:
@@ -100,8 +113,23 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         batch_sizes.add(config.training.batch_size)
         losses.add(config.loss_function.value)
         distributions |= point.distributions
-    parameters = tuple(_described(name, distribution) for name, distribution in distributions.items())
-    return SpaceCheck(config_of_model, tuple(sorted(batch_sizes)), tuple(sorted(losses)), parameters, tuple(configs))
+        here = _named_after(config.model_name, point)
+        name_models = here if name_models is None else name_models & here
+    return SpaceCheck(
+        config_of_model,
+        tuple(sorted(batch_sizes)),
+        tuple(sorted(losses)),
+        parameters=tuple(_described(name, distribution) for name, distribution in distributions.items()),
+        distributions=distributions,
+        model_parameter=min(name_models or (), default=None),
+        configs=tuple(configs),
+    )
+
+
+def _named_after(model_name: str, point: DrawnPoint) -> set[str]:
+    """Categorical parameters that were drawn as the architecture's name."""
+    categorical = (name for name, kind in point.distributions.items() if isinstance(kind, CategoricalDistribution))
+    return {name for name in categorical if point.params[name] == model_name}
 
 
 def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:

@@ -18,9 +18,17 @@ from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.plan_against_fact import plan_against_fact
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import bad_sample_lines, ranked, read_sweep, ties_with_best, trials_table, winner_lines
+from fashionclip_tune.report import (
+    bad_sample_lines,
+    has_failed,
+    ranked,
+    read_sweep,
+    ties_with_best,
+    trials_table,
+    winner_lines,
+)
 from fashionclip_tune.tiny import TINY_MODELS
-from fashionclip_tune.tuning.engine import DurablePlan, Halt
+from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
@@ -30,8 +38,10 @@ from fashionclip_tune.tuning.rates import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.refit import refit_winner
 from fashionclip_tune.tuning.retention import KEPT_PER_MODEL, Retention
+from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
 from fashionclip_tune.tuning.time_budget import TimeBudget
+from fashionclip_tune.tuning.warm_start import older_trials
 from fashionclip_tune.tuning.winner import export_best
 
 
@@ -81,6 +91,8 @@ def sweep(
     two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
     for line in (f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)):
         say(line)
+    if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
+        say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
     if refit is not None:
@@ -140,7 +152,7 @@ def _only_driver(sweep_dir: Path) -> Iterator[None]:
 
 def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None) -> dict[str, Any]:
     header = _header(plan, place)
-    mirror, halt = place.mirror, Halt()
+    mirror, stop = place.mirror, StopSignal()
     if mirror is not None:
         mirror.start(header)
     study = SweepStudy(
@@ -149,6 +161,8 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
         num_startup_trials=plan.num_startup_trials,
         points=plan.space.points,
         on_append=mirror.append_journal if mirror is not None else lambda: None,
+        quota=plan.quota,
+        older=lambda: older_trials(plan),
     )
     record = SweepRecord(place.run_dir, study, header)
     record.write("RUNNING")
@@ -156,7 +170,7 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
     with Progress(console, plan.num_trials) as progress:
 
         def on_event() -> None:
-            with halt.on_storage_error():
+            with stop.on_storage_error():
                 if mirror is not None and plan.settings.address is not None:
                     mirror.fetch_evaluations()  # of trials on other machines
                 sweep = record.write("RUNNING")
@@ -172,19 +186,18 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
             sweep_dir=place.run_dir,
             num_trials=plan.num_trials,
             slots=plan.slots,
-            rung_levels=plan.rung_levels,
-            reduction_factor=plan.reduction_factor,
+            rule=plan.rule,
             on_event=on_event,
-            halt=halt,
+            stop=stop,
             address=plan.settings.address,
             share_of=plan.allotment.share_of,
             time_budget=time_budget,
             durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
         )
-        if halt.reason is not None:
+        if stop.cannot_record:
             with suppress(OSError, StorageError):
                 record.write("INTERRUPTED")
-            raise StorageError(f"the sweep has stopped, nothing is lost: {halt.reason}\n{_how_to_go_on(place)}")
+            raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{_how_to_go_on(place)}")
         retention.apply(record.rows())
         export_best(place.run_dir, record.rows(), plan.build, mirror)
         result = record.write("FINISHED" if completed else "INTERRUPTED")
@@ -224,6 +237,7 @@ def _header(plan: SweepPlan, place: Place) -> dict[str, Any]:
         "space_hash": plan.space.content_hash,
         "data_fingerprint": plan.data_fingerprint,
         "settings": asdict(plan.settings),
+        "base_config": plan.base.to_dict(),
         "plan": plan.forecast.as_json(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
@@ -261,7 +275,7 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
     for line in winner_lines(result, sweep_dir, ties):
         console.print(line, highlight=False, soft_wrap=True)
     for row in result["trials"]:
-        if row["state"] == "FAIL":
+        if has_failed(row):
             console.print(
                 f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
             )

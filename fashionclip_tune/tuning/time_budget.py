@@ -47,8 +47,3 @@ class TimeBudget:
             return True
         self.is_over = True
         return False
-
-    def end(self, stop: Callable[[], None]) -> None:
-        """Time is up: stops the run."""
-        self.is_over = True
-        stop()

@@ -14,13 +14,14 @@ from ray import tune
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StorageError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StorageError
 from fashionclip_tune.history import Row
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.run import starting_point
 from fashionclip_tune.training import train
 from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
 from fashionclip_tune.tuning.gpu_share import claim_gpu_share
+from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopPoll
 from fashionclip_tune.tuning.study import METRIC
 
 
@@ -65,7 +66,10 @@ def run_trial(ray_config: dict[str, Any]) -> None:
                 on_eval=report,
                 resume_from=trial_dir,
                 durable=durable.run if durable is not None else None,
+                should_stop=StopPoll(),
             )
+        except StoppedError as error:
+            stop_reason, message = INTERRUPTED, str(error)
         except DivergedError as error:
             stop_reason, message = "diverged", str(error)
         except BadDataError as error:

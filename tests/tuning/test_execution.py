@@ -10,6 +10,7 @@ from ray import cloudpickle
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.stopping_rule import NO_STOPPING, AshaRule
 from fashionclip_tune.tuning.study import SweepStudy, message, stop_reason
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -21,7 +22,7 @@ def space(trial):
     return {"clip_model": "tiny-clip", "loss_function": "contrastive", "training.learning_rate": rate}
 
 
-def run(tmp_path, trainable, *, num_trials, slots=2, rung_levels=(), space=space):
+def run(tmp_path, trainable, *, num_trials, slots=2, rule=NO_STOPPING, space=space):
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
     completed = run_trials(
         study,
@@ -30,8 +31,7 @@ def run(tmp_path, trainable, *, num_trials, slots=2, rung_levels=(), space=space
         sweep_dir=tmp_path,
         num_trials=num_trials,
         slots=Slots(slots, 1, 0),
-        rung_levels=rung_levels,
-        reduction_factor=3,
+        rule=rule,
         on_event=lambda: None,
         trainable=trainable,
     )
@@ -45,7 +45,7 @@ def logs(tmp_path):
 
 def test_cleanups_of_four_seconds_do_not_hang_the_sweep(tmp_path):
     started = time.monotonic()
-    trials = run(tmp_path, toys.slow_to_clean_up, num_trials=4, slots=1, rung_levels=(100,))
+    trials = run(tmp_path, toys.slow_to_clean_up, num_trials=4, slots=1, rule=AshaRule((100,), 3))
     assert time.monotonic() - started < 90
     assert [stop_reason(trial) for trial in trials] == ["budget", "rung_1", "rung_1", "rung_1"]
     assert logs(tmp_path) == [["100", "200", "300"], *[["100", "cleaned up"]] * 3]
@@ -60,8 +60,8 @@ def test_a_process_that_dies_is_retried_and_its_trial_goes_on(tmp_path):
 
 
 def test_nan_divergence_and_failure_end_their_trial_only(tmp_path):
-    nan, diverged, failed, well = run(tmp_path, toys.goes_wrong, num_trials=4, slots=1, rung_levels=(100, 200))
-    assert (nan.state, stop_reason(nan)) == (TrialState.PRUNED, "rung_1")
+    nan, diverged, failed, well = run(tmp_path, toys.goes_wrong, num_trials=4, slots=1, rule=AshaRule((100, 200), 3))
+    assert (nan.state, stop_reason(nan)) == (TrialState.PRUNED, "diverged")
     assert (diverged.state, stop_reason(diverged), diverged.value) == (TrialState.PRUNED, "diverged", 0.0)
     assert (failed.state, stop_reason(failed), message(failed)) == (TrialState.FAIL, "error", "ValueError: no")
     assert (well.state, well.value) == (TrialState.COMPLETE, 0.5)
@@ -75,7 +75,7 @@ def test_a_resumed_trial_is_not_judged_again_at_a_rung_that_it_has_passed(tmp_pa
         number, _ = study.suggest(space)
         study.record_stage(number, 100, value)
         study.pass_rung(number, 100)
-    trials = run(tmp_path, toys.dies_once, num_trials=3, rung_levels=(100,))
+    trials = run(tmp_path, toys.dies_once, num_trials=3, rule=AshaRule((100,), 3))
     assert [stop_reason(trial) for trial in trials] == ["budget"] * 3
     assert [trial.intermediate_values[100] for trial in trials] == [0.5, 0.8, 0.9]
 

@@ -26,7 +26,7 @@ B32 = ProjectConfig(clip_model="ViT-B-32", device="cuda")
 def course(*, count: int = 1, rate: float | None = 100.0, trials: int = 30, halves: bool = True) -> Course:
     allotment = Allotment(Slots(count, 1, 0), Machine(2, 12 * GB, GB), None, None, None)
     paces = None if rate is None else {"ViT-B-32": ModelPace(rate, rate / 2, 2 * rate, 10.0, 5.0, "stated")}
-    return Course(trials, allotment, [B32], paces, 3, halves)
+    return Course(trials, allotment, [B32], paces, 3, "asha" if halves else "none")
 
 
 def test_without_rungs_the_course_is_plain_arithmetic() -> None:
@@ -133,7 +133,8 @@ def test_a_sweeps_own_stages_are_measured_from_its_files(tmp_path: Path) -> None
     assert measured.stage_s(100) == pytest.approx(3.0)
 
 
-def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig) -> None:
+def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
     said: list[str] = []
     config = tiny_config.with_overrides({"training.budget_examples": None, "training.stage_examples": None})
     for _ in range(2):

@@ -20,7 +20,12 @@ def refused(result, *said):
     ("arguments", "said"),
     [
         (["--space", "nonsense"], ["nonsense", "tiny", "openclip", "published"]),
-        (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha or none"]),
+        (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha, median or none", "settings midway"]),
+        (["--scheduler", "bohb"], ["--scheduler 'bohb'", "asha, median or none", "wait for each other"]),
+        (["--min-trials-per-model", "-1"], ["--min-trials-per-model -1", "at least 0"]),
+        (["--min-trials-per-model", "9"], ["--min-trials-per-model 9", "2 models", "at most 8"]),
+        (["--min-trials-per-model", "1", "--space", "published"], ["--min-trials-per-model 1", "no categorical parameter"]),
+        (["--warm-start", "nowhere"], ["nowhere is no sweep"]),
         (["--num-trials", "0"], ["--num-trials 0", "at least 1"]),
         (["--max-concurrent", "0"], ["--max-concurrent 0", "at least 1"]),
         (["--reduction-factor", "1"], ["--reduction-factor 1", "at least 2"]),
@@ -145,6 +150,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep, garments, tmp_p
         "trials:   12",
         "budget:   432 examples a trial (2.7 epochs), evaluated every 48",
         "rungs at 48, 144 examples",
+        "losses: contrastive, siglip; at least 3 trials each, tiny-clip first",
     ):
         assert part in out
     assert not (tmp_path / "results").exists()
@@ -194,6 +200,50 @@ def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own():
     assert before.resumed(SweepSettings(time_budget=5.0), "it").time_budget == 5
     with pytest.raises(ValueError, match="--preset evening, not night"):
         before.resumed(SweepSettings(preset="night"), "it")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--scheduler", "median"], "stopping: median, judged every 48 examples"),
+        (["--scheduler", "none"], "stopping: none: every trial runs to its budget"),
+        (["--min-trials-per-model", "5"], "at least 5 trials each, tiny-clip first"),
+        (["--min-trials-per-model", "0"], "losses: contrastive, siglip\n"),
+        (["--set", "clip_model=tiny-sig"], "models:   tiny-sig; losses: contrastive, siglip\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_the_plan_says_how_trials_are_stopped_and_shared_out(run_sweep, garments, tmp_path, flags, said):
+    arguments = ("--data", garments, "--results", tmp_path / "results", "--num-trials", "12", "--dry-run")
+    code, out, err = run_sweep(*arguments, *FAST, *flags)
+    assert (code, err) == (0, "")
+    assert said in out
+
+
+def test_the_openclip_space_starts_from_the_five_published_settings():
+    """What it can say of them is what the space ``published`` says; the rest of that recipe belongs to its BASE."""
+    from fashionclip_tune.tuning.space import load_space
+    from fashionclip_tune.tuning.study import draw_points
+
+    openclip, published = load_space("openclip"), load_space("published")
+    ours = [each.settings for each in draw_points(openclip.draw, 0, 0, openclip.points)]
+    theirs = [each.settings for each in draw_points(published.draw, 0, 0, published.points)]
+    assert len(ours) == len(theirs) == 5
+    for point, setting in zip(ours, theirs, strict=True):
+        assert {name: point[name] for name in setting} == setting
+        more = {name: value for name, value in point.items() if name not in setting}
+        assert more == {"loss.positives": "pair", "training.learning_rate": 1e-5, "optimizer.layer_decay": 1.0}
+        assert published.base["training.learning_rate"] == 1e-5
+
+
+def test_a_space_may_call_the_architecture_as_it_likes_and_models_are_ordered_by_cost(run_sweep, garments, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def space(trial):\n    return {'clip_model': trial.suggest_categorical('m', ['ViT-B-16', 'tiny-sig', 'ViT-B-32'])}\n"
+    )
+    arguments = ("--data", garments, "--space", tmp_path / "mine.py", "--num-trials", "36", "--dry-run")
+    code, out, err = run_sweep(*arguments, *FAST)
+    assert (code, err) == (0, "")
+    assert "at least 6 trials each, tiny-sig first" in out
 
 
 def test_resume_with_nothing_to_resume_plans_a_new_sweep(run_sweep, garments, tmp_path):

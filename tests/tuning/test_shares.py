@@ -128,6 +128,7 @@ def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) ->
     from ray import cloudpickle
 
     from fashionclip_tune.tuning.execution import run_trials
+    from fashionclip_tune.tuning.stopping_rule import NO_STOPPING
     from fashionclip_tune.tuning.study import SweepStudy
 
     cloudpickle.register_pickle_by_value(toys)
@@ -145,8 +146,7 @@ def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) ->
         sweep_dir=tmp_path,
         num_trials=len(names),
         slots=allotment.slots,
-        rung_levels=(),
-        reduction_factor=3,
+        rule=NO_STOPPING,
         on_event=lambda: None,
         share_of=allotment.share_of,
         trainable=toys.takes_two_seconds,

@@ -4,7 +4,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from fashionclip_tune.tuning.study import SweepStudy, message, settings, stop_reason
+from fashionclip_tune.tuning.quota import ModelQuota
+from fashionclip_tune.tuning.study import SweepStudy, message, origin, settings, stop_reason, with_origin
 
 
 def space(trial):
@@ -92,6 +93,193 @@ def test_a_diverged_trial_is_pruned_with_value_0_and_a_failed_one_says_why(tmp_p
     assert (second.state, stop_reason(second), message(second)) == (TrialState.FAIL, "error", "RuntimeError: no")
 
 
+@pytest.mark.parametrize("reason", ["diverged", "out_of_memory"])
+def test_the_sampler_keeps_away_from_where_trials_break_however_late(tmp_path, reason):
+    """Above a rate of 1e-3 trials break, after a better and longer start than the others get, who are stopped early.
+
+    By value and step alone, Optuna would take the broken ones for the best of the pruned.
+    """
+    study, high = open_study(tmp_path), []
+    for _ in range(32):
+        number, overrides = study.suggest(space)
+        rate = overrides["training.learning_rate"]
+        high.append(rate > 1e-3)
+        study.record_stage(number, 100, 0.6 - 0.1 * abs(math.log10(rate) + 4))
+        if rate > 1e-3:
+            study.record_stage(number, 800, 0.9)
+            study.end(number, TrialState.PRUNED, reason, "why")
+        else:
+            study.end(number, TrialState.PRUNED, "rung_1")
+    assert sum(high[:8]) >= 2, "it broke too seldom to be learned from"
+    assert sum(high[8:]) <= 4, "at random it would be 8, by step and value alone it is most of them"
+
+
+def test_an_architecture_gets_its_trials_however_bad_it_is_cheap_ones_first(tmp_path):
+    """Also in a study opened anew before each trial, and with a point of the user's among the first."""
+    points = ({"clip_model": "b", "learning_rate": 1e-4, "strength": 0.5},)
+    quota = ModelQuota("clip_model", ("a", "b"), 4)
+    reopen = lambda: open_study(tmp_path, quota=quota, points=points)  # noqa: E731
+    study = reopen()
+    for _ in range(12):
+        number, overrides = study.suggest(space)
+        study.record_stage(number, 100, 0.1 if overrides["clip_model"] == "b" else score(overrides))
+        study.end(number, TrialState.COMPLETE, "budget")
+        study = reopen()
+    models = [settings(trial)["clip_model"] for trial in study.trials()]
+    assert models[:8] == ["b", "a", "a", "a", "a", "b", "b", "b"]
+    rates = {settings(trial)["training.learning_rate"] for trial in study.trials()}
+    assert len(rates) == 12, "only the architecture is bound"
+
+
+def test_a_bound_trial_that_died_while_it_was_drawn_stays_bound(tmp_path):
+    quota = ModelQuota("clip_model", ("b", "a"), 2)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = open_study(tmp_path / "whole", quota=quota)
+    expected = [whole.suggest(space) for _ in range(3)]
+    assert [overrides["clip_model"] for _, overrides in expected] == ["b", "b", "a"]
+
+    def killed(trial):
+        trial.suggest_categorical("clip_model", ["a", "b"])
+        raise KeyboardInterrupt
+
+    study = open_study(tmp_path / "killed", quota=quota)
+    assert [study.suggest(space), study.suggest(space)] == expected[:2]
+    with pytest.raises(KeyboardInterrupt):
+        study.suggest(killed)
+    assert open_study(tmp_path / "killed", quota=quota).settings(2, space) == expected[2][1]
+
+
+def test_a_space_that_raises_when_a_trial_is_drawn_again_fails_that_trial_only(tmp_path):
+    def killed(trial):
+        trial.suggest_categorical("clip_model", ["a", "b"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_study(tmp_path).suggest(killed)
+
+    def broken(trial):
+        raise ZeroDivisionError("division by zero")
+
+    again = open_study(tmp_path)
+    assert again.settings(0, broken) is None
+    assert again.unfinished() == []
+    assert message(again.trials()[0]) == "ZeroDivisionError: division by zero"
+
+
+def test_a_quota_of_a_parameter_that_is_not_drawn_binds_nothing(tmp_path):
+    study = open_study(tmp_path, quota=ModelQuota("another", ("a", "b"), 4))
+    assert len({overrides["clip_model"] for overrides in run(study, 8)}) == 2
+
+
+def test_a_point_that_died_while_it_was_drawn_is_drawn_again_as_it_was_given(tmp_path):
+    points = ({"clip_model": "b", "learning_rate": 1e-4},)  # the strength is the sampler's
+
+    def killed(trial):
+        trial.suggest_categorical("clip_model", ["a", "b"])
+        raise KeyboardInterrupt
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    expected = open_study(tmp_path / "whole", points=points).suggest(space)
+    assert expected[1]["clip_model"] == "b"
+    with pytest.raises(KeyboardInterrupt):
+        open_study(tmp_path / "killed", points=points).suggest(killed)
+    again = open_study(tmp_path / "killed", points=points)
+    assert (0, again.settings(0, space)) == expected
+
+
+def ended_study(path):
+    """Two that came to their budget, one stopped at a rung, one that diverged, one that failed, one that runs."""
+    path.mkdir(exist_ok=True)
+    study = open_study(path)
+    ends = (("COMPLETE", "budget"), ("COMPLETE", "budget"), ("PRUNED", "rung_1"), ("PRUNED", "diverged"), ("FAIL", "error"))
+    for state, reason in ends:
+        number, _ = study.suggest(space)
+        study.record_stage(number, 100, 0.1 * (number + 1))
+        if state == "COMPLETE":
+            study.record_stage(number, 200, 0.2 * (number + 1))
+        study.end(number, TrialState[state], reason)
+    study.suggest(space)
+    return study
+
+
+def test_older_trials_inform_sampler_and_rungs_and_are_no_trials_of_this_study(tmp_path):
+    old = ended_study(tmp_path / "old")
+    older = [with_origin(trial, "first") for trial in old.trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    opened, point = [], {"clip_model": "b", "learning_rate": 1e-4, "strength": 0.5}
+
+    def reopen(name="new"):
+        def read():
+            opened.append(name)
+            return older
+
+        (tmp_path / name).mkdir(exist_ok=True)
+        return open_study(tmp_path / name, older=read, points=(point,), seed=9)
+
+    study = reopen()
+    assert study.trials() == []
+    assert study.unfinished() == []
+    seeded = study.older_trials()
+    assert [origin(trial) for trial in seeded] == [{"sweep": "first", "trial_id": f"{number:04d}"} for number in range(4)]
+    for before, now in zip(old.trials(), seeded, strict=False):
+        assert (before.state, before.value, before.params, before.intermediate_values, before.constraints) == (
+            now.state, now.value, now.params, now.intermediate_values, now.constraints
+        )  # fmt: skip
+        assert (settings(before), stop_reason(before)) == (settings(now), stop_reason(now))
+    study = reopen()
+    assert opened == ["new"], "they are in the journal: the older sweep may be gone"
+    assert len(study.older_trials()) == 4
+
+    number, first = study.suggest(space)
+    assert (number, first["training.learning_rate"]) == (4, 1e-4)
+    study.record_stage(number, 100, 0.7)
+    of_b = [trial.intermediate_values[100] for trial in seeded if settings(trial)["clip_model"] == "b"]
+    assert of_b
+    assert [curve[100] for curve in study.curves_to(100, clip_model="b", other_than=number)] == of_b
+    study.end(number, TrialState.COMPLETE, "budget")
+    # Four older results are what num_startup_trials = 4 asks for: the next one is not drawn at random.
+    (tmp_path / "without").mkdir()
+    without = open_study(tmp_path / "without", seed=9)
+    assert study.suggest(space)[1] != [without.suggest(space) for _ in range(6)][5][1]
+    assert [trial.number for trial in study.trials()] == [4, 5]
+
+    again = [with_origin(trial, "second") for trial in (*study.older_trials(), study.trials()[0])]
+    assert [origin(trial)["sweep"] for trial in again] == [*["first"] * 4, "second"], "where it came from first is kept"
+
+
+def test_a_kill_while_older_trials_are_added_adds_none_twice(tmp_path, monkeypatch):
+    old = ended_study(tmp_path / "old")
+    older = [with_origin(trial, "first") for trial in old.trials()[:4]]
+    added = []
+
+    def dies(self, trial):
+        if len(added) == 2:
+            raise KeyboardInterrupt
+        added.append(trial)
+        return original(self, trial)
+
+    original = optuna.Study.add_trial
+    monkeypatch.setattr(optuna.Study, "add_trial", dies)
+    (tmp_path / "new").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        open_study(tmp_path / "new", older=lambda: older)
+    monkeypatch.undo()
+    study = open_study(tmp_path / "new", older=lambda: older)
+    assert [origin(trial)["trial_id"] for trial in study.older_trials()] == ["0000", "0001", "0002", "0003"]
+
+
+def test_points_that_an_older_trial_had_are_not_run_again(tmp_path):
+    point = {"clip_model": "a", "learning_rate": 1e-4}
+    (tmp_path / "old").mkdir()
+    old = open_study(tmp_path / "old", points=(point,))
+    run(old, 1)
+    (tmp_path / "new").mkdir()
+    older = [with_origin(trial, "first") for trial in old.trials()]
+    study = open_study(tmp_path / "new", points=(point,), older=lambda: older, seed=4)
+    assert study.suggest(space)[1]["training.learning_rate"] != 1e-4
+
+
 def test_a_rung_knows_the_other_trials_of_its_architecture_only(tmp_path):
     study = open_study(tmp_path)
     models = {}
@@ -100,9 +288,9 @@ def test_a_rung_knows_the_other_trials_of_its_architecture_only(tmp_path):
         models[number] = overrides["clip_model"]
         study.record_stage(number, 100, value / 10)
     of_a = [number / 10 for number, model in models.items() if model == "a" and number != 5]
-    assert study.values_at(100, clip_model="a", other_than=5) == of_a
+    assert [curve[100] for curve in study.curves_to(100, clip_model="a", other_than=5)] == of_a
     assert len(of_a) < 7, "the space drew one architecture only: this test says nothing"
-    assert study.values_at(200, clip_model="a", other_than=5) == []
+    assert study.curves_to(200, clip_model="a", other_than=5) == []
 
 
 def test_a_rung_that_was_passed_stays_passed(tmp_path):

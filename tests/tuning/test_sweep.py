@@ -16,6 +16,8 @@ from conftest import sweep_json  # tests/tuning/conftest.py
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fashionclip_tune.history import TIMING
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
 pytestmark = pytest.mark.ray
@@ -58,8 +60,10 @@ def test_every_trial_is_in_every_file(finished):
         untouched = evaluations[0]["recall_at_10"]
         assert content["zero_shot"][row["config"]["clip_model"]]["recall_at_10"] == row["untouched_recall_at_10"] == untouched
         assert row["gain"] == row["recall_at_10"] - untouched
+        assert 0 < row["device_s"] == evaluations[-1]["device_s"] < row["duration_s"]
         assert row["relative_gain"] == pytest.approx(row["gain"] / untouched)
         assert (row["protocol"], row["num_gallery_images"], row["num_gallery_texts"]) == ("instance", 20, 20)
+    assert [float(line["device_s"]) for line in table] == [row["device_s"] for row in rows]
     assert [float(line["gain"]) for line in table] == [row["gain"] for row in rows]
     assert "recall_at_10: instance among 20 photos, 20 texts" in (finished.parent / "output").read_text()
 
@@ -160,6 +164,25 @@ def test_compare_ranks_a_sweep(finished):
     rows = sweep_json(finished)["trials"]
     expected = sorted(rows, key=lambda row: (-row["recall_at_10"], row["trial_id"]))
     assert order == [row["trial_id"] for row in expected]
+    assert len({row["config"]["clip_model"] for row in rows}) == 2
+    assert "best of each model" in done.stdout
+
+
+def test_a_finished_sweep_is_extended_by_one_that_starts_with_its_trials(finished, garments, run_sweep):
+    """As many more trials as are asked for; the older ones are in the study, not in the tables."""
+    before = (finished / "study.journal").read_bytes()
+    arguments = ("--data", garments, "--results", finished.parent, "--name", "more", "--num-trials", "2", *SETTINGS)
+    code, out, err = run_sweep(*arguments, "--warm-start", finished, "--seed", "1")
+    assert (code, err) == (0, "")
+    assert f"older:    6 ended trials of {finished} come first: not counted, not ranked here" in out
+    rows = sweep_json(finished.parent / "more")["trials"]
+    assert [row["trial_id"] for row in rows] == ["0006", "0007"]
+    assert len(list((finished.parent / "more" / "trials").iterdir())) == 2
+    assert (finished / "study.journal").read_bytes() == before
+    assert sweep_json(finished.parent / "more")["best"]["trial_id"] in ("0006", "0007")
+    code, out, err = run_sweep("--results", finished.parent, "--name", "more", "--resume", "--warm-start", garments)
+    assert code == 2
+    assert f"--warm-start {finished}, not {garments}" in err
 
 
 def test_tables_say_what_was_trained_not_what_the_space_drew(garments, tmp_path, run_sweep, local_ray):
@@ -199,7 +222,7 @@ class Driver:
         command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", garments, "--results", results, "--name", "it"]
         self.sweep_dir = results / "it"
         self.process = subprocess.Popen(
-            [*map(str, command), "--num-trials", "4", "--max-concurrent", "1", *SETTINGS, *more],
+            [*map(str, command), "--num-trials", "4", "--max-concurrent", "1", *SETTINGS, *map(str, more)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -231,12 +254,11 @@ class Driver:
 def outcome(sweep_dir: Path) -> dict:
     """All that a resumed sweep must have in common with one that was never stopped."""
     content = sweep_json(sweep_dir)
-    rows = [{name: value for name, value in row.items() if name != "duration_s"} for row in content["trials"]]
+    rows = [{name: value for name, value in row.items() if name not in TIMING} for row in content["trials"]]
     histories = {}
     for folder in sorted((sweep_dir / "trials").iterdir()):
         rows_of = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
-        timing = ("duration_s", "samples_per_second")
-        histories[folder.name] = [{k: v for k, v in row.items() if k not in timing} for row in rows_of]
+        histories[folder.name] = [{k: v for k, v in row.items() if k not in TIMING} for row in rows_of]
     return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
 
 
@@ -272,3 +294,38 @@ def test_a_sweep_that_is_killed_and_interrupted_again_and_again_ends_as_one_that
     code, out = Driver(tmp_path, garments, "--resume").finish()
     assert code == 0, out
     assert outcome(driver.sweep_dir) == outcome(never_stopped)
+
+
+def untimed(run: Path) -> list[dict]:
+    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
+    return [{name: value for name, value in row.items() if name not in ("duration_s", "samples_per_second")} for row in rows]
+
+
+@pytest.mark.slow
+def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(garments, tmp_path, run_sweep, local_ray):
+    from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.training import train
+
+    one_stage = ("--num-trials", "1", "--set", "hardware.threads=1", "--budget-examples", "2400", "--grace-examples", "2400")
+    driver = Driver(tmp_path, garments, *one_stage)
+    driver.wait_for(trials=1, evaluations=1)
+    while sweep_json(driver.sweep_dir)["trials"][0]["untouched_recall_at_10"] is None:
+        time.sleep(0.01)
+    time.sleep(1)  # a stage takes about five
+    driver.process.send_signal(signal.SIGTERM)
+    code, out = driver.finish()
+    assert code == 130, out
+    assert "Traceback" not in out
+    (trial,) = (driver.sweep_dir / "trials").iterdir()
+    (checkpoint,) = (trial / "checkpoints").iterdir()
+    assert 0 < int(checkpoint.name.removeprefix("step_")) < 150
+    assert [row["step"] for row in untimed(trial)] == [0]
+    (row,) = sweep_json(driver.sweep_dir)["trials"]
+    assert (row["state"], row["stop_reason"], row["step"]) == ("RUNNING", None, 0)
+
+    code, out, _ = run_sweep("--results", tmp_path, "--name", "it", "--resume")
+    assert code == 0, out
+    (row,) = sweep_json(driver.sweep_dir)["trials"]
+    assert (row["state"], row["stop_reason"], row["step"]) == ("COMPLETE", "budget", 150)
+    train(ProjectConfig.from_dict(json.loads((trial / "config.json").read_text())), tmp_path / "never stopped")
+    assert untimed(trial) == untimed(tmp_path / "never stopped")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError
 from fashionclip_tune.tuning import trainable
 from fashionclip_tune.tuning.engine import TrialPlan
 
@@ -18,12 +18,13 @@ from fashionclip_tune.tuning.engine import TrialPlan
         (BadDataError("3 of 4 samples"), "bad_data", "3 of 4 samples"),
         (OutOfMemoryError("out of memory at step 1"), "out_of_memory", "out of memory at step 1"),
         (KeyError("surprise"), "error", "KeyError: 'surprise' (see "),
+        (StoppedError("asked to end, after 3 of 9 steps"), "interrupted", "asked to end, after 3 of 9 steps"),
     ],
 )
 def test_a_trial_reports_how_it_failed_with_its_last_row(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, stop_reason: str, message: str
 ) -> None:
-    def train(config: ProjectConfig, out_dir: Path, *, on_eval: Any, resume_from: Path) -> None:
+    def train(config: ProjectConfig, out_dir: Path, *, on_eval: Any, resume_from: Path, **_: Any) -> None:
         assert out_dir == resume_from == tmp_path / "trial", "a trial goes on from its own folder, not from a copy of Ray's"
         on_eval({"examples_seen": 64, "recall_at_10": 0.25})
         raise error

@@ -1,4 +1,4 @@
-"""What flags allow, and which settings are theirs alone."""
+"""Settings that flags own: the same for all trials of a sweep, whoever tries to set them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,7 @@ _OWNED_BY_FLAGS = {
     "training.checkpoint_interval": "--grace-examples",
     "training.seed": "--seed",
     "device": "--device",
+    "hardware.device_share": "--gpus-per-trial",
     "dataset_root": "--data",
     "reading.allow_remote": "--allow-remote",
     "reading.scratch": "--scratch",

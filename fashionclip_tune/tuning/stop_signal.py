@@ -1,0 +1,106 @@
+"""Ctrl-C and SIGTERM at the driver of a sweep, passed on to its trials, which stop at their next step with a checkpoint.
+
+Ray stops a trial when it reports, at the end of a stage, and preemption does not wait that long. The word goes through the
+key-value store of Ray's head, so that it reaches every node of a cluster.
+"""
+
+import errno
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from fashionclip_tune.errors import StorageError
+
+INTERRUPTED = "interrupted"
+"""What a stopped trial reports as its stop_reason: Ray is through with it, the study is not."""
+_ASKED_EVERY_S = 0.5
+
+
+class StopSignal(Callback):
+    """Whether the driver was asked to end; a callback of Tune, whose loop passes it on."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.reason: str | None = None
+        self.cannot_record = False
+        """What happens from here on is not in the journal, so it must not take effect."""
+        self._passed_on = False
+        self._previous: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray snapshots its callbacks
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """In the main thread, with Ray connected. A second signal acts as it would without this: Ctrl-C ends at once."""
+        _internal_kv_del(_key())
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._previous:
+            signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def ask(self, reason: str) -> None:
+        """Ends the sweep as a signal does, and says why."""
+        self.received = True
+        self.reason = self.reason or reason
+
+    @contextmanager
+    def on_storage_error(self) -> Iterator[None]:
+        """Within: where something cannot be recorded, the sweep is asked to end."""
+        try:
+            yield
+        except (StorageError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.cannot_record = True
+            self.ask(str(error) if isinstance(error, StorageError) else f"the disk is full ({error}): make room")
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        # Several times a second, and not within the handler, which may have interrupted Ray anywhere.
+        if self.received and not self._passed_on:
+            self._passed_on = True
+            _internal_kv_put(_key(), b"1")
+            print("stopping: each trial saves a checkpoint at its next step (Ctrl-C once more: at once)", file=sys.stderr)
+
+
+class StopPoll:
+    """Asked by a trial before each step, in its worker: has the driver been told to end? Asks Ray now and then only."""
+
+    def __init__(self) -> None:
+        self._next_time = 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_time:
+            return False
+        self._next_time = now + _ASKED_EVERY_S
+        try:
+            return _internal_kv_get(_key()) is not None
+        except RayError:  # the head is out of reach: if for good, Ray ends this process
+            return False
+
+
+def _key() -> str:
+    """A driver's own: others may use the same Ray."""
+    return f"fashionclip-tune-stop-{ray.get_runtime_context().get_job_id()}"

@@ -1,0 +1,83 @@
+"""Which trials are stopped early: a sweep's scheduler as a rule on what the journal has, with no state of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.tuning import asha, median
+
+SCHEDULERS = ("asha", "median", "none")
+_MIDWAY = "it changes a trial's settings midway, which a trial's frozen configuration and its fingerprint forbid"
+_BRACKETS = "it lets trials wait for each other, and an interrupted one may never be decided; asha is its asynchronous form"
+_REFUSED = {"pbt": _MIDWAY, "pb2": _MIDWAY, "hyperband": _BRACKETS, "bohb": _BRACKETS}
+
+
+class StoppingRule(Protocol):
+    """``rungs``: the examples seen at which a trial is judged, rising."""
+
+    @property
+    def rungs(self) -> tuple[int, ...]: ...
+
+    def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
+        """Whether a trial goes on from the last stage of its curve (value by examples seen).
+
+        ``earlier_curves``: those of the architecture's other trials that have reached that stage, up to it.
+        """
+
+
+@dataclass(frozen=True)
+class AshaRule:
+    """One in ``reduction_factor`` goes on from a rung (see ``asha``); without rungs every trial runs to its budget."""
+
+    rungs: tuple[int, ...]
+    reduction_factor: int
+
+    def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
+        stage = max(curve)
+        return asha.survives(curve[stage], [earlier[stage] for earlier in earlier_curves], self.reduction_factor)
+
+    def __str__(self) -> str:
+        if not self.rungs:
+            return "none: every trial runs to its budget"
+        return f"asha, rungs at {_listed(self.rungs)} examples, the best 1/{self.reduction_factor} go on"
+
+
+@dataclass(frozen=True)
+class MedianRule:
+    """The better half goes on, judged at every stage from the grace on (see ``median``)."""
+
+    rungs: tuple[int, ...]
+
+    def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
+        return median.survives(curve, earlier_curves)
+
+    def __str__(self) -> str:
+        return f"median, judged every {self.rungs[0]:,} examples, from the fourth trial of an architecture on"
+
+
+NO_STOPPING = AshaRule((), 2)
+
+
+def stopping_rule(scheduler: str, *, stage_examples: int, budget_examples: int, reduction_factor: int) -> StoppingRule:
+    """The rule of a scheduler; the grace is a stage."""
+    levels: tuple[int, ...] = ()
+    if scheduler == "asha":
+        levels = tuple(asha.rungs(stage_examples, budget_examples, reduction_factor))
+    elif scheduler == "median":
+        levels = tuple(range(stage_examples, budget_examples, stage_examples))
+    if not levels:
+        return NO_STOPPING
+    return MedianRule(levels) if scheduler == "median" else AshaRule(levels, reduction_factor)
+
+
+def check_scheduler(name: str) -> None:
+    """Raises UserError for a scheduler that is not there, with the reason where it could not be."""
+    if name not in SCHEDULERS:
+        reason = _REFUSED.get(name.lower().replace("-", "_"))
+        because = f"; {name} is not possible: {reason}" if reason else ""
+        raise UserError(f"--scheduler {name!r} is not allowed: {', '.join(SCHEDULERS[:-1])} or {SCHEDULERS[-1]}{because}")
+
+
+def _listed(rungs: Sequence[int]) -> str:
+    return ", ".join(f"{rung:,}" for rung in rungs)

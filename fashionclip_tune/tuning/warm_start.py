@@ -1,0 +1,73 @@
+"""An older sweep's ended trials as the start of a new one, which is also how a finished sweep is extended.
+
+A trial is taken where this sweep could have run it itself: the same data, parameters from the same distributions, and a
+configuration that says the same of all that changes numbers (budget and stages among it, since the learning rate's
+schedule spans the budget). Only the seed and the number of threads may differ. Trials that failed say nothing and stay out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+
+from fashionclip_tune.config import ProjectConfig, override_paths
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.report import read_sweep
+from fashionclip_tune.tuning.plan import SweepPlan
+from fashionclip_tune.tuning.study import STUDY_NAME, settings, with_origin
+
+_MAY_DIFFER = ("training.seed", "hardware.threads")
+
+
+def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
+    """The ended trials of the sweep that the plan names, with their origin; none where it names none.
+
+    Raises:
+        UserError: no such sweep, nothing in it has ended, or it is not comparable: says in what.
+    """
+    if plan.settings.warm_start is None:
+        return []
+    sweep_dir = Path(plan.settings.warm_start)
+    saved = read_sweep(sweep_dir)
+    try:
+        _check_comparable(saved.get("data_fingerprint") == plan.data_fingerprint, f"its data is not {plan.base.dataset_dir}")
+        _check_comparable("base_config" in saved, "it was made by a version that did not record all settings")
+        base = ProjectConfig.from_dict(saved["base_config"])
+        trials = [trial for trial in _ended(sweep_dir / "study.journal") if settings(trial)]
+        _check_comparable(bool(trials), "no trial of it has ended with a result")
+        for trial in trials:
+            _check_trial(trial, base, plan)
+    except UserError as error:
+        raise UserError(f"--warm-start {sweep_dir} cannot be used: {error}") from error
+    return [with_origin(trial, saved["name"]) for trial in trials]
+
+
+def _ended(journal: Path) -> list[FrozenTrial]:
+    _check_comparable(journal.is_file(), f"it has no {journal.name}")
+    study = optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(journal))))
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> None:
+    """Raises UserError unless this sweep could have run the trial."""
+    for name, distribution in trial.distributions.items():
+        ours = plan.check.distributions.get(name)
+        _check_comparable(ours == distribution, f"parameter {name} was drawn from {distribution}, here it is {ours}")
+    fixed: Any = FixedTrial(trial.params)
+    try:
+        ours_config = plan.build(plan.draw(fixed))
+    except ValueError as error:
+        raise UserError(f"trial {trial.number:04d} has no value for a parameter of {plan.space.file} ({error})") from error
+    before, now = base.with_overrides(settings(trial)).to_dict(), ours_config.to_dict()
+    for path in override_paths(only_fingerprinted=True):
+        if path not in _MAY_DIFFER:
+            where = f"{path} was {before[path]} in trial {trial.number:04d}, here it is {now[path]}"
+            _check_comparable(before[path] == now[path], where)
+
+
+def _check_comparable(condition: bool, reason: str) -> None:
+    if not condition:
+        raise UserError(reason)

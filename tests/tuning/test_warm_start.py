@@ -1,0 +1,146 @@
+"""Which trials of an older sweep a new one takes, and why it refuses others. Nothing here starts Ray or trains."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from optuna.trial import TrialState
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.tuning.plan import SweepSettings, plan_sweep
+from fashionclip_tune.tuning.study import SweepStudy, origin, settings
+from fashionclip_tune.tuning.warm_start import older_trials
+
+SPACE = """
+BASE = {'training.batch_size': 16, 'training.num_workers': 0, 'model.pretrained': None}
+
+def space(trial):
+    settings = {
+        'clip_model': trial.suggest_categorical('clip_model', ['tiny-clip', 'tiny-sig']),
+        'training.learning_rate': trial.suggest_float('learning_rate', 1e-4, 1e-2, log=True),
+    }
+    return settings
+"""
+
+
+def say(text):
+    pass
+
+
+@pytest.fixture
+def older(garments, tmp_path):
+    """A sweep as ``sweep`` leaves it, its trials' results made up: COMPLETE, PRUNED, FAIL and one that is unfinished."""
+    (tmp_path / "mine.py").write_text(SPACE)
+    plan = planned(garments, tmp_path)
+    folder = tmp_path / "older"
+    folder.mkdir()
+    study = SweepStudy(folder / "study.journal", seed=0, num_startup_trials=4, quota=plan.quota)
+    for state, reason in (("COMPLETE", "budget"), ("PRUNED", "rung_1"), ("FAIL", "error"), (None, None)):
+        number, _ = study.suggest(plan.draw)
+        study.record_stage(number, 16, 0.3)
+        if state:
+            study.end(number, TrialState[state], reason)
+    about = {"name": "older", "data_fingerprint": plan.data_fingerprint, "base_config": plan.base.to_dict()}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    return folder
+
+
+def planned(data, tmp_path, **changed):
+    chosen = SweepSettings(data=str(data), space=str(tmp_path / "mine.py"), num_trials=8, budget_examples=144, device="cpu")
+    return plan_sweep(replace(chosen, **changed), say)
+
+
+def test_ended_trials_with_a_result_are_taken(older, garments, tmp_path):
+    trials = older_trials(planned(garments, tmp_path, warm_start=str(older)))
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert [origin(trial) for trial in trials] == [{"sweep": "older", "trial_id": f"{number:04d}"} for number in (0, 1)]
+    assert all(trial.intermediate_values == {16: 0.3} for trial in trials)
+    assert older_trials(planned(garments, tmp_path)) == []
+
+
+def test_another_seed_scheduler_and_number_of_trials_are_no_obstacle(older, garments, tmp_path):
+    more = {"seed": 7, "scheduler": "median", "num_trials": 30, "max_concurrent": 1}
+    plan = planned(garments, tmp_path, warm_start=str(older), **more)
+    assert len(older_trials(plan)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"budget_examples": 288}, ["training.budget_examples was 144 in trial 0000, here it is 288"]),
+        ({"grace_examples": 48}, ["training.stage_examples was 16 in trial 0000, here it is 48"]),
+        ({"overrides": {"training.weight_decay": 0.5}}, ["training.weight_decay was", "here it is 0.5"]),
+        ({"overrides": {"training.learning_rate": 0.5}}, ["training.learning_rate was", "here it is 0.5"]),
+    ],
+    ids=["budget", "stage", "setting", "drawn"],
+)
+def test_what_changes_numbers_must_be_the_same(older, garments, tmp_path, changed, said):
+    plan = planned(garments, tmp_path, warm_start=str(older), **changed)
+    with pytest.raises(UserError, match=f"^--warm-start {older} cannot be used: ") as refused:
+        older_trials(plan)
+    assert all(part in str(refused.value) for part in said)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("1e-4, 1e-2", "1e-5, 1e-2", "parameter learning_rate was drawn from FloatDistribution"),
+        ("'learning_rate'", "'rate'", "parameter learning_rate was drawn from"),
+        ("['tiny-clip', 'tiny-sig']", "['tiny-sig', 'tiny-clip']", "parameter clip_model was drawn from"),
+        ("'training.batch_size': 16", "'training.batch_size': 8", "training.batch_size was 16 in trial 0000, here it is 8"),
+        ("return", "settings['training.learning_rate'] /= 2\n    return", "training.learning_rate was"),
+        (
+            "return",
+            "settings['training.weight_decay'] = trial.suggest_float('weight_decay', 0, 1)\n    return",
+            "trial 0000 has no value for a parameter",
+        ),
+    ],
+    ids=["range", "name", "choices", "base", "meaning", "new parameter"],
+)
+def test_the_space_must_make_the_same_trials_of_the_same_draws(older, garments, tmp_path, before, now, said):
+    (tmp_path / "mine.py").write_text(SPACE.replace(before, now))
+    plan = planned(garments, tmp_path, warm_start=str(older))
+    with pytest.raises(UserError, match="cannot be used") as refused:
+        older_trials(plan)
+    assert said in str(refused.value)
+
+
+def test_other_data_and_folders_that_are_no_sweep_are_refused(older, garments, tmp_path):
+    from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
+
+    render_dataset(tmp_path / "other", GarmentRecipe(num_products=100, views_per_product=2, image_size=48, seed=99))
+    with pytest.raises(UserError, match=r"its data is not .*other"):
+        older_trials(planned(tmp_path / "other", tmp_path, warm_start=str(older)))
+    with pytest.raises(UserError, match="nowhere is no sweep"):
+        older_trials(planned(garments, tmp_path, warm_start=str(tmp_path / "nowhere")))
+    shutil.move(older / "study.journal", tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"it has no study\.journal"):
+        older_trials(planned(garments, tmp_path, warm_start=str(older)))
+
+
+def test_a_sweep_in_which_nothing_has_ended_is_refused(older, garments, tmp_path):
+    (older / "study.journal").unlink()
+    study = SweepStudy(older / "study.journal", seed=0, num_startup_trials=4)
+    study.suggest(planned(garments, tmp_path).draw)
+    with pytest.raises(UserError, match="no trial of it has ended"):
+        older_trials(planned(garments, tmp_path, warm_start=str(older)))
+
+
+def test_an_extension_counts_its_own_trials_and_fills_up_the_quota(older, garments, tmp_path):
+    """The older sweep has given tiny-clip its first two trials (of the two that were taken)."""
+    plan = planned(garments, tmp_path, warm_start=str(older), min_trials_per_model=3, seed=1)
+    assert plan.quota is not None
+    assert plan.quota.models == ("tiny-clip", "tiny-sig")
+    (tmp_path / "new").mkdir()
+    study = SweepStudy(
+        tmp_path / "new" / "study.journal",
+        seed=1,
+        num_startup_trials=plan.num_startup_trials,
+        quota=plan.quota,
+        older=lambda: older_trials(plan),
+    )
+    drawn = [study.suggest(plan.draw)[1]["clip_model"] for _ in range(4)]
+    assert [settings(trial)["clip_model"] for trial in study.older_trials()] == ["tiny-clip"] * 2
+    assert drawn == ["tiny-clip", *["tiny-sig"] * 3]
+    assert [trial.number for trial in study.trials()] == [2, 3, 4, 5]

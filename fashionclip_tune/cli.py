@@ -1,4 +1,7 @@
-"""``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train, evaluate, probe. (Sweeps: ``run_sweep.py``.)"""
+"""``python -m fashionclip_tune COMMAND``: prepare, synthesize, pretrain, train, evaluate, probe, doctor.
+
+Sweeps are started by ``sweeps/run_sweep.py``.
+"""
 
 import argparse
 import shlex
@@ -8,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fashionclip_tune.assignments import assignments
+from fashionclip_tune.doctor_command import add_doctor
 from fashionclip_tune.errors import BadDataError, DivergedError, LoaderError, OutOfMemoryError, StoppedError, UserError
+from fashionclip_tune.probe_command import add_probe
 
 _SHOWN_BAD = 20
 _SIGTERM_STATUS = 143  # as a shell reports a process that SIGTERM ended
@@ -37,17 +43,6 @@ def user_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def assignments(texts: Sequence[str]) -> dict[str, str]:
-    """``["training.epochs=2"]`` to ``{"training.epochs": "2"}``; the configuration converts and checks the values."""
-    pairs = {}
-    for text in texts:
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text!r} is not allowed: write PATH=VALUE, such as training.epochs=2")
-        pairs[path.strip()] = value.strip()
-    return pairs
-
-
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; nothing elsewhere."""
@@ -63,7 +58,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m fashionclip_tune", description="Fine-tune OpenCLIP models on photos.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train, _add_evaluate, _add_probe):
+    for add in (_add_prepare, _add_synthesize, _add_pretrain, _add_train, _add_evaluate, add_probe, add_doctor):
         add(commands)
     parsed = parser.parse_args(arguments)
     with user_errors():
@@ -224,24 +219,6 @@ def _train(parsed: argparse.Namespace) -> None:
     untouched, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
     print(f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; untouched {untouched:.4f}, {gain(last, untouched)}")
     print(f"weights: {result.checkpoint}")
-
-
-def _add_probe(commands: Any) -> None:
-    parser = commands.add_parser(
-        "probe",
-        help="how much memory a step needs on this GPU",
-        description="Measures the largest micro-batch that fits this GPU, once; without a GPU, prints estimates.",
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as for train")
-    parser.set_defaults(run=_probe)
-
-
-def _probe(parsed: argparse.Namespace) -> None:
-    from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.probe import probe, report_lines
-
-    for line in report_lines(probe(ProjectConfig().with_overrides(assignments(parsed.set)))):
-        print(line)
 
 
 def _resuming(parsed: argparse.Namespace) -> str:

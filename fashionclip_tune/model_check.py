@@ -40,6 +40,7 @@ def has_known_text_tower(model_config: Mapping[str, Any]) -> bool:
 
 @lru_cache(maxsize=8)
 def without_numbers(name: str) -> Any:
-    """An architecture on the meta device."""
+    """An architecture on the meta device, shared by all callers: what they freeze in it, others find frozen."""
+    check_architecture(name)  # which makes the tiny towers known
     with openclip_is_quiet(), torch.device("meta"):
         return open_clip.create_model(name, pretrained_text=False, device="meta")

@@ -3,10 +3,10 @@
 import copy
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -71,7 +71,7 @@ def probe(config: ProjectConfig) -> ProbeReport:
         sizes = _halves(config.training.batch_size)
         return ProbeReport(None, None, tuple(Probe(size, _estimate(config, loaded, size, dtype), None, None) for size in sizes))
     card = torch.cuda.get_device_properties(plan.device)
-    known = cache_dir() / "probes" / f"{_identity(config, plan, card)}.json"
+    known = cache_dir() / "probes" / f"{probe_identity(config)}.json"
     measured = json.loads(known.read_text()) if known.is_file() else _measure(config, loaded, plan)
     write_json(known, measured)
     probes = tuple(
@@ -88,33 +88,34 @@ def _halves(batch_size: int) -> list[int]:
     return sizes
 
 
-def _identity(config: ProjectConfig, plan: PrecisionPlan, card: Any) -> str:
-    """All that the memory of a step depends on: card, driver, libraries, settings (more of them than need be)."""
+def probe_identity(config: ProjectConfig) -> str | None:
+    """All that memory and speed of a step depend on: card, driver, libraries, settings; None where there is no card."""
+    if not torch.cuda.is_available() or config.device == "cpu":
+        return None
+    plan = plan_precision(config)
+    card = torch.cuda.get_device_properties(plan.device)
     driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
-    settings = {path: value for path, value in config.to_dict().items() if not path.startswith(_IRRELEVANT)}
+    settings = {path: value for path, value in config.to_dict().items() if path.startswith(_RELEVANT)}
+    settings["ema"] = config.optimizer.ema_decay is not None
     parts = [card.name, card.total_memory, driver, torch.__version__, torch.version.cuda, str(plan.autocast_dtype), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-_IRRELEVANT = (
-    "on_colab",
-    "device",
-    "dataset_root",
-    "shardshuffle",
-    "train_shards",
-    "valid_",
-    "train_eval",
-    "should_load",
-    "checkpoint_path",
-    "schedule.",
-    "evaluation.",
-    "model.pretrained",
-    "model.cache_dir",
-    "training.num_workers",
-    "training.learning_rate",
-    "training.micro_batch_size",
-    "training.seed",
-)
+# Trials that differ in other settings (rates, captions, augmentation) share a measurement.
+_RELEVANT = ("clip_model", "training.batch_size", "freeze.", "model.patch_dropout", "hardware.")
+
+
+def known_peak(config: ProjectConfig) -> int | None:
+    """Peak bytes measured here at ``training.micro_batch_size``: ``sys.maxsize`` where it ran out, None: not measured."""
+    identity = probe_identity(config)
+    known = cache_dir() / "probes" / f"{identity}.json"
+    if identity is None or not known.is_file():
+        return None
+    measured = json.loads(known.read_text())
+    size = str(config.training.micro_batch_size or config.training.batch_size)
+    if size not in measured:
+        return None
+    return sys.maxsize if measured[size] is None else int(measured[size])
 
 
 def _estimate(config: ProjectConfig, loaded: LoadedModel, micro_batch_size: int, dtype: torch.dtype | None) -> MemoryEstimate:
@@ -156,7 +157,7 @@ def _train(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan, micr
     """Steps on random photos. A trainer that runs out of memory would go on by itself with less: that is the answer."""
     copied = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
     trainer = Trainer(copied, config.with_overrides({"training.micro_batch_size": micro_batch_size}), _STEPS, plan)
-    batch = _random_batch(config, loaded).pin_memory()
+    batch = random_batch(config, loaded).pin_memory()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         try:
@@ -165,7 +166,8 @@ def _train(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan, micr
             raise OutOfMemoryError(str(warning)) from None
 
 
-def _random_batch(config: ProjectConfig, loaded: LoadedModel) -> TrainBatch:
+def random_batch(config: ProjectConfig, loaded: LoadedModel) -> TrainBatch:
+    """A batch of the configured size, with photos of noise as large as they come."""
     batch_size, side = config.training.batch_size, round(loaded.preprocessing.size * _CANVAS)
     images_BCHW = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
     tokens_1L = loaded.tokenizer(["a photo of a red dress"])

@@ -3,8 +3,10 @@
 
 import argparse
 import sys
+from typing import Any
 
 from fashionclip_tune.cli import Parser, add_reading_flags, assignments, user_errors
+from fashionclip_tune.doctor_command import refuse_problems
 
 
 def parse() -> argparse.Namespace:
@@ -27,7 +29,11 @@ def parse() -> argparse.Namespace:
     add("--reduction-factor", type=int, metavar="N", help="one in N goes on at a rung (default: 3)")
     add("--min-trials-per-model", type=int, metavar="N", help="before the search chooses (default: 6, or half of the trials)")
     add("--warm-start", metavar="DIR", help="an older sweep's folder: its ended trials inform this one")
-    add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU (default: 1)")
+    add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU (default: by the memory that a trial needs)")
+    add("--gpu-memory-gb", type=float, metavar="G", help="of a card, at most; a dry run plans for such a card anywhere")
+    add("--preset", metavar="NAME", help="quick, evening or night on a T4: trials and rungs that no flag gives")
+    add("--time-budget", type=float, metavar="MIN", help="of this run: ten minutes before its end all is kept; then --resume")
+    add("--samples-per-second", type=float, metavar="N", help="a trial's training rate (default: measured or estimated)")
     add("--device", help="auto, cpu or cuda (default: auto)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="fix a setting for all trials, e.g. training.epochs=2")
     add_reading_flags(parser)
@@ -42,6 +48,7 @@ def parse() -> argparse.Namespace:
         metavar="ADDR",
         help="of a running Ray cluster, or auto (default: this machine alone)",
     )
+    add("--refit", type=int, metavar="N", help="train the named finished sweep's winner anew with N times the examples")
     add("--dry-run", action="store_true", help="print the plan and start nothing")
     add("--resume", action="store_true", help="go on with an interrupted sweep (the latest one without --name), or start")
     return parser.parse_args()
@@ -49,18 +56,28 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = vars(parse())
-    own = {name: arguments.pop(name) for name in ("name", "results", "dry_run", "resume")}
+    own = {name: arguments.pop(name) for name in ("name", "results", "dry_run", "resume", "refit")}
     with user_errors():
         from rich.console import Console
 
         from fashionclip_tune.tuning.plan import SweepSettings
         from fashionclip_tune.tuning.sweep import sweep
 
+        elsewhere = own["dry_run"] and arguments["gpu_memory_gb"] is not None
+        if arguments["address"] is None and not elsewhere:
+            refuse_problems(own["results"], arguments["scratch"], arguments["device"])
         settings = SweepSettings(overrides=assignments(arguments.pop("set")), **arguments)
         result = sweep(settings, **own, console=Console())
     if result is not None:
-        sys.exit(130 if result["state"] == "INTERRUPTED" else 0 if result["best"] else 1)
+        sys.exit(_status(result))
     sys.exit(0)
+
+
+def _status(result: dict[str, Any]) -> int:
+    """0: done, or out of time as was asked; 1: no trial has a result; 130: interrupted."""
+    if "time_is_up" in result:
+        return 0
+    return 130 if result["state"] == "INTERRUPTED" else 0 if result["best"] else 1
 
 
 if __name__ == "__main__":

@@ -18,9 +18,13 @@ from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import StorageError
+from fashionclip_tune.tuning.resources import Share
 from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopSignal
 from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
+from fashionclip_tune.tuning.time_budget import TimeBudget
+
+_ROUNDING = 0.01  # of shares: three thirds are a whole
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class TrialPlan:
     trial_dir: str
     config: dict[str, Any]
     durable: DurablePlan | None = None
+    share: Share = Share(0.0, 1.0)  # noqa: RUF009  (frozen)
 
     def to_ray(self) -> dict[str, Any]:
         # As text: Ray would take dots in the keys for nesting.
@@ -49,8 +54,8 @@ class TrialPlan:
     @classmethod
     def from_ray(cls, ray_config: dict[str, Any]) -> "TrialPlan":
         plan = json.loads(ray_config["plan"])
-        durable = plan.pop("durable")
-        return cls(**plan, durable=durable and DurablePlan(**durable))
+        durable, share = plan.pop("durable"), Share(**plan.pop("share"))
+        return cls(**plan, durable=durable and DurablePlan(**durable), share=share)
 
 
 def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
@@ -78,10 +83,16 @@ class StudySearcher(_NotPickled, Searcher):
         sweep_dir: Path,
         num_trials: int,
         max_concurrent: int,
+        share_of: Callable[[ProjectConfig], Share] = lambda config: Share(0.0, 1.0),
+        num_gpus: int = 0,
         stop: StopSignal | None = None,
         durable: DurablePlan | None = None,
+        time_budget: TimeBudget | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
+        self._share_of = share_of
+        self._num_gpus = num_gpus
+        self._time_budget = time_budget
         self._stop = stop or StopSignal()
         self._durable = durable
         self._study = study
@@ -92,20 +103,32 @@ class StudySearcher(_NotPickled, Searcher):
         self._max_concurrent = max_concurrent
         self._to_continue = study.unfinished()
         self._running: dict[str, int] = {}
+        self._gpus: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
-        if len(self._running) >= self._max_concurrent:
+        if len(self._running) >= self._max_concurrent or self._gpus_are_taken():
             return None
         with self._stop.on_storage_error():
-            number, settings = (-1, None) if self._stop.received else self._next()
-            if settings is None:
+            number, settings = self._next() if self._may_start() else (-1, None)
+            config = self._build(settings) if settings is not None else None
+            # One whose first rung is too far stays as it is, unfinished: a resumed sweep begins with it.
+            if settings is None or config is None or not self._may_start(config.model_name):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
-            self._running[trial_id] = number
+            share = self._share_of(config)
+            self._running[trial_id], self._gpus[trial_id] = number, share.gpus
             folder = trial_dir(self._sweep_dir, number, settings)
-            return TrialPlan(number, str(folder), self._build(settings).to_dict(), self._durable).to_ray()
+            return TrialPlan(number, str(folder), config.to_dict(), self._durable, share).to_ray()
         return None
+
+    def _gpus_are_taken(self) -> bool:
+        """A trial that waits for a card of its own is not to be overtaken by small ones for ever: one waits at most."""
+        return self._num_gpus > 0 and sum(self._gpus.values()) >= self._num_gpus - _ROUNDING
+
+    def _may_start(self, model: str | None = None) -> bool:
+        """Not once the sweep was told to end, nor what would not reach its first rung in time."""
+        return not self._stop.received and (self._time_budget is None or self._time_budget.may_start(model))
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
         while self._to_continue:
@@ -120,6 +143,7 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
+        self._gpus.pop(trial_id, None)
         if number is None or (result or {}).get("stop_reason") == INTERRUPTED or self._stop.cannot_record:
             return
         with self._stop.on_storage_error():

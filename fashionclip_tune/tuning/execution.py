@@ -3,25 +3,26 @@
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray.train._internal.session import get_session
-from ray.tune import Trainable
+from ray.tune import PlacementGroupFactory, Trainable
 from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher
-from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher, TrialPlan
+from fashionclip_tune.tuning.resources import Share, Slots
 from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.stopping_rule import StoppingRule
 from fashionclip_tune.tuning.study import METRIC, Space, SweepStudy
+from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.trainable import run_trial
 
 # Ray waits this long for a stopped trial's cleanup before it reuses the actor; with its 2 s, a cleanup of 4 s hung the
@@ -44,9 +45,14 @@ def run_trials(
     stop: StopSignal | None = None,
     durable: DurablePlan | None = None,
     address: str | None = None,
+    share_of: Callable[[ProjectConfig], Share] | None = None,
+    time_budget: TimeBudget | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> bool:
-    """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if a signal ended it early."""
+    """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if it was ended early.
+
+    ``share_of``: what a trial gets of the machine, by its configuration; None: as ``slots`` says, all the same.
+    """
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
@@ -60,12 +66,19 @@ def run_trials(
         max_concurrent=slots.count,
         stop=stop,
         durable=durable,
+        share_of=share_of or (lambda config: Share(slots.gpus_per_trial, slots.cpus_per_trial)),
+        num_gpus=slots.num_gpus,
+        time_budget=time_budget,
     )
     scheduler = StudyScheduler(study, rule, stop)
-    resources = {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
-    with _connected(slots, address), stop.listening(), tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots:
+    with (
+        _connected(slots, address),
+        stop.listening(),
+        _ending_in_time(time_budget, stop),
+        tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
+    ):
         tuner = tune.Tuner(
-            tune.with_resources(_patient(trainable), {name: amount for name, amount in resources.items() if amount}),
+            tune.with_resources(_patient(trainable), _resources),
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
@@ -105,6 +118,32 @@ def _patient(trainable: Callable[[dict[str, Any]], None]) -> type[Trainable]:
     return Patient
 
 
+def _resources(ray_config: dict[str, Any]) -> PlacementGroupFactory:
+    """What Ray sets aside for a trial: its own share."""
+    share = TrialPlan.from_ray(ray_config).share
+    amounts = {"CPU": share.cpus, "GPU": share.gpus}
+    return PlacementGroupFactory([{name: amount for name, amount in amounts.items() if amount}])
+
+
+@contextmanager
+def _ending_in_time(time_budget: TimeBudget | None, stop: StopSignal) -> Iterator[None]:
+    """At the end of the time trials are told to stop as by SIGTERM: at their next step, with a checkpoint."""
+    if time_budget is None:
+        yield
+        return
+
+    def end() -> None:
+        time_budget.is_over = stop.received = True
+
+    timer = threading.Timer(time_budget.left_s(), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _ray_trial_id(trial: Trial) -> str:
     return str(trial.trial_id)
 
@@ -130,7 +169,7 @@ def _connected(slots: Slots, address: str | None) -> Iterator[None]:
     here: dict[str, Any] = {
         # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
         "num_cpus": max(1, round(slots.count * slots.cpus_per_trial)),
-        "num_gpus": torch.cuda.device_count() if slots.gpus_per_trial else 0,  # as the slots were planned
+        "num_gpus": slots.num_gpus,
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }

@@ -33,3 +33,8 @@ def refuse_shared(drawn: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where} draws training.epochs, the same for all trials of a sweep: use BASE or --budget-examples")
     if "evaluation.protocol" in drawn:
         raise UserError(f"{where} draws evaluation.protocol, the same for all trials of a sweep: use BASE or --set")
+
+
+def require_positive(flag: str, value: float | None, unit: str) -> None:
+    if value is not None and not value > 0:
+        raise UserError(f"{flag} {value:g} is not allowed: {unit}, above 0")

@@ -12,20 +12,30 @@ import optuna
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.machine import Machine, this_machine
 from fashionclip_tune.precision import choose_device
+from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
 from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.changes import describe_data
-from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared
+from fashionclip_tune.tuning.forecast import Course, Forecast, forecast
+from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared, require_positive
+from fashionclip_tune.tuning.presets import preset_budget, preset_trials
 from fashionclip_tune.tuning.quota import ModelQuota, plan_quota
-from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots, plan_slots
+from fashionclip_tune.tuning.rates import model_paces
+from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots
+from fashionclip_tune.tuning.shares import GB, Card, GpuMemory, find_card
 from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
 from fashionclip_tune.tuning.stopping_rule import StoppingRule, check_scheduler, stopping_rule
 
 _MAX_STARTUP_TRIALS = 10
 _SYNC_EVERY_MINUTES = 15.0
+_HERE = ("gpus_per_trial", "gpu_memory_gb", "samples_per_second")
 # Flags that a resumed sweep keeps.
-_KEPT = ("num_trials", "min_trials_per_model", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor")
+_KEPT = (
+    *("num_trials", "min_trials_per_model", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor"),
+    "preset",
+)
 _READING = ("allow_remote", "scratch", "scratch_gb")
 
 
@@ -47,6 +57,13 @@ class SweepSettings:
     warm_start: str | None = None
     """Folder of an older sweep whose trials come first; None: none."""
     gpus_per_trial: float | None = None
+    gpu_memory_gb: float | None = None
+    """Of a card, at most, in 10**9 bytes; None: all that it has."""
+    preset: str | None = None
+    time_budget: float | None = None
+    """Minutes, of this run of the program; never taken over from an earlier one."""
+    samples_per_second: float | None = None
+    """A trial's training rate as the user states it; None: measured or estimated."""
     device: str | None = None
     allow_remote: bool | None = None
     scratch: str | None = None
@@ -76,8 +93,9 @@ class SweepSettings:
         for path, value in given.overrides.items():
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
-        may_change = ("data", "max_concurrent", "gpus_per_trial", "sync_every", "address", *_READING)
-        return replace(self, **{flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None})
+        may_change = ("data", "max_concurrent", *_HERE, "sync_every", "address", *_READING)
+        changes = {flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None}
+        return replace(self, **changes, time_budget=given.time_budget)
 
 
 def _differs(name: str, flag: str, before: object, now: object) -> UserError:
@@ -92,7 +110,8 @@ class SweepPlan:
     space: SearchSpace
     check: SpaceCheck
     base: ProjectConfig
-    slots: Slots
+    allotment: Allotment
+    gpu: GpuMemory | None
     num_trials: int
     seed: int
     rule: StoppingRule
@@ -103,6 +122,12 @@ class SweepPlan:
     data_fingerprint: str
     data: Mapping[str, Any]
     """As ``describe_data`` makes it."""
+    forecast: Forecast
+    preset_note: str
+
+    @property
+    def slots(self) -> Slots:
+        return self.allotment.slots
 
     def draw(self, trial: optuna.Trial) -> dict[str, Any]:
         """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
@@ -112,11 +137,20 @@ class SweepPlan:
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
         paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
         flat = config.to_dict()
+        if config.freeze != self.base.freeze:  # a default for the card, which a resumed sweep may not find again
+            paths["freeze.token_embedding"] = None
         return {path: flat[path] for path in paths}
 
     def build(self, settings: Mapping[str, Any]) -> ProjectConfig:
         """The configuration of a trial with these settings."""
-        return self.base.with_overrides(settings)
+        given = {**self.space.base, **self.settings.overrides, **settings}
+        config = with_default_freeze(self.base.with_overrides(settings), self.gpu, given)
+        return self.allotment.fitted(config)
+
+    @property
+    def fitted_configs(self) -> list[ProjectConfig]:
+        """Of the draws with which the space was checked, as trials would run them."""
+        return [self.allotment.fitted(config.with_overrides(self.settings.overrides)) for config in self.check.configs]
 
     @property
     def sync_every_s(self) -> float:
@@ -134,80 +168,83 @@ class SweepPlan:
         """Random trials before TPE takes over: a third of the sweep, at most Optuna's ten."""
         return min(_MAX_STARTUP_TRIALS, math.ceil(self.num_trials / 3))
 
-    def lines(self) -> list[str]:
-        """The plan for people."""
-        budget, stage = self.base.training.budget_examples, self.base.training.stage_examples
-        assert budget is not None
-        assert stage is not None
-        gpu = f", {self.slots.gpus_per_trial:g} GPU" if self.slots.gpus_per_trial else ""
-        return [
-            f"space:    {self.space.name}: {'; '.join(self.check.parameters)} (100 draws are valid configurations)",
-            f"models:   {', '.join(self.check.config_of_model)}; losses: {', '.join(self.check.losses)}"
-            + (f"; at least {self.quota.min_trials} trials each, {self.quota.models[0]} first" if self.quota else ""),
-            f"data:     {self.base.dataset_dir}: {self.num_shards} shards, {self.num_train:,} photos to train on,"
-            f" {self.num_valid:,} to evaluate on",
-            f"trials:   {self.num_trials}, {self.slots.count} side by side, each {self.slots.cpus_per_trial:g} CPU{gpu}"
-            f" on {self.base.device}",
-            f"budget:   {budget:,} examples a trial ({budget / self.num_train:.1f} epochs), evaluated every {stage:,}",
-            f"stopping: {self.rule}",
-            f"metric:   recall_at_10, protocol {self.base.evaluation.protocol.value}",
-        ]
 
-
-def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan:
+def plan_sweep(
+    settings: SweepSettings, say: Callable[[str], None], *, dry_run: bool = False, machine: Machine | None = None
+) -> SweepPlan:
     """Resolves and checks everything that can be known before a trial runs.
+
+    Args:
+        dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
+        machine: None: this one.
 
     Raises:
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     scheduler, reduction_factor, num_trials, seed = _checked_flags(settings)
-    if settings.device not in (None, "auto", "cpu", "cuda"):
-        raise UserError(f"--device {settings.device!r} is not allowed: auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses GPUs)")
     nodes = cluster_nodes(settings.address) if settings.address is not None else None
-    device = _device(settings.device or "auto", nodes)
+    card = find_card(settings.gpu_memory_gb, may_be_imaginary=dry_run)
+    device = _device(settings.device or "auto", nodes, card if settings.device == "cuda" else None)
+    gpu = GpuMemory(card) if device == "cuda" and card is not None and nodes is None else None
     space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
-    wanted: dict[str, Any] = {
-        "device": device,
-        "num_trials": num_trials,
-        "max_concurrent": settings.max_concurrent,
-        "gpus_per_trial": settings.gpus_per_trial,
-    }
-    slots = plan_slots(**wanted) if nodes is None else plan_cluster_slots(nodes, **wanted)
     data_dir = data_location(settings.data, say)
     scratch = str(Path(settings.scratch).absolute()) if settings.scratch else None
     reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
     owned: dict[str, Any] = {"device": device, "dataset_root": data_dir, "training.seed": seed}
-    owned["hardware.device_share"] = slots.gpus_per_trial or 1.0
     owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
-    base = _base_config(settings, space, slots, owned)
-    fixed = {"hardware.threads": base.hardware.threads, **settings.overrides}
+    base = _base_config(settings, space, owned)
 
     shards = run_shards(base)
     train, valid = load_data(base, shards, say)
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         refuse_shared(drawn, f"space {space.file}")
-        return base.with_overrides({**drawn, **fixed})
+        given = {**space.base, **drawn, **settings.overrides}
+        return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), gpu, given)
 
     check = check_space(space, build, seed)
     largest = check.batch_sizes[-1]
     if largest > len(train):
         raise UserError(f"training.batch_size = {largest} is more than the {len(train)} photos to train on in {data_dir}")
+    wanted: dict[str, Any] = {
+        "device": device,
+        "num_trials": num_trials,
+        "max_concurrent": settings.max_concurrent,
+        "gpus_per_trial": settings.gpus_per_trial,
+    }
+    if nodes is None:
+        allotment = allot(check.configs, machine=machine or this_machine(), gpu=gpu, **wanted)
+    else:
+        slots = plan_cluster_slots(nodes, **wanted)
+        allotment = Allotment(slots, this_machine(), None, None, settings.gpus_per_trial)
+    fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
+    base = base.with_overrides({"hardware.threads": fixed["hardware.threads"]})
+    sizes: dict[str, Any] = {"batch_sizes": check.batch_sizes, "num_train": len(train)}
     budget, stage = plan_budget(
         settings.budget_examples,
         settings.grace_examples,
         epochs=base.training.epochs,
-        batch_sizes=check.batch_sizes,
-        num_train=len(train),
         reduction_factor=reduction_factor,
+        **sizes,
     )
-    base = base.with_overrides({"training.budget_examples": budget, "training.stage_examples": stage})
     quota = plan_quota(
         settings.min_trials_per_model,
         parameter=check.model_parameter,
         models=check.models_by_cost(),
         num_trials=num_trials,
     )
+    paces = model_paces(
+        [allotment.fitted(config.with_overrides(fixed)) for config in check.configs],
+        allotment.at_a_time,
+        num_valid=len(valid),
+        stated=settings.samples_per_second,
+        say=say,
+    )
+    course = Course(num_trials, allotment, check.configs, paces, reduction_factor, scheduler)
+    preset_note = ""
+    if settings.preset is not None and settings.budget_examples is None and settings.grace_examples is None:
+        budget, stage, preset_note = preset_budget(settings.preset, course, **sizes)
+    base = base.with_overrides({"training.budget_examples": budget, "training.stage_examples": stage})
     if space.name == "openclip" and device == "cpu":
         say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
     filled_in = replace(
@@ -215,15 +252,14 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         data=str(data_dir) if settings.data else None,
         space=space.name if space.file.parent == SPACES_DIR else str(space.file),
         num_trials=num_trials,
-        max_concurrent=slots.count,
         seed=seed,
         budget_examples=budget,
         scheduler=scheduler,
         grace_examples=stage,
         reduction_factor=reduction_factor,
+        gpu_memory_gb=settings.gpu_memory_gb if gpu is None else gpu.card.memory_bytes / GB,
         min_trials_per_model=quota.min_trials if quota else 0,
         warm_start=_absolute(settings.warm_start) if settings.warm_start else None,
-        gpus_per_trial=slots.gpus_per_trial or None,
         device=device,
         scratch=scratch,
         sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
@@ -234,7 +270,8 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         space=space,
         check=check,
         base=base,
-        slots=slots,
+        allotment=allotment,
+        gpu=gpu,
         num_trials=num_trials,
         seed=seed,
         rule=stopping_rule(scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=reduction_factor),
@@ -244,31 +281,31 @@ def plan_sweep(settings: SweepSettings, say: Callable[[str], None]) -> SweepPlan
         num_valid=len(valid),
         data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
         data=describe_data(train, valid),
+        forecast=forecast(course, budget, stage),
+        preset_note=preset_note,
     )
 
 
-def _device(wanted: str, nodes: Sequence[Node] | None) -> str:
-    if nodes is None:
-        return choose_device(wanted).type
-    if wanted == "auto":
+def _device(wanted: str, nodes: Sequence[Node] | None, imaginary: Card | None) -> str:
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {wanted!r} is not allowed: auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses GPUs)")
+    if nodes is not None and wanted == "auto":
         return "cuda" if any(node.gpus for node in nodes) else "cpu"
-    return wanted
+    if nodes is not None or imaginary is not None:
+        return wanted
+    return choose_device(wanted).type
 
 
 def _absolute(folder: str) -> str:
     return str(Path(folder).absolute())
 
 
-def _base_config(settings: SweepSettings, space: SearchSpace, slots: Slots, owned: Mapping[str, Any]) -> ProjectConfig:
+def _base_config(settings: SweepSettings, space: SearchSpace, owned: Mapping[str, Any]) -> ProjectConfig:
     """What all trials share. Later ones win: defaults of a sweep, the space's BASE, ``--set``, what flags own."""
     refuse_owned(space.base, f"BASE of {space.file}")
     refuse_owned(settings.overrides, "--set")
-    defaults = {"training.checkpoint_minutes": 0, "hardware.threads": slots.threads}
-    base = ProjectConfig().with_overrides({**defaults, **space.base, **settings.overrides, **owned})
-    # A loader process a core that the training itself leaves free; on a GPU it needs little of its own.
-    workers = min(base.training.num_workers, int(slots.cpus_per_trial) - (base.device == "cpu"))
-    changes = {"training.num_workers": max(0, workers), "model.cache_dir": base.model_cache_dir.absolute()}
-    return base.with_overrides(changes)
+    base = ProjectConfig().with_overrides({"training.checkpoint_minutes": 0, **space.base, **settings.overrides, **owned})
+    return base.with_overrides({"model.cache_dir": base.model_cache_dir.absolute()})
 
 
 def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
@@ -277,11 +314,17 @@ def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
     reduction_factor = 3 if settings.reduction_factor is None else settings.reduction_factor
     if reduction_factor < 2:
         raise UserError(f"--reduction-factor {reduction_factor} is not allowed: at least 2")
-    num_trials = 16 if settings.num_trials is None else settings.num_trials
+    num_trials = preset_trials(settings.preset) if settings.num_trials is None else settings.num_trials
     if num_trials < 1:
         raise UserError(f"--num-trials {num_trials} is not allowed: at least 1")
     if settings.sync_every is not None and settings.sync_every < 0:
         raise UserError(f"--sync-every {settings.sync_every:g} is not allowed: minutes, at least 0")
+    for flag, value, unit in (
+        ("--gpu-memory-gb", settings.gpu_memory_gb, "GB of one card"),
+        ("--time-budget", settings.time_budget, "minutes"),
+        ("--samples-per-second", settings.samples_per_second, "a trial's training rate"),
+    ):
+        require_positive(flag, value, unit)
     seed = settings.seed or 0
     if seed < 0:
         raise UserError(f"--seed {seed} is not allowed: at least 0")

@@ -1,5 +1,6 @@
 """sweep.json and trials.csv: rebuilt after every event from the journal and the trials' own folders."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class SweepRecord:
         self._sweep_dir = sweep_dir
         self._study = study
         self._header = header
+        self._earlier_s = float(header.get("elapsed_s", 0.0))
+        self._started = time.monotonic()
         self._ended_rows: dict[int, dict[str, Any]] = {}  # these change no more: a long sweep does not read them again
         self._zero_shot: dict[str, dict[str, Any]] = {}
 
@@ -31,6 +34,7 @@ class SweepRecord:
         best = best_row(rows)
         sweep = {
             **self._header,
+            "elapsed_s": self._earlier_s + time.monotonic() - self._started,
             "state": state,
             "best": best and {name: best[name] for name in ("trial_id", "config", "metrics")},
             "zero_shot": self._zero_shot,

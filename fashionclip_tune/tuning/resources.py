@@ -2,17 +2,26 @@
 
 import logging
 import math
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.machine import available_cores
 
 _CONNECT_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of one trial: what Ray is asked for, and of the card's memory what it may take and what it needs (None: no limit)."""
+
+    gpus: float
+    cpus: float
+    gpu_memory_bytes: int | None = None
+    gpu_needed_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -22,30 +31,47 @@ class Slots:
     count: int
     cpus_per_trial: float
     gpus_per_trial: float
+    """The smallest share, where trials have shares of their own."""
+    num_gpus: int = 0
+    """Of this machine; none on a CPU, and none of our business on a cluster."""
 
     @property
     def threads(self) -> int:
         return max(1, int(self.cpus_per_trial))
 
 
-def plan_slots(*, device: str, num_trials: int, max_concurrent: int | None, gpus_per_trial: float | None) -> Slots:
-    """On a CPU a slot a core, but a third of the trials at most; on GPUs as many as their fractions allow.
+def plan_slots(
+    *,
+    device: str,
+    num_trials: int,
+    max_concurrent: int | None,
+    gpus_per_trial: float | None,
+    num_gpus: int = 1,
+    side_by_side: int = 1,
+    cores: int | None = None,
+) -> Slots:
+    """On a CPU a slot a core, on GPUs as many as fit, and a third of the trials at most.
 
     Trials that start together know nothing of each other's results: with all of them at once nothing would be searched.
+
+    Args:
+        gpus_per_trial: given, it decides; else ``side_by_side``, the trials that fit one card by their memory.
 
     Raises:
         UserError: a share outside (0, 1], or no trial at a time.
     """
     _check_shares(max_concurrent, gpus_per_trial)
-    cores = available_cores()
+    cores = cores or available_cores()
+    searching = max(2, math.ceil(num_trials / 3))
     if device == "cpu":
-        gpu_share, limit = 0.0, min(cores, max(2, math.ceil(num_trials / 3)))
+        gpu_share, limit = 0.0, min(cores, searching)
     else:
-        gpu_share = gpus_per_trial if gpus_per_trial is not None else 1.0
-        limit = torch.cuda.device_count() * int(1 / gpu_share)
-        max_concurrent = min(max_concurrent or limit, limit)
+        gpu_share = gpus_per_trial if gpus_per_trial is not None else 1 / side_by_side
+        fitting = num_gpus * int(1 / gpu_share)
+        limit = min(fitting, max(searching, num_gpus))
+        max_concurrent = min(max_concurrent or limit, fitting)
     count = min(max_concurrent or limit, num_trials)
-    return Slots(count, cores / count if count <= cores else 1.0, gpu_share)
+    return Slots(count, cores / count if count <= cores else 1.0, gpu_share, 0 if device == "cpu" else num_gpus)
 
 
 def _check_shares(max_concurrent: int | None, gpus_per_trial: float | None) -> None:
@@ -53,11 +79,6 @@ def _check_shares(max_concurrent: int | None, gpus_per_trial: float | None) -> N
         raise UserError(f"--max-concurrent {max_concurrent} is not allowed: at least 1")
     if gpus_per_trial is not None and not 0 < gpus_per_trial <= 1:
         raise UserError(f"--gpus-per-trial {gpus_per_trial:g} is not allowed: above 0, at most 1 (a trial runs on one GPU)")
-
-
-def available_cores() -> int:
-    """Cores that this process may run on: a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

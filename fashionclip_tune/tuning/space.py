@@ -53,6 +53,8 @@ class SpaceCheck:
     distributions: Mapping[str, BaseDistribution]
     model_parameter: str | None
     """The categorical parameter whose value is the architecture, in every draw; None: there is no such parameter."""
+    configs: tuple[ProjectConfig, ...]
+    """Of all draws, as often as they were drawn."""
 
     def models_by_cost(self) -> tuple[str, ...]:
         """Architectures, cheapest first by ``forward_flops``; in no order where no parameter names them."""
@@ -99,6 +101,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
     config_of_model: dict[str, ProjectConfig] = {}
     batch_sizes, losses = set(), set()
     distributions: dict[str, BaseDistribution] = {}
+    configs = []
     name_models: set[str] | None = None
     try:
         drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
@@ -111,6 +114,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
             check_model_options(config)
         except UserError as error:
             raise UserError(f"space {space.file} drew {point.settings}, which is no valid configuration: {error}") from error
+        configs.append(config)
         config_of_model.setdefault(config.model_name, config)
         batch_sizes.add(config.training.batch_size)
         losses.add(config.loss_function.value)
@@ -125,6 +129,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         settings=tuple(point.settings for point in drawn),
         distributions=distributions,
         model_parameter=min(name_models or (), default=None),
+        configs=tuple(configs),
     )
 
 

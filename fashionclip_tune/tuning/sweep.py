@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from rich.console import Console
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.model import fetch_weights
+from fashionclip_tune.plan_against_fact import plan_against_fact
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import (
     bad_sample_lines,
@@ -34,17 +36,28 @@ from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.hparams import HParamsTab
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
+from fashionclip_tune.tuning.plan_lines import plan_lines
 from fashionclip_tune.tuning.progress import Progress
+from fashionclip_tune.tuning.rates import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.record import SweepRecord
+from fashionclip_tune.tuning.refit import refit_winner
 from fashionclip_tune.tuning.retention import KEPT_PER_MODEL, Retention
 from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
+from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.warm_start import older_trials
 from fashionclip_tune.tuning.winner import export_best
 
 
 def sweep(
-    settings: SweepSettings, *, results: str | Path, name: str | None, resume: bool, dry_run: bool, console: Console
+    settings: SweepSettings,
+    *,
+    results: str | Path,
+    name: str | None,
+    resume: bool,
+    dry_run: bool,
+    console: Console,
+    refit: int | None = None,
 ) -> dict[str, Any] | None:
     """Starts a sweep, or goes on with an interrupted one, and returns the content of its sweep.json.
 
@@ -55,6 +68,7 @@ def sweep(
         name: the sweep's folder in it; None: the next free one, or with ``resume`` the latest unfinished one.
         resume: go on with an interrupted sweep; with nothing to resume, start.
         dry_run: print the plan only, and return None.
+        refit: train the winner of the named, finished sweep anew, with so many times the examples.
 
     Raises:
         UserError: anything that the user can put right.
@@ -63,25 +77,31 @@ def sweep(
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
+    started = time.monotonic()
     sweeps = Results(str(results))
-    found = sweeps.to_resume(name) if resume else None
+    found = sweeps.to_resume(name) if resume or refit is not None else None
+    if refit is not None and (name is None or found is None):
+        raise UserError("--refit wants the name of a finished sweep: --name NAME")
     if found is not None:
         name, saved = found
         settings = SweepSettings(**saved["settings"]).resumed(settings, name)
         place = sweeps.place(name, settings.scratch, saved)
-        plan = plan_sweep(settings, say)
+        plan = plan_sweep(settings, say, dry_run=dry_run)
         _check_unchanged(saved, plan)
     else:
         name = sweeps.new(name, may_be_begun=resume)
         place = sweeps.place(name, settings.scratch)
-        plan = plan_sweep(settings, say)
+        plan = plan_sweep(settings, say, dry_run=dry_run)
     two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
-    for line in (f"sweep:    {place.shown}{two_tiers}", *plan.lines()):
+    for line in (f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)):
         say(line)
     if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
+    if refit is not None:
+        refit_winner(plan, saved, place.readable, refit, say)
+        return saved
     if found is not None and saved["state"] == "FINISHED":
         say("this sweep is finished: nothing to resume")
         _print_result(saved, place, console)
@@ -93,7 +113,7 @@ def sweep(
         raise UserError(f"{place.run_dir} cannot be written to ({error}): choose another folder") from error
     with _only_driver(place.run_dir):
         place.restore()
-        result = _run(plan, place, console)
+        result = _run(plan, place, console, _time_budget(plan, place, started))
     _print_result(result, place, console)
     _write_report(place, say, finished=result["state"] == "FINISHED")
     return result
@@ -141,7 +161,7 @@ def _only_driver(sweep_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
+def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None) -> dict[str, Any]:
     header = _header(plan, place)
     mirror, stop = place.mirror, StopSignal()
     if mirror is not None:
@@ -193,6 +213,8 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
             on_event=on_event,
             stop=stop,
             address=plan.settings.address,
+            share_of=plan.allotment.share_of,
+            time_budget=time_budget,
             durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
         )
         if stop.cannot_record:
@@ -204,6 +226,9 @@ def _run(plan: SweepPlan, place: Place, console: Console) -> dict[str, Any]:
         export_best(place.run_dir, record.rows(), plan.build, mirror)
         result = record.write("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
+    keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
+    if time_budget is not None and time_budget.is_over and not completed:
+        result = {**result, "time_is_up": True}
     if mirror is not None:
         mirror.publish()
     if retention.freed_bytes:
@@ -239,9 +264,25 @@ def _header(plan: SweepPlan, place: Place) -> dict[str, Any]:
         "data": plan.data,
         "settings": asdict(plan.settings),
         "base_config": plan.base.to_dict(),
+        "plan": plan.forecast.as_json(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
     }
+
+
+def _time_budget(plan: SweepPlan, place: Place, started: float) -> TimeBudget | None:
+    minutes, stage = plan.settings.time_budget, plan.base.training.stage_examples
+    if minutes is None:
+        return None
+    assert stage is not None
+
+    def first_stage_s(model: str) -> float | None:
+        """Of this sweep's own trials, else as planned."""
+        if (measured := measured_in(runs_of(place.run_dir, model))) is not None:
+            return measured.start_s + measured.stage_s(stage)
+        return plan.forecast.first_stage_s.get(model)
+
+    return TimeBudget(minutes, first_stage_s, tuple(plan.check.config_of_model), started=started)
 
 
 def _git_commit() -> str | None:
@@ -264,6 +305,9 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
             console.print(
                 f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
             )
+    if result["state"] == "FINISHED":
+        for line in plan_against_fact(result, sweep_dir):
+            console.print(line, highlight=False, soft_wrap=True)
     for line in bad_sample_lines(sweep_dir):
         console.print(line, highlight=False, soft_wrap=True)
     if result["state"] == "INTERRUPTED":

@@ -20,6 +20,7 @@ from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.run import starting_point
 from fashionclip_tune.training import train
 from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
+from fashionclip_tune.tuning.gpu_share import claim_gpu_share
 from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopPoll
 from fashionclip_tune.tuning.study import METRIC
 
@@ -55,6 +56,8 @@ def run_trial(ray_config: dict[str, Any]) -> None:
         warnings.showwarning = log_warning
         stop_reason, message = "", ""
         try:
+            if plan.share.gpu_memory_bytes is not None and plan.share.gpu_needed_bytes is not None:
+                claim_gpu_share(plan.share.gpu_memory_bytes, plan.share.gpu_needed_bytes)
             if durable is not None:
                 durable.run.fetch_state(trial_dir)
             train(

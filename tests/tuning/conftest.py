@@ -22,6 +22,7 @@ def local_ray() -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=2,
+            num_gpus=1,  # logical: nothing is computed there
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             log_to_driver=False,

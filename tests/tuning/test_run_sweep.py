@@ -30,6 +30,10 @@ def refused(result, *said):
         (["--max-concurrent", "0"], ["--max-concurrent 0", "at least 1"]),
         (["--reduction-factor", "1"], ["--reduction-factor 1", "at least 2"]),
         (["--gpus-per-trial", "1.5"], ["--gpus-per-trial 1.5", "at most 1"]),
+        (["--preset", "weekend"], ["--preset 'weekend'", "quick, evening, night"]),
+        (["--gpu-memory-gb", "0"], ["--gpu-memory-gb 0", "above 0"]),
+        (["--time-budget", "-1"], ["--time-budget -1", "above 0"]),
+        (["--refit", "2"], ["--refit", "--name NAME"]),
         (["--device", "tpu"], ["tpu", "auto, cpu or cuda"]),
         (["--set", "training.lerning_rate=1"], ["training.lerning_rate", "training.learning_rate"]),
         (["--set", "training.learning_rate=fast"], ["training.learning_rate = 'fast'", "a number expected"]),
@@ -150,6 +154,52 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep, garments, tmp_p
     ):
         assert part in out
     assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = (
+        "--data",
+        garments,
+        "--results",
+        tmp_path / "results",
+        "--space",
+        "openclip",
+        "--set",
+        "training.batch_size=16",
+    )
+    card = ("--device", "cuda", "--gpu-memory-gb", "15.8")
+    code, out, err = run_sweep(*arguments, *card, "--preset", "evening", "--dry-run")
+    assert (code, err) == (0, "")
+    for part in (
+        "trials:   30",
+        "ViT-B-16-SigLIP2-256: ",
+        "token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)",
+        "of 15.8 GB (estimate)",
+        "host RAM: at most",
+        "10 passes over the data",
+        "samples/s a trial (estimate for a T4)",
+        "cut first",
+    ):
+        assert part in out
+    code, out, _ = run_sweep(*arguments, *card, "--set", "freeze.token_embedding=false", "--dry-run")
+    assert code == 0
+    assert "frozen" not in out
+    refused(run_sweep(*arguments, *card), "--device cuda", "--device cpu")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own():
+    from fashionclip_tune.tuning.plan import SweepSettings
+
+    before = SweepSettings(gpu_memory_gb=15.8, time_budget=30.0, preset="evening", max_concurrent=2)
+    now = before.resumed(SweepSettings(max_concurrent=1), "it")
+    assert (now.gpu_memory_gb, now.time_budget, now.max_concurrent) == (15.8, None, 1)
+    assert before.resumed(SweepSettings(time_budget=5.0), "it").time_budget == 5
+    with pytest.raises(ValueError, match="--preset evening, not night"):
+        before.resumed(SweepSettings(preset="night"), "it")
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,12 @@ def goes_wrong(config: dict[str, Any]) -> None:
             tune.report({"examples_seen": 150, "recall_at_10": 0.5, "stop_reason": "diverged", "message": "the loss is nan"})
         if plan.number == 2:
             tune.report({"examples_seen": 150, "recall_at_10": 0.5, "stop_reason": "error", "message": "ValueError: no"})
+
+
+def takes_two_seconds(config: dict[str, Any]) -> None:
+    """Leaves when it ran."""
+    plan = TrialPlan.from_ray(config)
+    started = time.time()
+    time.sleep(2)
+    report(plan, 100, 0.5)
+    (Path(plan.trial_dir) / "span").write_text(f"{started} {time.time()}")

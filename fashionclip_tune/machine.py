@@ -1,0 +1,41 @@
+"""What the machine has that is to be divided: cores, memory, shared memory. A container often has less than its host."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Of this process: its cores, and bytes of host memory and of ``/dev/shm``."""
+
+    cores: int
+    memory_bytes: int
+    shared_memory_bytes: int
+
+
+def this_machine() -> Machine:
+    return Machine(available_cores(), memory_limit_bytes(), shared_memory_bytes())
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_limit_bytes(cgroup_limits: tuple[str, ...] = _CGROUP_LIMITS) -> int:
+    """Host memory, or the container's limit where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in map(Path, cgroup_limits):
+        if path.is_file() and (text := path.read_text().strip()).isdigit():  # "max": no limit
+            total = min(total, int(text))
+    return total
+
+
+def shared_memory_bytes() -> int:
+    """Size of ``/dev/shm``, through which loader processes hand over their batches; 0 where there is none."""
+    return shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0

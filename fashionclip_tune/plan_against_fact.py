@@ -1,0 +1,40 @@
+"""What a sweep's plan had said, beside what came; for people, from the sweep's files alone."""
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fashionclip_tune.history import read_history
+
+
+def plan_against_fact(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
+    """A line a figure: planned, found, and the difference in percent of the plan; nothing where there was no plan."""
+    plan = sweep.get("plan")
+    if not plan:
+        return []
+    lines = []
+    if plan["hours"] is not None and sweep.get("elapsed_s"):
+        lines.append(_line("time", 60 * plan["hours"], sweep["elapsed_s"] / 60, "min", ".1f"))
+    rows = sweep["trials"]
+    lines.append(_line("samples", plan["examples"], sum(row["examples_seen"] for row in rows), "", ",.0f"))
+    to_budget = sum(row["stop_reason"] == "budget" for row in rows)
+    lines.append(_line("to budget", plan["trials_to_budget"], to_budget, "trials", ".1f"))
+    for model, rate in plan["samples_per_second"].items():
+        found = _rate(sweep, sweep_dir, model)
+        if found is not None:
+            lines.append(_line(model, rate, found, "samples/s", ",.0f"))
+    return ["plan against fact:", *lines]
+
+
+def _line(what: str, planned: float, found: float, unit: str, form: str) -> str:
+    difference = f" ({found / planned - 1:+.0%})" if planned else ""
+    return f"  {what:<22} planned {planned:{form}}, was {found:{form}} {unit}".rstrip() + difference
+
+
+def _rate(sweep: Mapping[str, Any], sweep_dir: Path, model: str) -> float | None:
+    """The median over all stages of a model's trials."""
+    numbers = [row["trial_id"] for row in sweep["trials"] if row["config"].get("clip_model") == model]
+    folders = [folder for number in numbers for folder in sweep_dir.glob(f"trials/{number}-*")]
+    rates = [row["samples_per_second"] for folder in folders for row in read_history(folder) if "samples_per_second" in row]
+    return statistics.median(rates) if rates else None

@@ -1,0 +1,148 @@
+"""How long a sweep will take and how much it will train: its course played through many times with trials of chance worth.
+
+What is not known beforehand is how good each trial turns out. Where trials are of chance worth, the stopping rule decides
+on ranks alone; what a searcher learns makes later trials better, so that a few more of them go on than here.
+"""
+
+import heapq
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.tuning.allotment import Allotment
+from fashionclip_tune.tuning.stopping_rule import StoppingRule, stopping_rule
+
+_PLAYED = 100
+
+
+@dataclass(frozen=True)
+class ModelPace:
+    """How long a trial of one model takes, where as many run side by side as fit."""
+
+    samples_per_second: float
+    low: float
+    high: float
+    """The rate's range, by which ``low`` and ``high`` of a forecast come about."""
+    start_s: float
+    """Until the untouched weights are evaluated."""
+    evaluation_s: float
+    """Of a stage, with its checkpoint."""
+    source: str
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that decides how a sweep goes, but its budget."""
+
+    num_trials: int
+    allotment: Allotment
+    configs: Sequence[ProjectConfig]
+    """Draws of the space: how often each model comes."""
+    paces: Mapping[str, ModelPace] | None
+    """By model; None where one of them is not known."""
+    reduction_factor: int
+    scheduler: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Half of the sweeps of this kind take less than ``hours``; low and high include the rate's range. None: not known."""
+
+    hours: float | None
+    hours_low: float | None
+    hours_high: float | None
+    examples: float
+    """Trained by all trials together."""
+    trials_to_budget: float
+    samples_per_second: dict[str, float]
+    sources: dict[str, str]
+    first_stage_s: dict[str, float]
+    """From a trial's start to the end of its first stage."""
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def forecast(course: Course, budget: int, stage: int) -> Forecast:
+    """Plays the sweep with every rate in the middle, then with all at the low and at the high end."""
+    middle = _play(course, budget, stage, "samples_per_second")
+    examples = float(np.mean([played.examples for played in middle]))
+    to_budget = float(np.mean([played.to_budget for played in middle]))
+    paces = course.paces
+    if paces is None:
+        return Forecast(None, None, None, examples, to_budget, {}, {}, {})
+    slow = [played.hours for played in _play(course, budget, stage, "low")]
+    fast = [played.hours for played in _play(course, budget, stage, "high")]
+    return Forecast(
+        hours=float(np.median([played.hours for played in middle])),
+        hours_low=float(np.percentile(fast, 10)),
+        hours_high=float(np.percentile(slow, 90)),
+        examples=examples,
+        trials_to_budget=to_budget,
+        samples_per_second={model: pace.samples_per_second for model, pace in paces.items()},
+        sources={model: pace.source for model, pace in paces.items()},
+        first_stage_s={model: _seconds(paces, model, stage, stage, "samples_per_second") for model in paces},
+    )
+
+
+@dataclass(frozen=True)
+class _Played:
+    hours: float
+    examples: int
+    to_budget: int
+
+
+def _play(course: Course, budget: int, stage: int, rate: str) -> list[_Played]:
+    at_a_time = {config.model_name: course.allotment.at_a_time(config) for config in course.configs}
+    return [_play_once(course, at_a_time, budget, stage, rate, random.Random(seed)) for seed in range(_PLAYED)]
+
+
+def _play_once(
+    course: Course, at_a_time: Mapping[str, int], budget: int, stage: int, rate: str, chance: random.Random
+) -> _Played:
+    """Trials start in turn, each as soon as its part of the machine is free; rungs see them in that order."""
+    rule = stopping_rule(
+        course.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor
+    )
+    reached: dict[tuple[str, int], list[dict[int, float]]] = {}
+    running: list[tuple[float, float]] = []  # when it ends, and its part of the machine
+    now, used, last_end, examples, to_budget = 0.0, 0.0, 0.0, 0, 0
+    for _ in range(course.num_trials):
+        model = chance.choice(course.configs).model_name
+        seen = _stopped_at(reached, model, rule, budget, chance.random())
+        part = 1 / at_a_time[model]
+        while running and (used + part > 1 + 1e-6 or len(running) >= course.allotment.slots.count):
+            now, freed = heapq.heappop(running)
+            used -= freed
+        end = now + _seconds(course.paces, model, seen, stage, rate)
+        heapq.heappush(running, (end, part))
+        used, last_end = used + part, max(last_end, end)
+        examples, to_budget = examples + seen, to_budget + (seen == budget)
+    return _Played(last_end / 3600, examples, to_budget)
+
+
+def _stopped_at(
+    reached: dict[tuple[str, int], list[dict[int, float]]], model: str, rule: StoppingRule, budget: int, worth: float
+) -> int:
+    """A trial of the same worth at every stage."""
+    curve: dict[int, float] = {}
+    for rung in rule.rungs:
+        curve[rung] = worth
+        earlier = reached.setdefault((model, rung), [])
+        goes_on = rule.survives(curve, earlier)
+        earlier.append(dict(curve))
+        if not goes_on:
+            return rung
+    return budget
+
+
+def _seconds(paces: Mapping[str, ModelPace] | None, model: str, seen: int, stage: int, rate: str) -> float:
+    if paces is None:
+        return math.nan
+    pace = paces[model]
+    return float(pace.start_s + seen / vars(pace)[rate] + seen // stage * pace.evaluation_s)

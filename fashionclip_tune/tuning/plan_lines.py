@@ -1,0 +1,94 @@
+"""A sweep's plan as people read it: the first lines of a run, and all of a dry run."""
+
+from fashionclip_tune.tuning.plan import SweepPlan
+from fashionclip_tune.tuning.shares import GB
+
+_LABEL_WIDTH = 10
+
+
+def plan_lines(plan: SweepPlan) -> list[str]:
+    """One line a subject, some with continuations."""
+    budget, stage = plan.base.training.budget_examples, plan.base.training.stage_examples
+    assert budget is not None
+    assert stage is not None
+    lines = [
+        f"space:    {plan.space.name}: {'; '.join(plan.check.parameters)} (100 draws are valid configurations)",
+        f"models:   {', '.join(plan.check.config_of_model)}; losses: {', '.join(plan.check.losses)}"
+        + (f"; at least {plan.quota.min_trials} trials each, {plan.quota.models[0]} first" if plan.quota else ""),
+        f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"
+        f" {plan.num_valid:,} to evaluate on",
+        f"trials:   {plan.num_trials}, at most {plan.slots.count} side by side, on {plan.base.device}",
+        *_share_lines(plan),
+        *_memory_lines(plan),
+        f"budget:   {budget:,} examples a trial ({budget / plan.num_train:.1f} epochs), evaluated every {stage:,}"
+        + (f" ({plan.preset_note})" if plan.preset_note else ""),
+        f"stopping: {plan.rule}",
+        f"metric:   recall_at_10, protocol {plan.base.evaluation.protocol.value}",
+        *_time_lines(plan),
+    ]
+    lines += [f"cut:      {cut}" for cut in plan.allotment.cuts]
+    return [*lines, f"tight?    {_cut_first(plan)}"]
+
+
+def _share_lines(plan: SweepPlan) -> list[str]:
+    """What each model gets of the machine."""
+    lines = []
+    for name, config in plan.check.config_of_model.items():
+        fitted = plan.allotment.fitted(config)
+        share = plan.allotment.share_of(fitted)
+        text = f"{name}: {share.cpus:g} CPU, {fitted.training.num_workers} loader processes"
+        if share.gpus:
+            text += f", {share.gpus:.2f} GPU, {plan.allotment.at_a_time(fitted)} side by side"
+        if plan.gpu is not None:
+            need = plan.gpu.need(config)
+            text += f": {need.memory_bytes / GB:.1f} of {plan.gpu.card.memory_bytes / GB:.1f} GB ({need.source})"
+            if need.micro_batch_size < config.training.batch_size:
+                text += f" at micro-batch {need.micro_batch_size} of {config.training.batch_size}"
+        if config.freeze.token_embedding and not plan.base.freeze.token_embedding:
+            text += "; token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)"
+        lines.append(text)
+    return _labelled("shares:", lines)
+
+
+def _memory_lines(plan: SweepPlan) -> list[str]:
+    host, count = plan.allotment.host, plan.slots.count
+    if host is None:
+        return []
+    parts = f"{host.shared_bytes / GB:.1f} for all, {(host.trial_bytes + host.worker_bytes) / GB:.1f} a trial"
+    there = plan.allotment.machine.memory_bytes / GB
+    return [f"host RAM: at most {host.total_bytes(count) / GB:.1f} of {there:.1f} GB ({parts}; estimate)"]
+
+
+def _time_lines(plan: SweepPlan) -> list[str]:
+    forecast = plan.forecast
+    trained = f"{forecast.examples / 1e6:.2f} million" if forecast.examples >= 1e6 else f"{forecast.examples:,.0f}"
+    lines = [f"samples:  about {trained} trained in all, {forecast.trials_to_budget:.0f} trials to their budget"]
+    if forecast.hours is None:
+        known_by = "`python -m fashionclip_tune probe` measures it, --samples-per-second states it"
+        return [*lines, f"time:     not known before the first stages: no rate is known here ({known_by})"]
+    assert forecast.hours_low is not None
+    assert forecast.hours_high is not None
+    low, middle, high = (_duration(hours) for hours in (forecast.hours_low, forecast.hours, forecast.hours_high))
+    lines.append(f"time:     {middle} ({low} to {high})")
+    rates = [
+        f"{model}: {rate:,.0f} samples/s a trial ({forecast.sources[model]})"
+        for model, rate in forecast.samples_per_second.items()
+    ]
+    return [*lines, *_labelled("rates:", rates)]
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
+
+
+def _cut_first(plan: SweepPlan) -> str:
+    """In the order in which things give way."""
+    memory = "" if plan.gpu is None else "; where memory runs out, the micro-batch is halved"
+    last = f"the last of the {plan.num_trials} trials are cut first: --num-trials N, or --time-budget MIN and --resume"
+    return f"{last}{memory}"
+
+
+def _labelled(label: str, lines: list[str]) -> list[str]:
+    return [f"{label if number == 0 else '':<{_LABEL_WIDTH}}{line}" for number, line in enumerate(lines)]

@@ -1,0 +1,55 @@
+"""``--refit N``: the winner's setting, trained from its first weights with N times the examples.
+
+A cosine schedule that has ended cannot be continued, so this is a run of its own; what it can be compared with is the trial.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from fashionclip_tune.checkpoint import newest_weights
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluate import gain
+from fashionclip_tune.model import export_openclip, load_model
+from fashionclip_tune.training import print_row, train
+from fashionclip_tune.tuning.plan import SweepPlan
+
+
+def refit_winner(
+    plan: SweepPlan, saved: Mapping[str, Any], sweep_dir: Path, times: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Trains in ``SWEEP/refit/``, goes on there if it was stopped, and leaves ``refit/best/`` as an OpenCLIP folder.
+
+    Returns:
+        The row of its last evaluation.
+
+    Raises:
+        UserError: the sweep has no winner or is unfinished, or ``times`` is below 1.
+    """
+    if times < 1:
+        raise UserError(f"--refit {times} is not allowed: at least 1")
+    if saved["state"] != "FINISHED" or saved["best"] is None:
+        raise UserError(f"sweep {saved['name']} has no winner yet: --refit wants a finished sweep (finish it with --resume)")
+    best = saved["best"]
+    examples = plan.base.training.budget_examples
+    assert examples is not None
+    config = plan.build(best["config"]).with_overrides({"training.budget_examples": times * examples})
+    folder = sweep_dir / "refit"
+    say(f"refit:    trial {best['trial_id']}, {config.model_name}, {times * examples:,} examples, in {folder}")
+    result = train(config, folder, on_eval=print_row, resume_from=folder)
+    weights = newest_weights(folder)
+    assert weights is not None
+    loaded = load_model(config)
+    loaded.network.load_state_dict(load_file(weights))
+    unfinished, final = folder / ".best.tmp", folder / "best"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    export_openclip(loaded, unfinished)
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.rename(final)
+    recall, before = result.metrics["recall_at_10"], best["metrics"]["recall_at_10"]
+    say(f"refit: recall_at_10 {recall:.4f}; trial {best['trial_id']} {before:.4f}; {gain(recall, before)}")
+    say(f'      load it: open_clip.create_model_and_transforms("local-dir:{final}")')
+    return dict(result.metrics)

@@ -1,0 +1,159 @@
+"""How much of a card each configuration needs, and so how many trials fit side by side."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fashionclip_tune.config import Precision, ProjectConfig
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.memory import estimate_memory
+from fashionclip_tune.model import check_architecture
+from fashionclip_tune.model_check import has_known_text_tower, without_numbers
+from fashionclip_tune.pace import packing_gain
+from fashionclip_tune.precision import plan_precision
+from fashionclip_tune.probe import known_peak
+from fashionclip_tune.towers import prepare_towers
+
+GB = 10**9
+# Below it two trials side by side are no gain over one after the other, and each may run out of memory.
+MIN_PACKING_GAIN = 0.10
+# An embedding table takes 16 bytes a number while it is trained: weight, gradient and Adam's two moments.
+_TRAINED_BYTES = 16
+_LARGE_TABLE_BYTES = 10**9
+SMALL_CARD_BYTES = 20 * GB
+
+
+@dataclass(frozen=True)
+class Card:
+    """The GPUs of this machine, which are taken to be alike: the smallest one's memory counts."""
+
+    name: str
+    memory_bytes: int
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Need:
+    """GPU memory of a trial, the micro-batch with which it fits, and where the figure comes from."""
+
+    memory_bytes: int
+    micro_batch_size: int
+    source: str
+    """``measured`` by probe on this card, or ``estimate``."""
+
+
+def find_card(gpu_memory_gb: float | None, *, may_be_imaginary: bool) -> Card | None:
+    """The GPUs that torch sees, taken for at most ``gpu_memory_gb`` each; None where there is none.
+
+    Args:
+        may_be_imaginary: to plan on another machine: ``gpu_memory_gb`` stands for a card that is not here.
+    """
+    limit = math.inf if gpu_memory_gb is None else gpu_memory_gb * GB
+    if torch.cuda.is_available():
+        found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        smallest = min(found, key=lambda each: int(each.total_memory))
+        return Card(smallest.name, int(min(limit, smallest.total_memory)), len(found))
+    if may_be_imaginary and gpu_memory_gb is not None:
+        return Card("a card that is not here", int(limit))
+    return None
+
+
+class GpuMemory:
+    """How much of a card's memory each configuration needs; equal ones are estimated once."""
+
+    def __init__(self, card: Card, *, packing: Callable[[ProjectConfig], float | None] = packing_gain) -> None:
+        self.card = card
+        self._packing = packing
+        self._needs: dict[Any, Need] = {}
+
+    def need(self, config: ProjectConfig) -> Need:
+        """The memory of a trial with the largest micro-batch, halved from the configured one, that the card holds.
+
+        Raises:
+            UserError: one photo at a time is too much.
+        """
+        key = _memory_settings(config)
+        if key not in self._needs:
+            self._needs[key] = self._largest(config) if is_described_here(config) else self._whole(config)
+        return self._needs[key]
+
+    def side_by_side(self, config: ProjectConfig) -> int:
+        """Trials like this one that fit one card; one where probe has found that more gain nothing."""
+        room = max(1, self.card.memory_bytes // self.need(config).memory_bytes)
+        gain = self._packing(config) if room > 1 else None
+        return 1 if gain is not None and gain < MIN_PACKING_GAIN else int(room)
+
+    def _whole(self, config: ProjectConfig) -> Need:
+        """A text tower that only the hub describes cannot be sized: such a trial has a card alone."""
+        return Need(self.card.memory_bytes, config.training.micro_batch_size or config.training.batch_size, "not known")
+
+    def _largest(self, config: ProjectConfig) -> Need:
+        size = min(config.training.micro_batch_size or config.training.batch_size, config.training.batch_size)
+        while True:
+            at_size = config.with_overrides({"training.micro_batch_size": size})
+            measured = known_peak(at_size)
+            needed = measured if measured is not None else _estimate_bytes(at_size)
+            if needed <= self.card.memory_bytes:
+                return Need(needed, size, "measured" if measured is not None else "estimate")
+            if size == 1:
+                raise UserError(
+                    f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for one photo at a time, the card has "
+                    f"{self.card.memory_bytes / GB:.1f}: freeze a part of it (--set freeze.token_embedding=true, "
+                    "freeze.text_tower), or leave it out of the space"
+                )
+            size = (size + 1) // 2
+
+
+def _memory_settings(config: ProjectConfig) -> tuple[Any, ...]:
+    training, hardware = config.training, config.hardware
+    settings = (training.batch_size, training.micro_batch_size, hardware.gradient_checkpointing, hardware.precision)
+    return (config.model_name, *settings, config.freeze, config.optimizer.ema_decay is None, config.model.patch_dropout)
+
+
+def _estimate_bytes(config: ProjectConfig) -> int:
+    network = without_numbers(config.model_name)
+    network.requires_grad_(True)
+    network.set_grad_checkpointing(False)
+    prepare_towers(network, config.with_overrides({"model.patch_dropout": 0.0}))  # the network is shared: nothing is put in
+    assert config.training.micro_batch_size is not None
+    estimate = estimate_memory(
+        network,
+        batch_size=config.training.batch_size,
+        micro_batch_size=config.training.micro_batch_size,
+        autocast_dtype=_autocast_dtype(config),
+        gradient_checkpointing=config.hardware.gradient_checkpointing,
+        averages_weights=config.optimizer.ema_decay is not None,
+    )
+    return estimate.total_bytes
+
+
+def _autocast_dtype(config: ProjectConfig) -> torch.dtype | None:
+    """Of the card that is here, else of a T4's: bf16 takes as much."""
+    if torch.cuda.is_available():
+        return plan_precision(config).autocast_dtype
+    return None if config.hardware.precision is Precision.FP32 else torch.float16
+
+
+def is_described_here(config: ProjectConfig) -> bool:
+    """Whether the architecture can be built without the hub."""
+    return has_known_text_tower(check_architecture(config.model_name))
+
+
+def weights_bytes(config: ProjectConfig) -> int:
+    """Of the model, in fp32; 2 GB where only the hub knows its text tower."""
+    if not is_described_here(config):
+        return 2 * GB
+    network = without_numbers(config.model_name)
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
+
+
+def has_large_token_table(config: ProjectConfig) -> bool:
+    """Whether training the token embedding takes a GB or more: SigLIP2's, half of all its parameters, takes 3.1."""
+    if not is_described_here(config):
+        return False
+    named = without_numbers(config.model_name).named_parameters()
+    numbers = sum(parameter.numel() for name, parameter in named if "token_embedding." in name)
+    return bool(numbers * _TRAINED_BYTES >= _LARGE_TABLE_BYTES)

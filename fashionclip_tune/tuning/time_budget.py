@@ -1,0 +1,49 @@
+"""``--time-budget``: this run of the program ends in time, with everything kept."""
+
+import time
+from collections.abc import Callable
+
+_MARGIN_S = 600.0
+_LARGEST_MARGIN = 1 / 6  # of the budget: of less than an hour, ten minutes would be too much
+
+
+class TimeBudget:
+    """When trials must have stopped, and which may still be started.
+
+    Trials are stopped ten minutes before the budget's end, or a sixth of it where that is less: the rest is for their
+    checkpoints, the winner and the durable folder.
+    """
+
+    def __init__(
+        self,
+        minutes: float,
+        first_stage_s: Callable[[str], float | None],
+        models: tuple[str, ...],
+        *,
+        started: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            first_stage_s: seconds from a model's start to its first rung, as far as is known by now.
+            started: when the program was, by ``clock``.
+        """
+        budget_s = 60 * minutes
+        self._clock = clock
+        self._ends = (clock() if started is None else started) + budget_s - min(_MARGIN_S, _LARGEST_MARGIN * budget_s)
+        self._first_stage_s = first_stage_s
+        self._models = models
+        self.is_over = False
+        """Whether trials were stopped, or not started, for want of time."""
+
+    def left_s(self) -> float:
+        """Until trials are stopped."""
+        return max(0.0, self._ends - self._clock())
+
+    def may_start(self, model: str | None = None) -> bool:
+        """Whether a trial of this model, or of any where none is named, reaches its first rung in what is left."""
+        needed = [self._first_stage_s(name) or 0.0 for name in ([model] if model is not None else self._models)]
+        if min(needed, default=0.0) <= self.left_s():
+            return True
+        self.is_over = True
+        return False

@@ -1,0 +1,118 @@
+"""What is wrong with machines that are made up; and that this one can be looked at."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fashionclip_tune import doctor_command
+from fashionclip_tune.cli import main
+from fashionclip_tune.doctor import Level, judge, lines, problems
+from fashionclip_tune.machine import Machine, memory_limit_bytes
+from fashionclip_tune.machine_facts import PACKAGES, Facts, Gpu, Mount, gather, look_at_mount
+
+GB = 10**9
+T4 = Gpu("Tesla T4", 15 * 2**30, has_bf16=False)
+DISK = Mount("/content", "results", is_writable=True, free_bytes=100 * GB, fsync_s=0.004, renames=True, locks=True)
+NOTEBOOK = Facts(
+    machine=Machine(2, int(12.7 * GB), 6 * GB),
+    python="3.11.7",
+    packages={name: "2.8.0" for name in PACKAGES},
+    cuda_of_torch="12.8",
+    driver="550.54",
+    cuda_of_driver=(12, 4),
+    system_gpus=("Tesla T4",),
+    gpus=(T4,),
+    mounts=(DISK,),
+)
+
+
+def said(facts: Facts, device: str = "auto") -> str:
+    return " ".join(finding.text for finding in judge(facts, device=device) if finding.level is not Level.OK)
+
+
+def test_a_sound_notebook_has_no_complaint_and_its_precision_is_named() -> None:
+    findings = judge(NOTEBOOK)
+    assert {finding.level for finding in findings} == {Level.OK}
+    assert "Tesla T4, 15.0 GiB, no bf16 in hardware, so fp16" in "\n".join(lines(findings))
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_problem_with_a_command_unless_the_cpu_is_asked_for() -> None:
+    too_new = replace(NOTEBOOK, gpus=(), cuda_of_torch="13.0")
+    assert "torch sees none: torch 2.8.0 is built for CUDA 13.0" in said(too_new)
+    assert 'pip install --upgrade "torch>=2.4,<2.9" torchvision' in said(too_new)
+    assert "pip install" in said(replace(too_new, cuda_of_torch=None))
+    assert "unset CUDA_VISIBLE_DEVICES" in said(replace(NOTEBOOK, gpus=()))
+    assert "update it" in said(replace(too_new, cuda_of_driver=(11, 4)))
+    assert problems(judge(too_new, device="cpu")) == []
+    none = replace(NOTEBOOK, gpus=(), system_gpus=())
+    assert problems(judge(none)) == []
+    assert "--device cuda, and there is none" in said(none, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "text"),
+    [
+        ({"is_writable": False}, Level.PROBLEM, "cannot be written to"),
+        ({"fsync_s": None}, Level.PROBLEM, "does not answer"),
+        ({"fsync_s": 1.5}, Level.WARNING, "add --scratch"),
+        ({"locks": False}, Level.WARNING, "no locks"),
+        ({"renames": False, "locks": False}, Level.WARNING, "no rename or locks"),
+        ({"free_bytes": GB}, Level.WARNING, "1.0 GB free"),
+    ],
+)
+def test_disks(changes: Mapping[str, object], level: Level, text: str) -> None:
+    (finding,) = [each for each in judge(replace(NOTEBOOK, mounts=(replace(DISK, **changes),))) if each.about == "results"]
+    assert (finding.level, text in finding.text) == (level, True)
+
+
+def test_a_scratch_folder_must_be_local_and_then_a_slow_durable_one_is_no_fault() -> None:
+    slow, scratch = replace(DISK, fsync_s=2.0, locks=False), replace(DISK, purpose="scratch")
+    assert said(replace(NOTEBOOK, mounts=(slow, scratch))) == ""
+    assert "on a local disk" in said(replace(NOTEBOOK, mounts=(DISK, replace(scratch, fsync_s=2.0))))
+
+
+def test_little_shared_memory_little_memory_and_missing_packages() -> None:
+    assert "--shm-size" in said(replace(NOTEBOOK, machine=Machine(2, 12 * GB, 64 * 2**20)))
+    assert "tiny models only" in said(replace(NOTEBOOK, machine=Machine(2, 4 * GB, GB)))
+    assert "missing: ray; pip install -e ." in said(replace(NOTEBOOK, packages={**NOTEBOOK.packages, "ray": None}))
+
+
+def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = gather({"results": tmp_path / "not" / "there"})
+    (mount,) = facts.mounts
+    assert mount.path == str(tmp_path)
+    assert (mount.is_writable, mount.renames, mount.locks) == (True, True, True)
+    assert list(tmp_path.iterdir()) == []
+    assert facts.machine.cores >= 1
+    main(["doctor", "--results", str(tmp_path), "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "ok       GPU       not asked for: --device cpu" in out
+    assert "ray 2.60" in out
+
+
+def test_a_mount_that_hangs_is_given_up(tmp_path: Path) -> None:
+    assert look_at_mount(tmp_path, "results", timeout_s=0.0).fsync_s is None
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("max\n")
+    whole = memory_limit_bytes((str(limit),))
+    limit.write_text("1000000\n")
+    assert memory_limit_bytes((str(limit),)) == 1_000_000 < whole
+
+
+def test_the_command_ends_with_status_2_and_a_sweep_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = replace(NOTEBOOK, gpus=(), cuda_of_torch="13.0")
+    monkeypatch.setattr("fashionclip_tune.machine_facts.gather", lambda folders: broken)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--results", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "problem  GPU" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"torch sees none.*pip install"):
+        doctor_command.refuse_problems(str(tmp_path), None, None)
+    doctor_command.refuse_problems(str(tmp_path), None, "cpu")

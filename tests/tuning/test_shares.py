@@ -1,0 +1,162 @@
+"""How a machine is divided, on cards that are made up; and that Ray keeps to it, with logical GPUs."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import OutOfMemoryError, UserError
+from fashionclip_tune.machine import Machine
+from fashionclip_tune.memory import CONTEXT_BYTES
+from fashionclip_tune.tuning import gpu_share
+from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
+from fashionclip_tune.tuning.gpu_share import claim_gpu_share
+from fashionclip_tune.tuning.shares import GB, Card, GpuMemory
+
+B32, B16, SIGLIP2 = (ProjectConfig(clip_model=name, device="cuda") for name in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"))
+T4 = Card("T4", int(15.8 * GB))
+ROOMY = Machine(cores=2, memory_bytes=64 * GB, shared_memory_bytes=4 * GB)
+NOTEBOOK = Machine(cores=2, memory_bytes=int(12.7 * GB), shared_memory_bytes=4 * GB)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def divided(machine: Machine = ROOMY, card: Card = T4, packing: float | None = None, **flags: object) -> Allotment:
+    gpu = GpuMemory(card, packing=lambda config: packing)
+    wanted = {"num_trials": 12, "max_concurrent": None, "gpus_per_trial": None, **flags}
+    configs = [with_default_freeze(config, gpu, {}) for config in (B32, B16, SIGLIP2)]
+    return allot(configs, device="cuda", machine=machine, gpu=gpu, **wanted)
+
+
+def test_small_trials_share_a_t4_and_large_ones_have_it_alone() -> None:
+    allotment = divided()
+    assert [allotment.at_a_time(config) for config in (B32, B16)] == [2, 1]
+    small, large = allotment.share_of(B32), allotment.share_of(B16)
+    assert (small.gpus, large.gpus) == (0.5, 1.0)
+    assert (small.cpus, large.cpus) == (1.0, 2.0)
+    assert small.gpu_memory_bytes == T4.memory_bytes // 2
+    assert small.gpu_needed_bytes is not None
+    assert CONTEXT_BYTES < small.gpu_needed_bytes <= T4.memory_bytes // 2
+    # Loader processes: as many as there are cores for each.
+    assert [allotment.fitted(config).training.num_workers for config in (B32, B16)] == [1, 2]
+
+
+def test_packing_that_was_measured_to_gain_little_is_not_done() -> None:
+    assert divided(packing=0.09).at_a_time(B32) == 1
+    assert divided(packing=0.11).at_a_time(B32) == 2
+
+
+def test_the_token_embedding_is_frozen_on_a_small_card_unless_someone_speaks_of_it() -> None:
+    small, large = GpuMemory(T4), GpuMemory(Card("large", 24 * GB))
+    assert with_default_freeze(SIGLIP2, small, {}).freeze.token_embedding
+    assert not with_default_freeze(SIGLIP2, small, {"freeze.token_embedding": False}).freeze.token_embedding
+    assert not with_default_freeze(SIGLIP2, large, {}).freeze.token_embedding
+    assert not with_default_freeze(B32, small, {}).freeze.token_embedding
+
+
+def test_a_micro_batch_is_halved_until_it_fits_and_what_never_does_is_refused() -> None:
+    gpu = GpuMemory(Card("small", 8 * GB))
+    need = gpu.need(B16)
+    assert need.micro_batch_size == 32
+    assert need.memory_bytes <= 8 * GB < gpu.need(B16.with_overrides({"training.micro_batch_size": 64})).memory_bytes * 2
+    assert divided(card=Card("small", 9 * GB)).fitted(B16).training.micro_batch_size == 32
+    with pytest.raises(UserError, match=r"ViT-B-16 needs .* GB of GPU memory for one photo at a time, the card has 2"):
+        GpuMemory(Card("tiny", 2 * GB)).need(B16)
+
+
+def test_host_memory_cuts_what_runs_side_by_side() -> None:
+    """On a notebook box (2 cores, 12.7 GB) at most 10 GB are planned for."""
+    allotment = divided(NOTEBOOK)
+    assert allotment.slots.count == 1
+    assert allotment.share_of(B32).gpus == 1.0
+    assert allotment.host is not None
+    assert allotment.host.total_bytes(1) < 10 * GB
+    assert "2 trials side by side to 1" in allotment.cuts[0]
+    with pytest.raises(UserError, match="GB of host memory, this machine has 3"):
+        divided(Machine(2, 3 * GB, GB))
+
+
+def test_flags_are_cut_to_what_exists() -> None:
+    allotment = divided(max_concurrent=5)
+    assert allotment.slots.count == 2
+    assert "--max-concurrent 5 to 2" in allotment.cuts[0]
+    assert divided(gpus_per_trial=1.0).slots.count == 1
+    no_shared_memory = divided(Machine(2, 64 * GB, 64 * 2**20))
+    assert no_shared_memory.fitted(B16).training.num_workers == 0
+    assert "/dev/shm" in " ".join(no_shared_memory.cuts)
+
+
+class FakeCuda:
+    """A card of 16 GB whose memory others give back as time passes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free_gb: list[int]) -> None:
+        self.fraction, self._free, self.waits = 0.0, free_gb, 0
+        cuda = SimpleNamespace(
+            current_device=lambda: 0,
+            get_device_properties=lambda device: SimpleNamespace(total_memory=16 * GB),
+            set_per_process_memory_fraction=lambda fraction: setattr(self, "fraction", fraction),
+            mem_get_info=lambda: (self._free[min(self.waits, len(free_gb) - 1)] * GB, 16 * GB),
+            memory_reserved=lambda: 0,
+        )
+        monkeypatch.setattr(gpu_share, "torch", SimpleNamespace(cuda=cuda))
+
+    def sleep(self, seconds: float) -> None:
+        self.waits += 1
+
+
+def test_a_trial_caps_itself_waits_for_memory_and_fails_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = FakeCuda(monkeypatch, free_gb=[1, 1, 9])
+    claim_gpu_share(8 * GB, 6 * GB, sleep=card.sleep)
+    assert card.fraction == pytest.approx((8 * GB - CONTEXT_BYTES) / (16 * GB))
+    assert card.waits == 2
+    stuck = FakeCuda(monkeypatch, free_gb=[1])
+    with pytest.raises(OutOfMemoryError, match=r"0\.9 GiB free after 10 s.*another program"):
+        claim_gpu_share(8 * GB, 6 * GB, wait_s=10, sleep=stuck.sleep)
+    assert stuck.waits == 5
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) -> None:
+    import toys
+    from ray import cloudpickle
+
+    from fashionclip_tune.tuning.execution import run_trials
+    from fashionclip_tune.tuning.stopping_rule import NO_STOPPING
+    from fashionclip_tune.tuning.study import SweepStudy
+
+    cloudpickle.register_pickle_by_value(toys)
+    names = ["ViT-B-32", "ViT-B-32", "ViT-B-16", "ViT-B-32", "ViT-B-32"]
+    allotment = divided()
+
+    def space(trial):
+        rate = trial.suggest_float("learning_rate", 1e-5, 1e-2)
+        return {"clip_model": names[trial.number], "loss_function": "contrastive", "training.learning_rate": rate}
+
+    assert run_trials(
+        SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2),
+        space,
+        B32.with_overrides,
+        sweep_dir=tmp_path,
+        num_trials=len(names),
+        slots=allotment.slots,
+        rule=NO_STOPPING,
+        on_event=lambda: None,
+        share_of=allotment.share_of,
+        trainable=toys.takes_two_seconds,
+    )
+    spans = [tuple(map(float, path.read_text().split())) for path in sorted(tmp_path.glob("trials/*/span"))]
+    assert len(spans) == len(names)
+
+    def overlap(one: int, other: int) -> bool:
+        return spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
+
+    assert not any(overlap(2, other) for other in (0, 1, 3, 4))
+    assert overlap(0, 1) or overlap(3, 4)
+    assert time.time() > spans[2][1]

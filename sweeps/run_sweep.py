@@ -43,6 +43,7 @@ def parse() -> argparse.Namespace:
         metavar="MIN",
         help="with --scratch: what a lost machine costs at most (default: 15)",
     )
+    add("--disk-budget-gb", type=float, metavar="G", help="of the sweep's folder in --results (default: no limit)")
     add(
         "--address",
         metavar="ADDR",

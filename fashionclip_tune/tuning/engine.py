@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import StorageError
+from fashionclip_tune.tuning.disk import DiskBudget
 from fashionclip_tune.tuning.resources import Share
 from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopSignal
 from fashionclip_tune.tuning.stopping_rule import StoppingRule
@@ -88,8 +89,11 @@ class StudySearcher(_NotPickled, Searcher):
         stop: StopSignal | None = None,
         durable: DurablePlan | None = None,
         time_budget: TimeBudget | None = None,
+        disk_budget: DiskBudget | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
+        self._disk_budget = disk_budget
+        self._models: dict[int, str] = {}
         self._share_of = share_of
         self._num_gpus = num_gpus
         self._time_budget = time_budget
@@ -116,8 +120,14 @@ class StudySearcher(_NotPickled, Searcher):
             if settings is None or config is None or not self._may_start(config.model_name):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
+            running = [(other, self._models[other]) for other in self._running.values()]
+            if self._disk_budget is not None and not self._disk_budget.has_room(config.model_name, running):
+                self._to_continue.insert(0, number)  # when a running one has ended, or in a later life of the sweep
+                if not running:
+                    self._stop.ask(self._disk_budget.refusal)
+                return None
             share = self._share_of(config)
-            self._running[trial_id], self._gpus[trial_id] = number, share.gpus
+            self._running[trial_id], self._gpus[trial_id], self._models[number] = number, share.gpus, config.model_name
             folder = trial_dir(self._sweep_dir, number, settings)
             return TrialPlan(number, str(folder), config.to_dict(), self._durable, share).to_ray()
         return None

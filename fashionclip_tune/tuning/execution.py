@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.tuning.disk import DiskBudget
 from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher, TrialPlan
 from fashionclip_tune.tuning.resources import Share, Slots
 from fashionclip_tune.tuning.stop_signal import StopSignal
@@ -47,6 +48,7 @@ def run_trials(
     address: str | None = None,
     share_of: Callable[[ProjectConfig], Share] | None = None,
     time_budget: TimeBudget | None = None,
+    disk_budget: DiskBudget | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> bool:
     """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if it was ended early.
@@ -69,6 +71,7 @@ def run_trials(
         share_of=share_of or (lambda config: Share(slots.gpus_per_trial, slots.cpus_per_trial)),
         num_gpus=slots.num_gpus,
         time_budget=time_budget,
+        disk_budget=disk_budget,
     )
     scheduler = StudyScheduler(study, rule, stop)
     with (

@@ -17,6 +17,7 @@ from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
 from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.changes import describe_data
+from fashionclip_tune.tuning.disk import DiskPlan, plan_disk
 from fashionclip_tune.tuning.forecast import Course, Forecast, forecast
 from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared, require_positive
 from fashionclip_tune.tuning.presets import preset_budget, preset_trials
@@ -69,6 +70,8 @@ class SweepSettings:
     scratch: str | None = None
     scratch_gb: float | None = None
     sync_every: float | None = None
+    disk_budget_gb: float | None = None
+    """Of the sweep's folder in the results."""
     address: str | None = None
     """Of a running Ray cluster; None: this machine."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +96,7 @@ class SweepSettings:
         for path, value in given.overrides.items():
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
-        may_change = ("data", "max_concurrent", *_HERE, "sync_every", "address", *_READING)
+        may_change = ("data", "max_concurrent", *_HERE, "sync_every", "disk_budget_gb", "address", *_READING)
         changes = {flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None}
         return replace(self, **changes, time_budget=given.time_budget)
 
@@ -124,6 +127,7 @@ class SweepPlan:
     """As ``describe_data`` makes it."""
     forecast: Forecast
     preset_note: str
+    disk: DiskPlan
 
     @property
     def slots(self) -> Slots:
@@ -283,6 +287,7 @@ def plan_sweep(
         data=describe_data(train, valid),
         forecast=forecast(course, budget, stage),
         preset_note=preset_note,
+        disk=plan_disk([allotment.fitted(config.with_overrides(fixed)) for config in check.configs], num_trials),
     )
 
 

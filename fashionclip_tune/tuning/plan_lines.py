@@ -20,6 +20,7 @@ def plan_lines(plan: SweepPlan) -> list[str]:
         f"trials:   {plan.num_trials}, at most {plan.slots.count} side by side, on {plan.base.device}",
         *_share_lines(plan),
         *_memory_lines(plan),
+        _disk_line(plan),
         f"budget:   {budget:,} examples a trial ({budget / plan.num_train:.1f} epochs), evaluated every {stage:,}"
         + (f" ({plan.preset_note})" if plan.preset_note else ""),
         f"stopping: {plan.rule}",
@@ -57,6 +58,15 @@ def _memory_lines(plan: SweepPlan) -> list[str]:
     parts = f"{host.shared_bytes / GB:.1f} for all, {(host.trial_bytes + host.worker_bytes) / GB:.1f} a trial"
     there = plan.allotment.machine.memory_bytes / GB
     return [f"host RAM: at most {host.total_bytes(count) / GB:.1f} of {there:.1f} GB ({parts}; estimate)"]
+
+
+def _disk_line(plan: SweepPlan) -> str:
+    count = plan.slots.count
+    local = f"{plan.disk.local_bytes(count) / GB:.1f} GB"
+    if plan.settings.scratch is None:
+        return f"disk:     at most {local} in the results (with --scratch: {plan.disk.durable_bytes(count) / GB:.1f} GB there)"
+    durable, copies = plan.disk.durable_bytes(count) / GB, plan.base.reading.scratch_gb
+    return f"disk:     at most {durable:.1f} GB in the results, {local} and {copies:g} GB of shards in scratch"
 
 
 def _time_lines(plan: SweepPlan) -> list[str]:

@@ -13,10 +13,10 @@ from fashionclip_tune.checkpoint import remove_checkpoints, strip_training_state
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.report import ranked
+from fashionclip_tune.tuning.disk import KEPT_PER_MODEL
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.mirror import SweepMirror
 
-KEPT_PER_MODEL = 3
 Row = Mapping[str, Any]
 
 

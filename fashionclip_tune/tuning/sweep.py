@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.model import fetch_weights
@@ -31,6 +32,7 @@ from fashionclip_tune.report import (
 from fashionclip_tune.report_html import write_report
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
+from fashionclip_tune.tuning.disk import KEPT_PER_MODEL, DiskBudget
 from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.hparams import HParamsTab
@@ -41,7 +43,8 @@ from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.rates import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.refit import refit_winner
-from fashionclip_tune.tuning.retention import KEPT_PER_MODEL, Retention
+from fashionclip_tune.tuning.retention import Retention
+from fashionclip_tune.tuning.shares import GB
 from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import METRIC, SweepStudy
 from fashionclip_tune.tuning.time_budget import TimeBudget
@@ -179,6 +182,7 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
     )
     record = SweepRecord(place.run_dir, study, header)
     record.write("RUNNING")
+    disk_budget = _disk_budget(plan, place)
     retention = Retention(place.run_dir, plan.build, mirror)
     hparams = HParamsTab(place.run_dir, plan.check.settings)
     assert plan.settings.budget_examples
@@ -215,6 +219,7 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
             address=plan.settings.address,
             share_of=plan.allotment.share_of,
             time_budget=time_budget,
+            disk_budget=disk_budget,
             durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
         )
         if stop.cannot_record:
@@ -229,6 +234,8 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
     keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
     if time_budget is not None and time_budget.is_over and not completed:
         result = {**result, "time_is_up": True}
+    if stop.reason is not None:
+        console.print(f"stopped: {stop.reason}", highlight=False, soft_wrap=True)
     if mirror is not None:
         mirror.publish()
     if retention.freed_bytes:
@@ -238,6 +245,19 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
             highlight=False,
         )
     return result
+
+
+def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:
+    if plan.settings.disk_budget_gb is None:
+        return None
+    folder = DurableFolder(place.shown)
+
+    def used(running: Sequence[int]) -> int:
+        prefixes = tuple(f"trials/{number:04d}-" for number in running)
+        return sum(size for name, size in folder.sizes().items() if not (prefixes and name.startswith(prefixes)))
+
+    budget_bytes = int(plan.settings.disk_budget_gb * GB)
+    return DiskBudget(budget_bytes, plan.disk, is_durable=place.mirror is not None, used=used)
 
 
 def _how_to_go_on(place: Place) -> str:

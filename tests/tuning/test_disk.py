@@ -1,0 +1,63 @@
+import pytest
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.tuning.disk import DiskBudget, DiskPlan, ModelBytes, plan_disk
+
+GB = 10**9
+
+
+def config(model: str, **freeze: bool) -> ProjectConfig:
+    return ProjectConfig(clip_model=model).with_overrides({f"freeze.{name}": value for name, value in freeze.items()})
+
+
+def test_bytes_of_the_three_models_by_hand():
+    """Parameters: 151.3 M and 149.6 M; SigLIP2 375.2 M, of which 196.6 M are its token embedding."""
+    plan = plan_disk([config("ViT-B-32"), config("ViT-B-16"), config("ViT-B-16-SigLIP2-256", token_embedding=True)], 30)
+    small, large = plan.models["ViT-B-32"], plan.models["ViT-B-16-SigLIP2-256"]
+    assert small.trained == pytest.approx(4 * 151.3e6, rel=1e-3)
+    assert small.weights == pytest.approx(small.trained, rel=1e-4)  # and its masks
+    assert small.state == pytest.approx(1.816e9, rel=1e-3)
+    assert large.weights == pytest.approx(4 * 375.2e6, rel=1e-3)
+    assert large.trained == pytest.approx(4 * (375.2e6 - 196.6e6), rel=1e-3)
+    assert large.durable_weights == pytest.approx(2 * (375.2e6 - 196.6e6), rel=1e-3)
+
+
+def test_of_an_architecture_the_configuration_that_trains_most_counts():
+    plan = plan_disk([config("tiny-clip", text_tower=True), config("tiny-clip"), config("tiny-clip", image_tower=True)], 1)
+    assert plan.models["tiny-clip"] == plan_disk([config("tiny-clip")], 1).models["tiny-clip"]
+
+
+def test_an_evening_with_the_three_models_takes_less_than_8_gb_of_a_drive():
+    """One trial at a time, as on a notebook's 12.7 GB of host memory, the token embedding frozen as on its card."""
+    models = [config("ViT-B-32"), config("ViT-B-16"), config("ViT-B-16-SigLIP2-256", token_embedding=True)]
+    plan = plan_disk(models, 30)
+    running = 2 * (3 * 714.4e6 + 357.2e6)  # two states and two weights, while the newer one replaces the older
+    kept = 3 * 2 * (151.3e6 + 149.6e6 + 178.6e6)
+    assert plan.durable_bytes(1) == pytest.approx(running + kept + 30e6, rel=1e-3)
+    assert plan.durable_bytes(1) < 8 * GB
+
+
+def plan() -> DiskPlan:
+    return DiskPlan({"a": ModelBytes(GB, GB), "b": ModelBytes(2 * GB, GB)}, num_trials=10)
+
+
+def budget(gigabytes: float, used_by: dict[int, float], *, is_durable: bool = False) -> DiskBudget:
+    def used(but: list[int]) -> int:
+        return int(GB * sum(size for number, size in used_by.items() if number not in but))
+
+    return DiskBudget(int(gigabytes * GB), plan(), is_durable=is_durable, used=used)
+
+
+def test_a_trial_starts_where_it_and_the_running_ones_can_grow_to_their_most():
+    assert budget(40, {0: 5}).has_room("a", [])
+    assert budget(40, {0: 5, 1: 1}).has_room("b", [(1, "a")])  # 5 + 9 + 12
+    assert not budget(40, {0: 20, 1: 1}).has_room("b", [(1, "a")])
+    assert budget(40, {0: 20}).has_room("b", [])
+    assert budget(16, {0: 8}, is_durable=True).has_room("a", [])  # 8 + 2 * 3.5
+    assert not budget(16, {0: 10}, is_durable=True).has_room("a", [])
+
+
+def test_a_budget_that_not_one_trial_fits_is_refused():
+    with pytest.raises(UserError, match=r"--disk-budget-gb 5 is too little: one trial at a time takes up to 25\.0 GB"):
+        budget(5, {})

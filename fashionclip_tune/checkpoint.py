@@ -2,6 +2,7 @@
 
 ``checkpoints/step_00001000/`` has ``model.safetensors`` (weights), ``training_state.pt`` (optimizer, scaler, counters, sums
 of the stage; tensors and plain values only) and ``checkpoint.json`` (what, of which run, and the hash of the other files).
+``checkpoints/best_00001000/`` is the same without a training state: to use, not to go on from.
 """
 
 import hashlib
@@ -66,15 +67,45 @@ def save_checkpoint(
         StorageError: it does not fit the disk; those before it are whole.
     """
     final = checkpoints / f"step_{record['step']:08d}"
+    _write_whole(final, weights, training_state, record)
+    # Later ones were refused on resume; among the newest two they would push this one out.
+    leftovers = [folder for folder in _folders(checkpoints) if folder.name > final.name]
+    for folder in [*leftovers, *checkpoints.glob(".*.tmp")]:
+        shutil.rmtree(folder, ignore_errors=True)
+    _remove_older(checkpoints, keep=_KEPT)
+    return final
+
+
+def save_best(checkpoints: Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
+    """Writes ``best_NNNNNNNN`` from ``record["step"]``, weights only, then removes the one that was the best before.
+
+    Raises:
+        StorageError: it does not fit the disk; the one before it is whole.
+    """
+    final = checkpoints / f"best_{record['step']:08d}"
+    _write_whole(final, weights, None, record)
+    for folder in checkpoints.glob("best_*"):
+        if folder != final:
+            shutil.rmtree(folder, ignore_errors=True)
+    return final
+
+
+def _write_whole(
+    final: Path, weights: Mapping[str, Tensor], training_state: Mapping[str, Any] | None, record: Mapping[str, Any]
+) -> None:
+    """Under another name first: what has the final name is whole."""
+    checkpoints = final.parent
     unfinished = checkpoints / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     num_bytes = _num_bytes(weights) + _num_bytes(training_state)
+    names = (WEIGHTS_NAME,) if training_state is None else (WEIGHTS_NAME, STATE_NAME)
     _require_room(unfinished, num_bytes)
     try:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, unfinished / WEIGHTS_NAME)
-        torch.save(dict(training_state), unfinished / STATE_NAME)
-        hashes = {name: _synced_hash(unfinished / name) for name in (WEIGHTS_NAME, STATE_NAME)}
+        if training_state is not None:
+            torch.save(dict(training_state), unfinished / STATE_NAME)
+        hashes = {name: _synced_hash(unfinished / name) for name in names}
         write_json(unfinished / RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
     except Exception:  # torch and safetensors have exceptions of their own for a full disk
         _require_room(unfinished, num_bytes)
@@ -85,12 +116,6 @@ def save_checkpoint(
         shutil.rmtree(final)
     unfinished.replace(final)
     sync_folder(checkpoints)
-    # Later ones were refused on resume; among the newest two they would push this one out.
-    leftovers = [folder for folder in _folders(checkpoints) if folder.name > final.name]
-    for folder in [*leftovers, *checkpoints.glob(".step_*.tmp")]:
-        shutil.rmtree(folder, ignore_errors=True)
-    _remove_older(checkpoints, keep=_KEPT)
-    return final
 
 
 def _require_room(folder: Path, num_bytes: int) -> None:
@@ -154,6 +179,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UserError(f"{folder} has format {version}; this version of fashionclip_tune reads {_VERSION}")
     if missing := [name for name in _REQUIRED if name not in record]:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME} lacks {', '.join(missing)}")
+    if set(hashes) == {WEIGHTS_NAME}:
+        raise UserError(f"{folder} cannot be resumed from: it has weights only, no training state")
     if set(hashes) != {WEIGHTS_NAME, STATE_NAME}:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME} lists {', '.join(hashes) or 'no files'}")
     for name, expected in hashes.items():
@@ -199,6 +226,11 @@ def newest_weights(run_dir: Path) -> Path | None:
     """The weights file of a run's newest checkpoint, one stripped of its training state included."""
     folders = _folders(run_dir / "checkpoints")
     return folders[-1] / WEIGHTS_NAME if folders else None
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The best weights of a run that keeps them; the later ones, where it was killed before the others were removed."""
+    return max((run_dir / "checkpoints").glob("best_*"), default=None)
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:

@@ -18,6 +18,8 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.recipe import FreezeConfig, LossConfig, OptimizerConfig
 from fashionclip_tune.sections import NO_FINGERPRINT, Section, dotted_paths, plain, value_at
 
+COLAB_BASE_PATH = Path("/content/drive/MyDrive/fashionclip_tune")
+
 
 class ClipModelOptions(str, Enum):
     """The three published models, by their OpenCLIP architecture names."""
@@ -283,7 +285,7 @@ class ProjectConfig(Section):
 
     @property
     def base_path(self) -> Path:
-        return Path("/content/drive/MyDrive/fashionclip_tune") if self.on_colab else Path.cwd()
+        return COLAB_BASE_PATH if self.on_colab else Path.cwd()
 
     @property
     def dataset_dir(self) -> Path | str:

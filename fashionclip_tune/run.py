@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fashionclip_tune.checkpoint import Checkpoint, save_checkpoint, weights_at
+from fashionclip_tune.checkpoint import Checkpoint, save_best, save_checkpoint, weights_at
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
@@ -83,6 +83,8 @@ class Run:
         resume_from: Path | None,
         stop: StopRequest,
         durable: DurableRun | None = None,
+        *,
+        keep_best: bool = False,
     ) -> None:
         self._started = time.perf_counter()
         self._config = config
@@ -90,6 +92,7 @@ class Run:
         self._plan = plan
         self._stop = stop
         self._durable = durable
+        self._keep_best = keep_best
         self._synced_step = 0
         self._is_ending = False
         storage = storage_of(config)
@@ -166,6 +169,9 @@ class Run:
                     metrics = self._evaluator.evaluate()
                 self._rows.append(self._row(metrics, stats))
                 self._warn_of_collapse()
+                if self._keep_best and self._is_best():
+                    with trainer.averaged():
+                        save_best(self._out_dir / "checkpoints", trainer.network.state_dict(), self._record())
                 if self._checkpoint_is_due():
                     self._save_checkpoint()
                 if self._is_sync_due():
@@ -257,8 +263,13 @@ class Run:
         age_s = time.monotonic() - self._checkpoint_time
         return is_last or age_s >= 60 * self._config.training.checkpoint_minutes
 
-    def _save_checkpoint(self) -> None:
-        record: dict[str, Any] = {
+    def _is_best(self) -> bool:
+        """Whether the last evaluation is above all others of trained weights."""
+        *others, last = (row["recall_at_10"] for row in self._rows[1:])
+        return all(last > other for other in others)
+
+    def _record(self) -> dict[str, Any]:
+        return {
             "step": self._trainer.step,
             "fingerprint": self._fingerprint,
             "config": self._config.to_dict(),
@@ -269,10 +280,12 @@ class Run:
             "duration_s": self._duration_s(),
             "device_s": self._device_s,
         }
+
+    def _save_checkpoint(self) -> None:
         training_state = self._trainer.state_dict()
         with self._trainer.averaged():
             weights = self._trainer.network.state_dict()
-            self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, record)
+            self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, self._record())
         self._checkpoint_step = self._trainer.step
         self._checkpoint_time = time.monotonic()
 

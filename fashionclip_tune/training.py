@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fashionclip_tune.checkpoint import newest_checkpoint
+from fashionclip_tune.checkpoint import best_checkpoint, newest_checkpoint
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import OutOfMemoryError, UserError
@@ -27,6 +27,7 @@ def train(
     resume_from: Path | str | None = None,
     durable: DurableRun | None = None,
     should_stop: Callable[[], bool] | None = None,
+    keep_best: bool = False,
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
@@ -44,6 +45,8 @@ def train(
         durable: where the run's state is kept as well, now and then and when it is asked to end, should the machine be lost.
         resume_from: a run's folder (its newest whole checkpoint is used, or none if there is none) or one checkpoint.
         should_stop: asked before each step; when it says so, the run ends as by SIGTERM.
+        keep_best: ``checkpoints/best_NNNNNNNN/`` has the weights of the step with the highest recall_at_10, without a
+            training state. A maximum over noisy evaluations flatters: trials are ranked by their last one.
 
     Raises:
         UserError: a wrong configuration, missing data or weights, or a checkpoint of another run.
@@ -66,7 +69,8 @@ def train(
     stop, too_small = StopRequest(should_stop), ""
     with stop.listening():
         try:
-            return Run(config, out_dir, plan, shards, source, stop, durable).run(on_eval or (lambda row: None))
+            run = Run(config, out_dir, plan, shards, source, stop, durable, keep_best=keep_best)
+            return run.run(on_eval or (lambda row: None))
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
@@ -84,14 +88,17 @@ class PreparedTraining:
     def train(self) -> TrainResult:
         """Runs in ``config.base_path`` (its ``checkpoints/`` and ``evaluations/``), printing each evaluation.
 
-        ``evaluations/training_log.csv`` has them all in the columns of the published runs.
+        ``evaluations/training_log.csv`` has them all in the columns of the published runs, ``checkpoints/best_NNNNNNNN/``
+        the weights of the best one.
         """
 
         def on_eval(row: Row) -> None:
             print_row(row)
             write_training_log(self.config, self.config.base_path)
 
-        return train(self.config, self.config.base_path, on_eval=on_eval)
+        result = train(self.config, self.config.base_path, on_eval=on_eval, keep_best=True)
+        print(f"best weights: {best_checkpoint(result.out_dir)}", flush=True)
+        return result
 
 
 def training_prep(config: ProjectConfig) -> PreparedTraining:
@@ -101,7 +108,10 @@ def training_prep(config: ProjectConfig) -> PreparedTraining:
         UserError: on Colab without a mounted Drive, or shards that are not there.
     """
     if config.on_colab and not config.base_path.parent.is_dir():
-        raise UserError(f"on_colab is set but {config.base_path.parent} is not there: mount Google Drive first")
+        raise UserError(
+            f"on_colab is set but {config.base_path.parent} is not there: mount Google Drive first "
+            '(from google.colab import drive; drive.mount("/content/drive"))'
+        )
     run_shards(config)
     return PreparedTraining(config)
 

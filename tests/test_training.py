@@ -778,13 +778,14 @@ def test_the_published_example_runs_in_the_working_directory(
         shardshuffle=False,
     ).with_overrides({"model.pretrained": None, "hardware.threads": 1})
     training_prep(config).train()
-    assert sorted(path.name for path in config.checkpoint_dir.iterdir()) == ["step_00000002"]
-    assert [json.loads(path.read_text())["step"] for path in sorted(config.evaluation_dir.iterdir())] == [0, 2]
+    assert sorted(path.name for path in config.checkpoint_dir.iterdir()) == ["best_00000002", "step_00000002"]
+    assert [json.loads(path.read_text())["step"] for path in sorted(config.evaluation_dir.glob("*.json"))] == [0, 2]
     assert config.checkpoint_dir.parent == tmp_path
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "untouched weights" in lines[0]
     assert "recall_at_10" in lines[1]
+    assert lines[2].startswith("best weights: ")
 
 
 def test_training_prep_refuses_what_cannot_be_trained(tiny_config: ProjectConfig, tmp_path: Path) -> None:

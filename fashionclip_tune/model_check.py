@@ -1,5 +1,6 @@
 """Whether a model has what a configuration freezes, drops or tells apart, found out without its weights."""
 
+import copy
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,7 +29,6 @@ def check_model_options(config: ProjectConfig) -> None:
     if not has_known_text_tower(model_config):
         return
     network = without_numbers(config.model_name)
-    network.requires_grad_(True)  # what an earlier check has frozen
     prepare_towers(network, config)
     build_optimizer(network, config.training, config.optimizer)
 
@@ -38,9 +38,13 @@ def has_known_text_tower(model_config: Mapping[str, Any]) -> bool:
     return "hf_model_name" not in model_config.get("text_cfg", {})
 
 
-@lru_cache(maxsize=8)
 def without_numbers(name: str) -> Any:
-    """An architecture on the meta device, shared by all callers: what they freeze in it, others find frozen."""
+    """An architecture on the meta device, the caller's own."""
+    return copy.deepcopy(_built(name))  # else what one freezes or drops, others would find frozen and dropped
+
+
+@lru_cache(maxsize=8)
+def _built(name: str) -> Any:
     check_architecture(name)  # which makes the tiny towers known
     with openclip_is_quiet(), torch.device("meta"):
         return open_clip.create_model(name, pretrained_text=False, device="meta")

@@ -81,13 +81,12 @@ def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
 def _model_bytes(config: ProjectConfig) -> ModelBytes:
     if not is_described_here(config):
         return ModelBytes(weights_bytes(config), weights_bytes(config))
-    return _counted(config.with_overrides({"optimizer.layer_decay": 1.0, "model.patch_dropout": 0.0}))
+    return _counted(config)
 
 
 @lru_cache(maxsize=64)
 def _counted(config: ProjectConfig) -> ModelBytes:
     network = without_numbers(config.model_name)
-    network.requires_grad_(True)  # what an earlier look at it has frozen
     prepare_towers(network, config)
     trained = sum(each.numel() * each.element_size() for each in network.parameters() if each.requires_grad)
     return ModelBytes(weights_bytes(config), trained)

@@ -103,7 +103,8 @@ class Results:
                 read[file] = json.loads(self._folder.read(f"{name}/{file}"))
         if not read:
             return None
-        return {"state": "RUNNING", **read.get("sweep.json", {}), **read.get(HEADER_NAME, {}), "two_tiers": HEADER_NAME in read}
+        known = {"state": "RUNNING", **read.get("sweep.json", {}), **read.get(HEADER_NAME, {})}
+        return {**known, "name": name, "two_tiers": HEADER_NAME in read}
 
 
 def _check_name(name: str) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fashionclip_tune.history import TIMING
+
+NOISY = (*TIMING, "memory_gb")
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -35,12 +38,11 @@ def start(data: Path, machine: Path, results: Path, *more: str) -> subprocess.Po
 def outcome(results: Path) -> dict:
     """What must not depend on which machines did the work."""
     content = json.loads((results / "it" / "sweep.json").read_text())
-    rows = [{name: value for name, value in row.items() if name not in ("duration_s", "device_s")} for row in content["trials"]]
+    rows = [{name: value for name, value in row.items() if name not in NOISY} for row in content["trials"]]
     histories = {}
     for folder in sorted((results / "it" / "trials").iterdir()):
         rows_of = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
-        timing = ("duration_s", "samples_per_second", "device_s")
-        histories[folder.name] = [{k: v for k, v in row.items() if k not in timing} for row in rows_of]
+        histories[folder.name] = [{k: v for k, v in row.items() if k not in NOISY} for row in rows_of]
     return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fashionclip_tune.history import TIMING
+from fashionclip_tune.tuning.retention import keepers
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
@@ -127,8 +128,12 @@ def test_tensorboard_shows_a_curve_of_every_trial(finished):
         assert {"train/loss", "train/learning_rate", "train/logit_scale", "train/samples_per_second", "recall_at_5"} <= tags
 
 
-def test_ended_trials_keep_their_weights_and_no_optimizer(finished):
+def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimizer(finished):
+    kept = keepers(sweep_json(finished)["trials"])
     for folder in (finished / "trials").iterdir():
+        if folder.name[:4] not in kept:
+            assert not (folder / "checkpoints").exists()
+            continue
         (checkpoint,) = (folder / "checkpoints").iterdir()
         assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors"]
 

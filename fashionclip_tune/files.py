@@ -1,5 +1,6 @@
 """Writing files so that a killed process leaves the old one or the new one, never half of one."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,11 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room, on the disk or for this user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync_folder(folder: Path) -> None:

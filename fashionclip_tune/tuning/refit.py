@@ -3,7 +3,6 @@
 A cosine schedule that has ended cannot be continued, so this is a run of its own; what it can be compared with is the trial.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from safetensors.torch import load_file
 from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import gain
-from fashionclip_tune.model import export_openclip, load_model
+from fashionclip_tune.model import load_model
 from fashionclip_tune.training import print_row, train
 from fashionclip_tune.tuning.plan import SweepPlan
+from fashionclip_tune.tuning.winner import export_whole
 
 
 def refit_winner(
@@ -44,12 +44,8 @@ def refit_winner(
     assert weights is not None
     loaded = load_model(config)
     loaded.network.load_state_dict(load_file(weights))
-    unfinished, final = folder / ".best.tmp", folder / "best"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    export_openclip(loaded, unfinished)
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.rename(final)
+    export_whole(loaded, folder / "best")
     recall, before = result.metrics["recall_at_10"], best["metrics"]["recall_at_10"]
     say(f"refit: recall_at_10 {recall:.4f}; trial {best['trial_id']} {before:.4f}; {gain(recall, before)}")
-    say(f'      load it: open_clip.create_model_and_transforms("local-dir:{final}")')
+    say(f'      load it: open_clip.create_model_and_transforms("local-dir:{folder / "best"}")')
     return dict(result.metrics)

@@ -4,7 +4,6 @@ Ray stops a trial when it reports, at the end of a stage, and preemption does no
 key-value store of Ray's head, so that it reaches every node of a cluster.
 """
 
-import errno
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from fashionclip_tune.errors import StorageError
+from fashionclip_tune.files import is_full
 
 INTERRUPTED = "interrupted"
 """What a stopped trial reports as its stop_reason: Ray is through with it, the study is not."""
@@ -71,7 +71,7 @@ class StopSignal(Callback):
         try:
             yield
         except (StorageError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and not is_full(error):
                 raise
             self.cannot_record = True
             self.ask(str(error) if isinstance(error, StorageError) else f"the disk is full ({error}): make room")

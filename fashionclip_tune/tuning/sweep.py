@@ -1,13 +1,8 @@
 """A sweep from its settings to its winner: start, resume, finish."""
 
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,6 @@ from fashionclip_tune.report import (
     bad_sample_lines,
     has_failed,
     ranked,
-    read_sweep,
     ties_with_best,
     trials_table,
     winner_lines,
@@ -35,6 +29,7 @@ from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.disk import KEPT_PER_MODEL, DiskBudget
 from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
+from fashionclip_tune.tuning.header import sweep_header
 from fashionclip_tune.tuning.hparams import HParamsTab
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
@@ -46,7 +41,7 @@ from fashionclip_tune.tuning.refit import refit_winner
 from fashionclip_tune.tuning.retention import Retention
 from fashionclip_tune.tuning.shares import GB
 from fashionclip_tune.tuning.stop_signal import StopSignal
-from fashionclip_tune.tuning.study import METRIC, SweepStudy
+from fashionclip_tune.tuning.study import SweepStudy
 from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.warm_start import older_trials
 from fashionclip_tune.tuning.winner import export_best
@@ -100,6 +95,7 @@ def sweep(
         say(line)
     if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
+    disk_budget = _disk_budget(plan, place)
     if dry_run:
         return None
     if refit is not None:
@@ -116,7 +112,7 @@ def sweep(
         raise UserError(f"{place.run_dir} cannot be written to ({error}): choose another folder") from error
     with _only_driver(place.run_dir):
         place.restore()
-        result = _run(plan, place, console, _time_budget(plan, place, started))
+        result = _run(plan, place, console, _time_budget(plan, place, started), disk_budget)
     _print_result(result, place, console)
     _write_report(place, say, finished=result["state"] == "FINISHED")
     return result
@@ -164,8 +160,10 @@ def _only_driver(sweep_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None) -> dict[str, Any]:
-    header = _header(plan, place)
+def _run(
+    plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None, disk_budget: DiskBudget | None
+) -> dict[str, Any]:
+    header = sweep_header(plan, place)
     mirror, stop = place.mirror, StopSignal()
     if mirror is not None:
         mirror.start(header)
@@ -182,7 +180,6 @@ def _run(plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudge
     )
     record = SweepRecord(place.run_dir, study, header)
     record.write("RUNNING")
-    disk_budget = _disk_budget(plan, place)
     retention = Retention(place.run_dir, plan.build, mirror)
     hparams = HParamsTab(place.run_dir, plan.check.settings)
     assert plan.settings.budget_examples
@@ -265,31 +262,6 @@ def _how_to_go_on(place: Place) -> str:
     return f"go on with: python sweeps/run_sweep.py --results {results} --name {name} --resume"
 
 
-def _header(plan: SweepPlan, place: Place) -> dict[str, Any]:
-    """What does not change in the life of a sweep; kept from its first start."""
-    if (place.run_dir / "sweep.json").is_file():
-        changing = ("state", "best", "zero_shot", "trials")
-        return {name: value for name, value in read_sweep(place.run_dir).items() if name not in changing}
-    packages = ("torch", "open_clip_torch", "ray", "optuna")
-    return {
-        "name": place.shown.rpartition("/")[2],
-        "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-        "metric": METRIC,
-        "mode": "max",
-        "seed": plan.settings.seed,
-        "space": plan.space.name,
-        "space_hash": plan.space.content_hash,
-        "space_text": plan.space.text,
-        "data_fingerprint": plan.data_fingerprint,
-        "data": plan.data,
-        "settings": asdict(plan.settings),
-        "base_config": plan.base.to_dict(),
-        "plan": plan.forecast.as_json(),
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-        "git_commit": _git_commit(),
-    }
-
-
 def _time_budget(plan: SweepPlan, place: Place, started: float) -> TimeBudget | None:
     minutes, stage = plan.settings.time_budget, plan.base.training.stage_examples
     if minutes is None:
@@ -303,14 +275,6 @@ def _time_budget(plan: SweepPlan, place: Place, started: float) -> TimeBudget | 
         return plan.forecast.first_stage_s.get(model)
 
     return TimeBudget(minutes, first_stage_s, tuple(plan.check.config_of_model), started=started)
-
-
-def _git_commit() -> str | None:
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _print_result(result: dict[str, Any], place: Place, console: Console) -> None:

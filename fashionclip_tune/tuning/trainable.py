@@ -1,6 +1,5 @@
 """What a Ray worker runs: one trial, through the same ``train`` as everyone else."""
 
-import errno
 import gc
 import json
 import traceback
@@ -15,6 +14,7 @@ from ray import tune
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StorageError
+from fashionclip_tune.files import is_full
 from fashionclip_tune.history import Row
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.run import starting_point
@@ -79,11 +79,11 @@ def run_trial(ray_config: dict[str, Any]) -> None:
         except StorageError as error:
             stop_reason, message = "storage", str(error)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                tune.report({**reported, "stop_reason": "storage", "message": f"the disk is full: {error}"})
-                return
-            (trial_dir / "error.log").write_text(traceback.format_exc())
-            stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
+            if isinstance(error, OSError) and is_full(error):
+                stop_reason, message = "storage", f"the disk is full ({error}): make room"
+            else:
+                (trial_dir / "error.log").write_text(traceback.format_exc())
+                stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
         if stop_reason:
             tune.report({**reported, "stop_reason": stop_reason, "message": message})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.model import export_openclip, load_model
+from fashionclip_tune.model import LoadedModel, export_openclip, load_model
 from fashionclip_tune.report import best_row
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.mirror import SweepMirror
@@ -36,11 +36,16 @@ def export_best(
         return
     loaded = load_model(config)
     loaded.network.load_state_dict(weights)
-    unfinished, final = sweep_dir / ".best.tmp", sweep_dir / "best"
+    export_whole(loaded, sweep_dir / "best")
+
+
+def export_whole(loaded: LoadedModel, folder: Path) -> None:
+    """An OpenCLIP folder, in place of an older one, whole or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     export_openclip(loaded, unfinished)
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.rename(final)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
 
 
 def _weights(folder: Path, step: int, config: ProjectConfig, mirror: SweepMirror | None) -> Mapping[str, Tensor] | None:

@@ -26,6 +26,7 @@ def refused(result, *said):
         (["--min-trials-per-model", "9"], ["--min-trials-per-model 9", "2 models", "at most 8"]),
         (["--min-trials-per-model", "1", "--space", "published"], ["--min-trials-per-model 1", "no categorical parameter"]),
         (["--warm-start", "nowhere"], ["nowhere is no sweep"]),
+        (["--disk-budget-gb", "0.001"], ["--disk-budget-gb 0.001 is too little", "one trial at a time"]),
         (["--num-trials", "0"], ["--num-trials 0", "at least 1"]),
         (["--max-concurrent", "0"], ["--max-concurrent 0", "at least 1"]),
         (["--reduction-factor", "1"], ["--reduction-factor 1", "at least 2"]),

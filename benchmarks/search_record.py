@@ -21,7 +21,8 @@ from search_table import append_curve, num_curves
 from fashionclip_tune.cli import assignments, user_errors
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.training import train
-from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
+from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
+from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.study import draw_points
 
 

@@ -25,7 +25,7 @@ ENGINES = ("ours", "stock", "stock, reuse_actors")
 
 
 def settings_of(arguments: argparse.Namespace) -> Any:
-    from fashionclip_tune.tuning.plan import SweepSettings
+    from fashionclip_tune.tuning.settings import SweepSettings
 
     return SweepSettings(
         space="tiny",

@@ -61,7 +61,7 @@ def main() -> None:
     with user_errors():
         from rich.console import Console
 
-        from fashionclip_tune.tuning.plan import SweepSettings
+        from fashionclip_tune.tuning.settings import SweepSettings
         from fashionclip_tune.tuning.sweep import sweep
 
         elsewhere = own["dry_run"] and arguments["gpu_memory_gb"] is not None

@@ -1,8 +1,8 @@
 """What a sweep will do, worked out and checked before anything is started."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,97 +12,27 @@ import optuna
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.machine import Machine, this_machine
-from fashionclip_tune.precision import choose_device
-from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
+from fashionclip_tune.index import ShardIndex
+from fashionclip_tune.machine import Machine
+from fashionclip_tune.tuning.allotment import Allotment, with_default_freeze
 from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.changes import describe_data
 from fashionclip_tune.tuning.disk import DiskPlan, plan_disk
 from fashionclip_tune.tuning.forecast import Course, Forecast, forecast
-from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared, require_positive
-from fashionclip_tune.tuning.presets import preset_budget, preset_trials
+from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared
+from fashionclip_tune.tuning.presets import preset_budget
 from fashionclip_tune.tuning.quota import ModelQuota, plan_quota
 from fashionclip_tune.tuning.rates import model_paces
-from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots
-from fashionclip_tune.tuning.shares import GB, Card, GpuMemory, find_card
+from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.settings import CheckedFlags, SweepSettings, absolute, checked_flags
+from fashionclip_tune.tuning.shares import GB, GpuMemory
+from fashionclip_tune.tuning.site import Site, find_site
 from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
-from fashionclip_tune.tuning.stopping_rule import StoppingRule, check_scheduler, stopping_rule
+from fashionclip_tune.tuning.stopping_rule import StoppingRule, stopping_rule
 
 _MAX_STARTUP_TRIALS = 10
 _SYNC_EVERY_MINUTES = 15.0
-_HERE = ("gpus_per_trial", "gpu_memory_gb", "samples_per_second")
-# Flags that a resumed sweep keeps.
-_KEPT = (
-    *("num_trials", "min_trials_per_model", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor"),
-    "preset",
-)
-_READING = ("allow_remote", "scratch", "scratch_gb")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSettings:
-    """A sweep as its flags say; None: chosen by ``plan_sweep``, which returns them all filled in."""
-
-    data: str | None = None
-    """Folder of shards; None: the embedded synthetic garments."""
-    space: str | None = None
-    num_trials: int | None = None
-    max_concurrent: int | None = None
-    seed: int | None = None
-    budget_examples: int | None = None
-    scheduler: str | None = None
-    grace_examples: int | None = None
-    reduction_factor: int | None = None
-    min_trials_per_model: int | None = None
-    warm_start: str | None = None
-    """Folder of an older sweep whose trials come first; None: none."""
-    gpus_per_trial: float | None = None
-    gpu_memory_gb: float | None = None
-    """Of a card, at most, in 10**9 bytes; None: all that it has."""
-    preset: str | None = None
-    time_budget: float | None = None
-    """Minutes, of this run of the program; never taken over from an earlier one."""
-    samples_per_second: float | None = None
-    """A trial's training rate as the user states it; None: measured or estimated."""
-    device: str | None = None
-    allow_remote: bool | None = None
-    scratch: str | None = None
-    scratch_gb: float | None = None
-    sync_every: float | None = None
-    disk_budget_gb: float | None = None
-    """Of the sweep's folder in the results."""
-    address: str | None = None
-    """Of a running Ray cluster; None: this machine."""
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Of ``--set``: hold for all trials, whatever the space says."""
-
-    def resumed(self, given: "SweepSettings", name: str) -> "SweepSettings":
-        """These settings of a sweep that goes on, with what may change: where its data lies, and how much runs at a time.
-
-        Raises:
-            UserError: another flag was given that differs from what the sweep was started with.
-        """
-        for flag in _KEPT:
-            now, before = getattr(given, flag), getattr(self, flag)
-            if now is not None and now != before:
-                raise _differs(name, "--" + flag.replace("_", "-"), before, now)
-        if given.device not in (None, "auto", self.device):
-            raise _differs(name, "--device", self.device, given.device)
-        if given.space is not None and self.space is not None and load_space(given.space).file != load_space(self.space).file:
-            raise _differs(name, "--space", self.space, given.space)
-        if given.warm_start is not None and _absolute(given.warm_start) != self.warm_start:
-            raise _differs(name, "--warm-start", self.warm_start, given.warm_start)
-        for path, value in given.overrides.items():
-            if self.overrides.get(path) != value:
-                raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
-        may_change = ("data", "max_concurrent", *_HERE, "sync_every", "disk_budget_gb", "address", *_READING)
-        changes = {flag: getattr(given, flag) for flag in may_change if getattr(given, flag) is not None}
-        return replace(self, **changes, time_budget=given.time_budget)
-
-
-def _differs(name: str, flag: str, before: object, now: object) -> UserError:
-    return UserError(f"sweep {name} was started with {flag} {before}, not {now}: a resumed sweep keeps its settings")
 
 
 @dataclass(frozen=True)
@@ -185,152 +115,116 @@ def plan_sweep(
     Raises:
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
-    scheduler, reduction_factor, num_trials, seed = _checked_flags(settings)
-    nodes = cluster_nodes(settings.address) if settings.address is not None else None
-    card = find_card(settings.gpu_memory_gb, may_be_imaginary=dry_run)
-    device = _device(settings.device or "auto", nodes, card if settings.device == "cuda" else None)
-    gpu = GpuMemory(card) if device == "cuda" and card is not None and nodes is None else None
-    space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
-    data_dir = data_location(settings.data, say)
-    scratch = str(Path(settings.scratch).absolute()) if settings.scratch else None
-    reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
-    owned: dict[str, Any] = {"device": device, "dataset_root": data_dir, "training.seed": seed}
-    owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
-    base = _base_config(settings, space, owned)
+    flags = checked_flags(settings)
+    found = _find(settings, flags, find_site(settings, dry_run=dry_run, machine=machine), say)
+    if found.space.name == "openclip" and found.site.device == "cpu":
+        say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
+    return _sized(settings, flags, found, say)
 
+
+@dataclass(frozen=True)
+class _Found:
+    """What there is: a machine, a space and data that go together."""
+
+    site: Site
+    space: SearchSpace
+    base: ProjectConfig
+    num_shards: int
+    train: ShardIndex
+    valid: ShardIndex
+    check: SpaceCheck
+
+
+def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, say: Callable[[str], None]) -> _Found:
+    space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
+    base = _base_config(settings, space, site.device, flags.seed, data_location(settings.data, say))
     shards = run_shards(base)
     train, valid = load_data(base, shards, say)
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         refuse_shared(drawn, f"space {space.file}")
         given = {**space.base, **drawn, **settings.overrides}
-        return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), gpu, given)
+        return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), site.gpu, given)
 
-    check = check_space(space, build, seed)
+    check = check_space(space, build, flags.seed)
     largest = check.batch_sizes[-1]
     if largest > len(train):
-        raise UserError(f"training.batch_size = {largest} is more than the {len(train)} photos to train on in {data_dir}")
-    wanted: dict[str, Any] = {
-        "device": device,
-        "num_trials": num_trials,
-        "max_concurrent": settings.max_concurrent,
-        "gpus_per_trial": settings.gpus_per_trial,
-    }
-    if nodes is None:
-        allotment = allot(check.configs, machine=machine or this_machine(), gpu=gpu, **wanted)
-    else:
-        slots = plan_cluster_slots(nodes, **wanted)
-        allotment = Allotment(slots, this_machine(), None, None, settings.gpus_per_trial)
+        where = f"the {len(train)} photos to train on in {base.dataset_dir}"
+        raise UserError(f"training.batch_size = {largest} is more than {where}")
+    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check)
+
+
+def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Callable[[str], None]) -> SweepPlan:
+    """The plan for what was found: each trial's part of the machine, its examples, the hours and the disk."""
+    check, num_trials = found.check, flags.num_trials
+    allotment = found.site.divide(check.configs, settings, num_trials)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
-    base = base.with_overrides({"hardware.threads": fixed["hardware.threads"]})
-    sizes: dict[str, Any] = {"batch_sizes": check.batch_sizes, "num_train": len(train)}
-    budget, stage = plan_budget(
-        settings.budget_examples,
-        settings.grace_examples,
-        epochs=base.training.epochs,
-        reduction_factor=reduction_factor,
-        **sizes,
-    )
-    quota = plan_quota(
-        settings.min_trials_per_model,
-        parameter=check.model_parameter,
-        models=check.models_by_cost(),
-        num_trials=num_trials,
-    )
-    paces = model_paces(
-        [allotment.fitted(config.with_overrides(fixed)) for config in check.configs],
-        allotment.at_a_time,
-        num_valid=len(valid),
-        stated=settings.samples_per_second,
-        say=say,
-    )
-    course = Course(num_trials, allotment, check.configs, paces, reduction_factor, scheduler)
-    preset_note = ""
-    if settings.preset is not None and settings.budget_examples is None and settings.grace_examples is None:
-        budget, stage, preset_note = preset_budget(settings.preset, course, **sizes)
-    base = base.with_overrides({"training.budget_examples": budget, "training.stage_examples": stage})
-    if space.name == "openclip" and device == "cpu":
-        say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
-    filled_in = replace(
-        settings,
-        data=str(data_dir) if settings.data else None,
-        space=space.name if space.file.parent == SPACES_DIR else str(space.file),
-        num_trials=num_trials,
-        seed=seed,
-        budget_examples=budget,
-        scheduler=scheduler,
-        grace_examples=stage,
-        reduction_factor=reduction_factor,
-        gpu_memory_gb=settings.gpu_memory_gb if gpu is None else gpu.card.memory_bytes / GB,
-        min_trials_per_model=quota.min_trials if quota else 0,
-        warm_start=_absolute(settings.warm_start) if settings.warm_start else None,
-        device=device,
-        scratch=scratch,
-        sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
-        overrides=fixed,
-    )
+    configs = [allotment.fitted(config.with_overrides(fixed)) for config in check.configs]
+    models, parameter = check.models_by_cost(), check.model_parameter
+    quota = plan_quota(settings.min_trials_per_model, parameter=parameter, models=models, num_trials=num_trials)
+    rate, num_valid = settings.samples_per_second, len(found.valid)
+    paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate, say=say)
+    course = Course(num_trials, allotment, check.configs, paces, flags.reduction_factor, flags.scheduler)
+    budget, stage, preset_note = _examples(settings, course, found)
+    threads, examples = fixed["hardware.threads"], {"training.budget_examples": budget, "training.stage_examples": stage}
+    chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
+    chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0)
     return SweepPlan(
-        settings=filled_in,
-        space=space,
+        settings=_filled_in(chosen, found),
+        space=found.space,
         check=check,
-        base=base,
+        base=found.base.with_overrides({"hardware.threads": threads, **examples}),
         allotment=allotment,
-        gpu=gpu,
+        gpu=found.site.gpu,
         num_trials=num_trials,
-        seed=seed,
-        rule=stopping_rule(scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=reduction_factor),
+        seed=flags.seed,
+        rule=stopping_rule(
+            flags.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=flags.reduction_factor
+        ),
         quota=quota,
-        num_shards=len(shards.train) + len(shards.valid),
-        num_train=len(train),
-        num_valid=len(valid),
-        data_fingerprint=f"{train.fingerprint}:{valid.fingerprint}",
-        data=describe_data(train, valid),
+        num_shards=found.num_shards,
+        num_train=len(found.train),
+        num_valid=num_valid,
+        data_fingerprint=f"{found.train.fingerprint}:{found.valid.fingerprint}",
+        data=describe_data(found.train, found.valid),
         forecast=forecast(course, budget, stage),
         preset_note=preset_note,
-        disk=plan_disk([allotment.fitted(config.with_overrides(fixed)) for config in check.configs], num_trials),
+        disk=plan_disk(configs, num_trials),
     )
 
 
-def _device(wanted: str, nodes: Sequence[Node] | None, imaginary: Card | None) -> str:
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {wanted!r} is not allowed: auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses GPUs)")
-    if nodes is not None and wanted == "auto":
-        return "cuda" if any(node.gpus for node in nodes) else "cpu"
-    if nodes is not None or imaginary is not None:
-        return wanted
-    return choose_device(wanted).type
+def _examples(settings: SweepSettings, course: Course, found: _Found) -> tuple[int, int, str]:
+    """Of a trial and of a stage; and what was made of the preset, where one decides."""
+    sizes: dict[str, Any] = {"batch_sizes": found.check.batch_sizes, "num_train": len(found.train)}
+    budget, stage = settings.budget_examples, settings.grace_examples
+    if settings.preset is not None and budget is None and stage is None:
+        return preset_budget(settings.preset, course, **sizes)
+    epochs = found.base.training.epochs
+    return *plan_budget(budget, stage, epochs=epochs, reduction_factor=course.reduction_factor, **sizes), ""
 
 
-def _absolute(folder: str) -> str:
-    return str(Path(folder).absolute())
+def _filled_in(settings: SweepSettings, found: _Found) -> SweepSettings:
+    """As they are recorded: for a later life of the sweep, which may be started from another folder."""
+    space, gpu = found.space, found.site.gpu
+    return replace(
+        settings,
+        data=str(found.base.dataset_dir) if settings.data else None,
+        space=space.name if space.file.parent == SPACES_DIR else str(space.file),
+        gpu_memory_gb=settings.gpu_memory_gb if gpu is None else gpu.card.memory_bytes / GB,
+        warm_start=absolute(settings.warm_start) if settings.warm_start else None,
+        device=found.site.device,
+        scratch=absolute(settings.scratch) if settings.scratch else None,
+        sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
+    )
 
 
-def _base_config(settings: SweepSettings, space: SearchSpace, owned: Mapping[str, Any]) -> ProjectConfig:
+def _base_config(settings: SweepSettings, space: SearchSpace, device: str, seed: int, data: Path | str) -> ProjectConfig:
     """What all trials share. Later ones win: defaults of a sweep, the space's BASE, ``--set``, what flags own."""
     refuse_owned(space.base, f"BASE of {space.file}")
     refuse_owned(settings.overrides, "--set")
+    scratch = absolute(settings.scratch) if settings.scratch else None
+    reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
+    owned: dict[str, Any] = {"device": device, "dataset_root": data, "training.seed": seed}
+    owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
     base = ProjectConfig().with_overrides({"training.checkpoint_minutes": 0, **space.base, **settings.overrides, **owned})
     return base.with_overrides({"model.cache_dir": base.model_cache_dir.absolute()})
-
-
-def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:
-    scheduler = settings.scheduler or "asha"
-    check_scheduler(scheduler)
-    reduction_factor = 3 if settings.reduction_factor is None else settings.reduction_factor
-    if reduction_factor < 2:
-        raise UserError(f"--reduction-factor {reduction_factor} is not allowed: at least 2")
-    num_trials = preset_trials(settings.preset) if settings.num_trials is None else settings.num_trials
-    if num_trials < 1:
-        raise UserError(f"--num-trials {num_trials} is not allowed: at least 1")
-    if settings.sync_every is not None and settings.sync_every < 0:
-        raise UserError(f"--sync-every {settings.sync_every:g} is not allowed: minutes, at least 0")
-    for flag, value, unit in (
-        ("--gpu-memory-gb", settings.gpu_memory_gb, "GB of one card"),
-        ("--time-budget", settings.time_budget, "minutes"),
-        ("--samples-per-second", settings.samples_per_second, "a trial's training rate"),
-    ):
-        require_positive(flag, value, unit)
-    seed = settings.seed or 0
-    if seed < 0:
-        raise UserError(f"--seed {seed} is not allowed: at least 0")
-    return scheduler, reduction_factor, num_trials, seed

@@ -32,13 +32,14 @@ from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.header import sweep_header
 from fashionclip_tune.tuning.hparams import HParamsTab
 from fashionclip_tune.tuning.place import Place, Results
-from fashionclip_tune.tuning.plan import SweepPlan, SweepSettings, plan_sweep
+from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
 from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.rates import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.refit import refit_winner
 from fashionclip_tune.tuning.retention import Retention
+from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.shares import GB
 from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.study import SweepStudy

@@ -193,7 +193,7 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_pa
 
 
 def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own():
-    from fashionclip_tune.tuning.plan import SweepSettings
+    from fashionclip_tune.tuning.settings import SweepSettings
 
     before = SweepSettings(gpu_memory_gb=15.8, time_budget=30.0, preset="evening", max_concurrent=2)
     now = before.resumed(SweepSettings(max_concurrent=1), "it")

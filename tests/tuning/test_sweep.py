@@ -34,7 +34,7 @@ def finished(garments, tmp_path_factory, local_ray):
     from rich.console import Console
 
     from fashionclip_tune.cli import assignments
-    from fashionclip_tune.tuning.plan import SweepSettings
+    from fashionclip_tune.tuning.settings import SweepSettings
     from fashionclip_tune.tuning.sweep import sweep
 
     results = tmp_path_factory.mktemp("results")

@@ -8,7 +8,8 @@ import pytest
 from optuna.trial import TrialState
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.plan import SweepSettings, plan_sweep
+from fashionclip_tune.tuning.plan import plan_sweep
+from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.study import SweepStudy, origin, settings
 from fashionclip_tune.tuning.warm_start import older_trials
 

@@ -1,0 +1,124 @@
+"""A sweep as its flags say it: what may be said, and what a sweep that goes on keeps of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.tuning.owned import require_positive
+from fashionclip_tune.tuning.presets import preset_trials
+from fashionclip_tune.tuning.space import load_space
+from fashionclip_tune.tuning.stopping_rule import check_scheduler
+
+# Flags that a resumed sweep keeps.
+_KEPT = (
+    *("num_trials", "min_trials_per_model", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor"),
+    "preset",
+)
+# Flags that belong to the machine at hand.
+_MAY_CHANGE = (
+    *("data", "max_concurrent", "gpus_per_trial", "gpu_memory_gb", "samples_per_second", "sync_every", "disk_budget_gb"),
+    *("address", "allow_remote", "scratch", "scratch_gb"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """A sweep as its flags say; None: chosen by ``plan_sweep``, which returns them all filled in."""
+
+    data: str | None = None
+    """Folder of shards; None: the embedded synthetic garments."""
+    space: str | None = None
+    num_trials: int | None = None
+    max_concurrent: int | None = None
+    seed: int | None = None
+    budget_examples: int | None = None
+    scheduler: str | None = None
+    grace_examples: int | None = None
+    reduction_factor: int | None = None
+    min_trials_per_model: int | None = None
+    warm_start: str | None = None
+    """Folder of an older sweep whose trials come first; None: none."""
+    gpus_per_trial: float | None = None
+    gpu_memory_gb: float | None = None
+    """Of a card, at most, in 10**9 bytes; None: all that it has."""
+    preset: str | None = None
+    time_budget: float | None = None
+    """Minutes, of this run of the program; never taken over from an earlier one."""
+    samples_per_second: float | None = None
+    """A trial's training rate as the user states it; None: measured or estimated."""
+    device: str | None = None
+    allow_remote: bool | None = None
+    scratch: str | None = None
+    scratch_gb: float | None = None
+    sync_every: float | None = None
+    disk_budget_gb: float | None = None
+    """Of the sweep's folder in the results."""
+    address: str | None = None
+    """Of a running Ray cluster; None: this machine."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Of ``--set``: hold for all trials, whatever the space says."""
+
+    def resumed(self, given: "SweepSettings", name: str) -> "SweepSettings":
+        """These settings of a sweep that goes on, with what may change: where its data lies, and how much runs at a time.
+
+        Raises:
+            UserError: another flag was given that differs from what the sweep was started with.
+        """
+        for flag in _KEPT:
+            now, before = getattr(given, flag), getattr(self, flag)
+            if now is not None and now != before:
+                raise _differs(name, "--" + flag.replace("_", "-"), before, now)
+        if given.device not in (None, "auto", self.device):
+            raise _differs(name, "--device", self.device, given.device)
+        if given.space is not None and self.space is not None and load_space(given.space).file != load_space(self.space).file:
+            raise _differs(name, "--space", self.space, given.space)
+        if given.warm_start is not None and absolute(given.warm_start) != self.warm_start:
+            raise _differs(name, "--warm-start", self.warm_start, given.warm_start)
+        for path, value in given.overrides.items():
+            if self.overrides.get(path) != value:
+                raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
+        changes = {flag: getattr(given, flag) for flag in _MAY_CHANGE if getattr(given, flag) is not None}
+        return replace(self, **changes, time_budget=given.time_budget)
+
+
+def _differs(name: str, flag: str, before: object, now: object) -> UserError:
+    return UserError(f"sweep {name} was started with {flag} {before}, not {now}: a resumed sweep keeps its settings")
+
+
+class CheckedFlags(NamedTuple):
+    """What is chosen by the flags alone, before machine and data are looked at."""
+
+    scheduler: str
+    reduction_factor: int
+    num_trials: int
+    seed: int
+
+
+def checked_flags(settings: SweepSettings) -> CheckedFlags:
+    """Raises UserError for a value that no machine and no data would make right."""
+    scheduler = settings.scheduler or "asha"
+    check_scheduler(scheduler)
+    reduction_factor = 3 if settings.reduction_factor is None else settings.reduction_factor
+    if reduction_factor < 2:
+        raise UserError(f"--reduction-factor {reduction_factor} is not allowed: at least 2")
+    num_trials = preset_trials(settings.preset) if settings.num_trials is None else settings.num_trials
+    if num_trials < 1:
+        raise UserError(f"--num-trials {num_trials} is not allowed: at least 1")
+    if settings.sync_every is not None and settings.sync_every < 0:
+        raise UserError(f"--sync-every {settings.sync_every:g} is not allowed: minutes, at least 0")
+    for flag, value, unit in (
+        ("--gpu-memory-gb", settings.gpu_memory_gb, "GB of one card"),
+        ("--time-budget", settings.time_budget, "minutes"),
+        ("--samples-per-second", settings.samples_per_second, "a trial's training rate"),
+    ):
+        require_positive(flag, value, unit)
+    seed = settings.seed or 0
+    if seed < 0:
+        raise UserError(f"--seed {seed} is not allowed: at least 0")
+    return CheckedFlags(scheduler, reduction_factor, num_trials, seed)
+
+
+def absolute(folder: str) -> str:
+    return str(Path(folder).absolute())

@@ -38,6 +38,9 @@ def user_errors() -> Iterator[None]:
     except (BadDataError, DivergedError, LoaderError, OutOfMemoryError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+    except StoppedError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(_SIGTERM_STATUS)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -210,8 +213,7 @@ def _train(parsed: argparse.Namespace) -> None:
     try:
         result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
     except StoppedError as error:
-        print(f"stopped: {error}\ngo on with: {_resuming(parsed)}", file=sys.stderr)
-        sys.exit(_SIGTERM_STATUS)
+        raise StoppedError(f"{error}\ngo on with: {_resuming(parsed)}") from error
     if bad := result.bad_samples:
         print(f"{len(bad)} samples could not be read ({count_kinds(bad)}); all are in {parsed.out / 'bad_samples.csv'}")
         for sample in bad[:_SHOWN_BAD]:

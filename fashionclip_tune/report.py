@@ -175,7 +175,21 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
         lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
     lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")
     lines.append(f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "best"}")')
-    return lines
+    return lines + refit_lines(sweep, sweep_dir)
+
+
+def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
+    """What training the winner's setting for longer came to, beside the trial; nothing where it was not."""
+    refit = sweep.get("refit")
+    if refit is None:
+        return []
+    recall, best = refit["metrics"]["recall_at_10"], sweep["best"]
+    before = best["metrics"]["recall_at_10"]
+    return [
+        f"refit: {refit['times']} times the examples ({refit['examples_seen']:,}), recall_at_10 {recall:.4f}; "
+        f"trial {best['trial_id']} {before:.4f}; {gain(recall, before)}",
+        f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "refit" / "best"}")',
+    ]
 
 
 def _augmentation(config: Mapping[str, Any]) -> str:

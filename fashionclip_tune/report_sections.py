@@ -6,7 +6,7 @@ from fashionclip_tune import report_plots
 from fashionclip_tune.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text
-from fashionclip_tune.report import Row
+from fashionclip_tune.report import Row, refit_lines
 from fashionclip_tune.report_data import SweepView
 
 _LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
@@ -64,6 +64,8 @@ def winner(view: SweepView) -> Iterator[str]:
     if (view.folder / "best").is_dir():
         call = f'open_clip.create_model_and_transforms("local-dir:{view.folder / "best"}")'
         yield f"<p>Load it: <code>{text(call)}</code></p>"
+    for line in refit_lines(view.content, view.folder):
+        yield f"<p>{text(line)}</p>"
 
 
 def ranking(view: SweepView) -> Iterator[str]:

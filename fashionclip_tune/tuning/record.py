@@ -1,6 +1,7 @@
 """sweep.json and trials.csv: rebuilt after every event from the journal and the trials' own folders."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class SweepRecord:
         history = [row for row in read_history(folder) if row["examples_seen"] in recorded] if folder else []
         last: dict[str, Any] = history[-1] if history else {}
         if history and history[0]["step"] == 0:
-            self._zero_shot.setdefault(config["clip_model"], _recalls(history[0]))
+            self._zero_shot.setdefault(config["clip_model"], recalls(history[0]))
         untouched = history[0][METRIC] if history and history[0]["step"] == 0 else None
         worthless = scores_nothing(trial)
         row = {
@@ -82,12 +83,13 @@ class SweepRecord:
             "duration_s": last.get("duration_s", 0.0),
             "device_s": last.get("device_s", 0.0),
             **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},
-            "metrics": _recalls(last),
+            "metrics": recalls(last),
         }
         if trial.state != TrialState.RUNNING:
             self._ended_rows[trial.number] = row
         return row
 
 
-def _recalls(row: dict[str, Any]) -> dict[str, Any]:
+def recalls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's row: its recalls, and what they were counted among."""
     return {name: value for name, value in row.items() if name.startswith("recall_at_") or name in _ABOUT_RECALL}

@@ -3,6 +3,7 @@
 A cosine schedule that has ended cannot be continued, so this is a run of its own; what it can be compared with is the trial.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,42 +11,73 @@ from typing import Any
 from safetensors.torch import load_file
 
 from fashionclip_tune.checkpoint import newest_weights
+from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import gain
+from fashionclip_tune.files import write_json
 from fashionclip_tune.model import load_model
+from fashionclip_tune.report import read_sweep, refit_lines
 from fashionclip_tune.training import print_row, train
 from fashionclip_tune.tuning.plan import SweepPlan
+from fashionclip_tune.tuning.record import recalls
 from fashionclip_tune.tuning.winner import export_whole
 
 
 def refit_winner(
-    plan: SweepPlan, saved: Mapping[str, Any], sweep_dir: Path, times: int, say: Callable[[str], None]
+    plan: SweepPlan,
+    saved: Mapping[str, Any],
+    sweep_dir: Path,
+    times: int,
+    say: Callable[[str], None],
+    *,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains in ``SWEEP/refit/``, goes on there if it was stopped, and leaves ``refit/best/`` as an OpenCLIP folder.
 
     Returns:
-        The row of its last evaluation.
+        The content of sweep.json, in which ``refit`` has what came of it.
 
     Raises:
-        UserError: the sweep has no winner or is unfinished, or ``times`` is below 1.
+        UserError: the sweep has no winner or is unfinished, ``times`` is below 1, or the folder has another refit.
+        StoppedError: as ``train``.
     """
     if times < 1:
         raise UserError(f"--refit {times} is not allowed: at least 1")
     if saved["state"] != "FINISHED" or saved["best"] is None:
         raise UserError(f"sweep {saved['name']} has no winner yet: --refit wants a finished sweep (finish it with --resume)")
-    best = saved["best"]
-    examples = plan.base.training.budget_examples
-    assert examples is not None
-    config = plan.build(best["config"]).with_overrides({"training.budget_examples": times * examples})
-    folder = sweep_dir / "refit"
-    say(f"refit:    trial {best['trial_id']}, {config.model_name}, {times * examples:,} examples, in {folder}")
-    result = train(config, folder, on_eval=print_row, resume_from=folder)
+    best, folder = saved["best"], sweep_dir / "refit"
+    config = _refit_config(plan, best["config"], times)
+    say(f"refit:    trial {best['trial_id']}, {config.model_name}, {config.training.budget_examples:,} examples, in {folder}")
+    _check_same_length(folder, config)
+    if dry_run:
+        return dict(saved)
+    row = train(config, folder, on_eval=print_row, resume_from=folder).metrics
     weights = newest_weights(folder)
     assert weights is not None
     loaded = load_model(config)
     loaded.network.load_state_dict(load_file(weights))
     export_whole(loaded, folder / "best")
-    recall, before = result.metrics["recall_at_10"], best["metrics"]["recall_at_10"]
-    say(f"refit: recall_at_10 {recall:.4f}; trial {best['trial_id']} {before:.4f}; {gain(recall, before)}")
-    say(f'      load it: open_clip.create_model_and_transforms("local-dir:{folder / "best"}")')
-    return dict(result.metrics)
+    known = {name: row[name] for name in ("step", "examples_seen", "duration_s")}
+    refit = {"trial_id": best["trial_id"], "times": times, **known, "metrics": recalls(row)}
+    sweep = {**read_sweep(sweep_dir), "refit": refit}
+    write_json(sweep_dir / "sweep.json", sweep)
+    for line in refit_lines(sweep, sweep_dir):
+        say(line)
+    return sweep
+
+
+def _refit_config(plan: SweepPlan, settings: Mapping[str, Any], times: int) -> ProjectConfig:
+    examples = plan.base.training.budget_examples
+    assert examples is not None
+    alone = {"training.budget_examples": times * examples, "hardware.device_share": 1.0}
+    return plan.build(settings).with_overrides(alone)
+
+
+def _check_same_length(folder: Path, config: ProjectConfig) -> None:
+    """A run of another length has another schedule: it can neither be gone on with nor be overwritten."""
+    try:
+        before = json.loads((folder / "config.json").read_text())["training.budget_examples"]
+    except (OSError, ValueError, KeyError):  # none was begun
+        return
+    if before != config.training.budget_examples:
+        now = config.training.budget_examples
+        raise UserError(f"{folder} is a refit with {before:,} examples, not {now:,}: move it away, or ask for as many again")

@@ -1,7 +1,8 @@
 """A sweep from its settings to its winner: start, resume, finish."""
 
+import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.errors import StoppedError, StorageError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.plan_against_fact import plan_against_fact
@@ -91,6 +92,8 @@ def sweep(
         name = sweeps.new(name, may_be_begun=resume)
         place = sweeps.place(name, settings.scratch)
         plan = plan_sweep(settings, say, dry_run=dry_run)
+    if refit is not None:
+        return _refit(plan, saved, place, refit, say, dry_run=dry_run)
     two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
     for line in (f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)):
         say(line)
@@ -99,23 +102,30 @@ def sweep(
     disk_budget = _disk_budget(plan, place)
     if dry_run:
         return None
-    if refit is not None:
-        refit_winner(plan, saved, place.readable, refit, say)
-        return saved
     if found is not None and saved["state"] == "FINISHED":
         say("this sweep is finished: nothing to resume")
         _print_result(saved, place, console)
         return saved
     _prepare_models(plan, say)
-    try:
-        place.run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{place.run_dir} cannot be written to ({error}): choose another folder") from error
     with _only_driver(place.run_dir):
         place.restore()
         result = _run(plan, place, console, _time_budget(plan, place, started), disk_budget)
     _print_result(result, place, console)
     _write_report(place, say, finished=result["state"] == "FINISHED")
+    return result
+
+
+def _refit(
+    plan: SweepPlan, saved: dict[str, Any], place: Place, times: int, say: Callable[[str], None], *, dry_run: bool
+) -> dict[str, Any]:
+    if dry_run:
+        return refit_winner(plan, saved, place.readable, times, say, dry_run=True)
+    with _only_driver(place.run_dir):
+        try:
+            result = refit_winner(plan, saved, place.readable, times, say)
+        except StoppedError as error:
+            raise StoppedError(f"{error}; {_how_to_go_on(place, '--refit', str(times))}") from error
+        say(f"report: {write_report([place.readable])}")
     return result
 
 
@@ -152,9 +162,12 @@ def _prepare_models(plan: SweepPlan, say: Any) -> None:
 def _only_driver(sweep_dir: Path) -> Iterator[None]:
     lock = FileLock(sweep_dir / ".lock")
     try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"sweep {sweep_dir} is being run by another process: wait for it, or stop it") from None
+    except OSError as error:
+        raise UserError(f"{sweep_dir} cannot be written to ({error}): choose another folder") from error
     try:
         yield
     finally:
@@ -232,6 +245,8 @@ def _run(
     keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
     if time_budget is not None and time_budget.is_over and not completed:
         result = {**result, "time_is_up": True}
+        if time_budget.refusal is not None:
+            console.print(time_budget.refusal, highlight=False, soft_wrap=True)
     if stop.reason is not None:
         console.print(f"stopped: {stop.reason}", highlight=False, soft_wrap=True)
     if mirror is not None:
@@ -258,9 +273,10 @@ def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:
     return DiskBudget(budget_bytes, plan.disk, is_durable=place.mirror is not None, used=used)
 
 
-def _how_to_go_on(place: Place) -> str:
+def _how_to_go_on(place: Place, *how: str) -> str:
     results, _, name = place.shown.rpartition("/")
-    return f"go on with: python sweeps/run_sweep.py --results {results} --name {name} --resume"
+    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *(how or ("--resume",))]
+    return f"go on with: {shlex.join(command)}"
 
 
 def _time_budget(plan: SweepPlan, place: Place, started: float) -> TimeBudget | None:
@@ -296,7 +312,8 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
     for line in bad_sample_lines(sweep_dir):
         console.print(line, highlight=False, soft_wrap=True)
     if result["state"] == "INTERRUPTED":
-        console.print(f"interrupted; {_how_to_go_on(place)}", highlight=False, soft_wrap=True)
+        why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
+        console.print(f"{why}; {_how_to_go_on(place)}", highlight=False, soft_wrap=True)
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
 
 

@@ -35,6 +35,8 @@ class TimeBudget:
         self._models = models
         self.is_over = False
         """Whether trials were stopped, or not started, for want of time."""
+        self.refusal: str | None = None
+        """What to say where a trial was not started."""
 
     def left_s(self) -> float:
         """Until trials are stopped."""
@@ -43,7 +45,9 @@ class TimeBudget:
     def may_start(self, model: str | None = None) -> bool:
         """Whether a trial of this model, or of any where none is named, reaches its first rung in what is left."""
         needed = [self._first_stage_s(name) or 0.0 for name in ([model] if model is not None else self._models)]
-        if min(needed, default=0.0) <= self.left_s():
+        least, left = min(needed, default=0.0), self.left_s()
+        if least <= left:
             return True
         self.is_over = True
+        self.refusal = f"no more trials were started: the first rung takes {least / 60:.1f} min, {left / 60:.1f} were left"
         return False

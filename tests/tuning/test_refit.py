@@ -1,0 +1,114 @@
+"""``--refit N``: the winner's setting trained for longer, in a sweep's folder, by one process at a time."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import open_clip
+import pytest
+from conftest import sweep_json  # tests/tuning/conftest.py
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
+
+from fashionclip_tune.checkpoint import newest_weights
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.history import TIMING
+from fashionclip_tune.report import comparison
+from fashionclip_tune.training import print_row, train
+from fashionclip_tune.tuning import refit
+
+
+def history(run: Path) -> list[dict]:
+    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
+    return [{name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")} for row in rows]
+
+
+@pytest.fixture
+def ended(garments: Path, tmp_path: Path) -> Path:
+    """A sweep with two trials as it ends, made without Ray: its header, and a winner that is a setting alone."""
+    from rich.console import Console
+
+    from fashionclip_tune.cli import assignments
+    from fashionclip_tune.tuning.header import sweep_header
+    from fashionclip_tune.tuning.place import Place
+    from fashionclip_tune.tuning.plan import plan_sweep
+    from fashionclip_tune.tuning.settings import SweepSettings
+
+    folder = tmp_path / "it"
+    folder.mkdir()
+    fixed = assignments(["model.pretrained=none", "training.batch_size=16"])
+    settings = SweepSettings(data=str(garments), num_trials=2, budget_examples=96, grace_examples=48, samples_per_second=100.0, overrides=fixed)
+    plan = plan_sweep(settings, Console(quiet=True).print)
+    best = {"trial_id": "0000", "config": {"clip_model": "tiny-sig", "loss_function": "siglip", "training.learning_rate": 1e-3}}
+    best["metrics"] = {"recall_at_10": 0.5, "recall_at_5": 0.25}
+    row = {"trial_id": "0000", "state": "COMPLETE", "stop_reason": "budget", "examples_seen": 96, "step": 6, "gain": None}
+    row |= {"config": best["config"], **best["metrics"], "message": None, "duration_s": 1.0, "device_s": 1.0}
+    content = {**sweep_header(plan, Place(str(folder), folder, None)), "state": "FINISHED", "zero_shot": {}, "trials": [row]}
+    (folder / "sweep.json").write_text(json.dumps({**content, "best": best}))
+    return folder
+
+
+def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(ended, tmp_path, run_sweep, monkeypatch):
+    flags = ("--results", tmp_path, "--name", "it", "--refit", "2")
+    code, out, err = run_sweep(*flags, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "refit:    trial 0000, tiny-sig, 192 examples" in out
+    assert not (ended / "refit").exists()
+
+    def print_and_stop(row):
+        print_row(row)
+        if row["step"] == 6:
+            with pytest.raises(Timeout):
+                FileLock(ended / ".lock").acquire(timeout=0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refit, "print_row", print_and_stop)
+        code, _, err = run_sweep(*flags)
+    assert code == 143
+    assert err.count("\n") == 1
+    assert f"go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --refit 2" in err
+    assert "refit" not in sweep_json(ended)
+
+    with FileLock(ended / ".lock"):
+        code, _, err = run_sweep(*flags)
+    assert (code, "is being run by another process" in err) == (2, True)
+
+    code, out, err = run_sweep(*flags)
+    assert code == 0, err
+    found = sweep_json(ended)["refit"]
+    assert (found["trial_id"], found["times"], found["examples_seen"], found["step"]) == ("0000", 2, 192, 12)
+    rows = history(ended / "refit")
+    assert found["metrics"]["recall_at_10"] == rows[-1]["recall_at_10"]
+    assert f"refit: 2 times the examples (192), recall_at_10 {rows[-1]['recall_at_10']:.4f}; trial 0000 0.5000; gain" in out
+
+    # As if it had never been stopped; and OpenCLIP loads what came of it.
+    config = ProjectConfig.from_dict(json.loads((ended / "refit" / "config.json").read_text()))
+    assert (config.loss_function.value, config.training.learning_rate) == ("siglip", 1e-3)
+    train(config, tmp_path / "never stopped")
+    assert history(tmp_path / "never stopped") == rows
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{ended / 'refit' / 'best'}")
+    weights = newest_weights(tmp_path / "never stopped")
+    assert weights is not None
+    expected, loaded = load_file(weights), model.state_dict()
+    assert expected.keys() == loaded.keys()
+    assert all(bool((loaded[name] == tensor).all()) for name, tensor in expected.items())
+
+    assert any("refit: 2 times the examples" in part for part in comparison([ended]) if isinstance(part, str))
+    assert "refit: 2 times the examples" in (ended / "report.html").read_text()
+    code, _, err = run_sweep(*flags[:-1], "3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is a refit with 192 examples, not 288: move it away" in err
+
+
+def test_what_cannot_be_refitted_is_refused(ended, tmp_path, run_sweep):
+    flags = ("--results", tmp_path, "--name", "it", "--refit")
+    code, _, err = run_sweep(*flags, "0")
+    assert (code, "--refit 0 is not allowed" in err) == (2, True)
+    shutil.copy(ended / "sweep.json", tmp_path / "kept")
+    for change in ({"state": "INTERRUPTED"}, {"best": None}):
+        (ended / "sweep.json").write_text(json.dumps({**json.loads((tmp_path / "kept").read_text()), **change}))
+        code, _, err = run_sweep(*flags, "2")
+        assert (code, "has no winner yet" in err) == (2, True)

@@ -39,7 +39,8 @@ def ended(garments: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "it"
     folder.mkdir()
     fixed = assignments(["model.pretrained=none", "training.batch_size=16"])
-    settings = SweepSettings(data=str(garments), num_trials=2, budget_examples=96, grace_examples=48, samples_per_second=100.0, overrides=fixed)
+    sizes = {"num_trials": 2, "budget_examples": 96, "grace_examples": 48, "samples_per_second": 100.0}
+    settings = SweepSettings(data=str(garments), overrides=fixed, **sizes)
     plan = plan_sweep(settings, Console(quiet=True).print)
     best = {"trial_id": "0000", "config": {"clip_model": "tiny-sig", "loss_function": "siglip", "training.learning_rate": 1e-3}}
     best["metrics"] = {"recall_at_10": 0.5, "recall_at_5": 0.25}

@@ -7,14 +7,17 @@ on ranks alone; what a searcher learns makes later trials better, so that a few 
 import heapq
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.tuning.allotment import Allotment
+from fashionclip_tune.tuning.overhead import NO_OVERHEAD, Overhead
+from fashionclip_tune.tuning.quota import ModelQuota
 from fashionclip_tune.tuning.stopping_rule import StoppingRule, stopping_rule
 
 _PLAYED = 100
@@ -42,11 +45,17 @@ class Course:
     num_trials: int
     allotment: Allotment
     configs: Sequence[ProjectConfig]
-    """Draws of the space: how often each model comes."""
+    """Draws of the space, its own points first: how often each model comes."""
     paces: Mapping[str, ModelPace] | None
     """By model; None where one of them is not known."""
     reduction_factor: int
     scheduler: str
+    num_points: int = 0
+    """Of the space: they are the first trials."""
+    quota: ModelQuota | None = None
+    older: tuple[str, ...] = ()
+    """Models of the trials that the sweep starts with: rungs and minimum know them."""
+    overhead: Overhead = NO_OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,12 @@ class Forecast:
     trials_to_budget: float
     samples_per_second: dict[str, float]
     sources: dict[str, str]
+    overhead: Overhead
     first_stage_s: dict[str, float]
     """From a trial's start to the end of its first stage."""
 
     def as_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return asdict(self)
 
 
 def forecast(course: Course, budget: int, stage: int) -> Forecast:
@@ -75,7 +85,7 @@ def forecast(course: Course, budget: int, stage: int) -> Forecast:
     to_budget = float(np.mean([played.to_budget for played in middle]))
     paces = course.paces
     if paces is None:
-        return Forecast(None, None, None, examples, to_budget, {}, {}, {})
+        return Forecast(None, None, None, examples, to_budget, {}, {}, course.overhead, {})
     slow = [played.hours for played in _play(course, budget, stage, "low")]
     fast = [played.hours for played in _play(course, budget, stage, "high")]
     return Forecast(
@@ -86,6 +96,7 @@ def forecast(course: Course, budget: int, stage: int) -> Forecast:
         trials_to_budget=to_budget,
         samples_per_second={model: pace.samples_per_second for model, pace in paces.items()},
         sources={model: pace.source for model, pace in paces.items()},
+        overhead=course.overhead,
         first_stage_s={model: _seconds(paces, model, stage, stage, "samples_per_second") for model in paces},
     )
 
@@ -110,20 +121,37 @@ def _play_once(
         course.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor
     )
     reached: dict[tuple[str, int], list[dict[int, float]]] = {}
+    for model in course.older:
+        _stopped_at(reached, model, rule, budget, chance.random())
+    models, slots, overhead = _models(course, chance), course.allotment.slots.count, course.overhead
     running: list[tuple[float, float]] = []  # when it ends, and its part of the machine
     now, used, last_end, examples, to_budget = 0.0, 0.0, 0.0, 0, 0
-    for _ in range(course.num_trials):
-        model = chance.choice(course.configs).model_name
+    for number, model in enumerate(models):
         seen = _stopped_at(reached, model, rule, budget, chance.random())
         part = 1 / at_a_time[model]
-        while running and (used + part > 1 + 1e-6 or len(running) >= course.allotment.slots.count):
+        while running and (used + part > 1 + 1e-6 or len(running) >= slots):
             now, freed = heapq.heappop(running)
             used -= freed
-        end = now + _seconds(course.paces, model, seen, stage, rate)
+        beside_s = overhead.process_s if number < slots else overhead.trial_s
+        end = now + beside_s + _seconds(course.paces, model, seen, stage, rate)
         heapq.heappush(running, (end, part))
         used, last_end = used + part, max(last_end, end)
         examples, to_budget = examples + seen, to_budget + (seen == budget)
-    return _Played(last_end / 3600, examples, to_budget)
+    return _Played((overhead.sweep_s + last_end) / 3600, examples, to_budget)
+
+
+def _models(course: Course, chance: random.Random) -> list[str]:
+    """Of the trials in turn, as the study draws them: the points, each architecture's minimum, then the sampler's choice."""
+    names = [config.model_name for config in course.configs]
+    points = [] if course.older else names[: course.num_points]  # a warm start brings them along
+    models: list[str] = points[: course.num_trials]
+    started = Counter((*course.older, *models))
+    while len(models) < course.num_trials:
+        bound = course.quota.next_fixed(started) if course.quota is not None else {}
+        model = str(next(iter(bound.values()), None) or chance.choice(names[course.num_points :] or names))
+        models.append(model)
+        started[model] += 1
+    return models
 
 
 def _stopped_at(

@@ -1,7 +1,7 @@
 """What a sweep will do, worked out and checked before anything is started."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,13 @@ from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.index import ShardIndex
 from fashionclip_tune.machine import Machine
+from fashionclip_tune.tuning import study
 from fashionclip_tune.tuning.allotment import Allotment, with_default_freeze
 from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.changes import describe_data
 from fashionclip_tune.tuning.disk import DiskPlan, plan_disk
 from fashionclip_tune.tuning.forecast import Course, Forecast, forecast
+from fashionclip_tune.tuning.overhead import known_overhead
 from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared
 from fashionclip_tune.tuning.presets import preset_budget
 from fashionclip_tune.tuning.quota import ModelQuota, plan_quota
@@ -55,9 +57,20 @@ class SweepPlan:
     data_fingerprint: str
     data: Mapping[str, Any]
     """As ``describe_data`` makes it."""
-    forecast: Forecast
+    course: Course
     preset_note: str
     disk: DiskPlan
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        assert self.base.training.budget_examples is not None
+        assert self.base.training.stage_examples is not None
+        return forecast(self.course, self.base.training.budget_examples, self.base.training.stage_examples)
+
+    def after(self, older: Sequence[optuna.trial.FrozenTrial]) -> "SweepPlan":
+        """This plan for a sweep that starts with an older one's trials."""
+        models = tuple(study.settings(trial)["clip_model"] for trial in older)
+        return replace(self, course=replace(self.course, older=models))
 
     @property
     def slots(self) -> Slots:
@@ -164,7 +177,17 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
     quota = plan_quota(settings.min_trials_per_model, parameter=parameter, models=models, num_trials=num_trials)
     rate, num_valid = settings.samples_per_second, len(found.valid)
     paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate, say=say)
-    course = Course(num_trials, allotment, check.configs, paces, flags.reduction_factor, flags.scheduler)
+    course = Course(
+        num_trials,
+        allotment,
+        check.configs,
+        paces,
+        flags.reduction_factor,
+        flags.scheduler,
+        num_points=len(found.space.points),
+        quota=quota,
+        overhead=known_overhead(allotment.slots.count),
+    )
     budget, stage, preset_note = _examples(settings, course, found)
     threads, examples = fixed["hardware.threads"], {"training.budget_examples": budget, "training.stage_examples": stage}
     chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
@@ -187,7 +210,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
         num_valid=num_valid,
         data_fingerprint=f"{found.train.fingerprint}:{found.valid.fingerprint}",
         data=describe_data(found.train, found.valid),
-        forecast=forecast(course, budget, stage),
+        course=course,
         preset_note=preset_note,
         disk=plan_disk(configs, num_trials),
     )

@@ -84,7 +84,9 @@ def _time_lines(plan: SweepPlan) -> list[str]:
         f"{model}: {rate:,.0f} samples/s a trial ({forecast.sources[model]})"
         for model, rate in forecast.samples_per_second.items()
     ]
-    return [*lines, *_labelled("rates:", rates)]
+    each = forecast.overhead
+    beside = f"{each.sweep_s:.0f} s a sweep, {each.process_s:.0f} s a process, {each.trial_s:.1f} s a trial ({each.source})"
+    return [*lines, *_labelled("rates:", [*rates, f"beside that: {beside}"])]
 
 
 def _duration(hours: float) -> str:

@@ -32,6 +32,7 @@ from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.header import sweep_header
 from fashionclip_tune.tuning.hparams import HParamsTab
+from fashionclip_tune.tuning.overhead import keep_overhead
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
@@ -94,10 +95,13 @@ def sweep(
         plan = plan_sweep(settings, say, dry_run=dry_run)
     if refit is not None:
         return _refit(plan, saved, place, refit, say, dry_run=dry_run)
+    # One that goes on has them in its journal.
+    older = older_trials(plan) if found is None else []
+    plan = plan.after(older) if older else plan
     two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
     for line in (f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)):
         say(line)
-    if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
+    if older:
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     disk_budget = _disk_budget(plan, place)
     if dry_run:
@@ -243,6 +247,9 @@ def _run(
         result = record.write("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
     keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
+    if completed and "elapsed_s" not in header:  # in one go
+        durations_s = {int(row["trial_id"]): row["duration_s"] for row in result["trials"]}
+        keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count)
     if time_budget is not None and time_budget.is_over and not completed:
         result = {**result, "time_is_up": True}
         if time_budget.refusal is not None:

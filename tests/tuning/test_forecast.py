@@ -1,8 +1,11 @@
 """What a plan says of time: presets, rates and where they come from, the course of a sweep, the time that is left."""
 
 import math
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 
@@ -14,7 +17,9 @@ from fashionclip_tune.plan_against_fact import plan_against_fact
 from fashionclip_tune.tuning import rates
 from fashionclip_tune.tuning.allotment import Allotment
 from fashionclip_tune.tuning.forecast import Course, ModelPace, forecast
+from fashionclip_tune.tuning.overhead import Overhead, keep_overhead, known_overhead
 from fashionclip_tune.tuning.presets import preset_budget, preset_trials
+from fashionclip_tune.tuning.quota import ModelQuota
 from fashionclip_tune.tuning.rates import measured_in, model_paces
 from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.time_budget import TimeBudget
@@ -47,6 +52,71 @@ def test_with_rungs_most_trials_end_at_them() -> None:
     plan = forecast(course(trials=30), budget=900, stage=100)
     assert 4 < plan.trials_to_budget < 9
     assert 30 * 100 < plan.examples < 30 * 900 * 0.5
+
+
+def two_models(**changes: object) -> Course:
+    """A slow one and a fast one, drawn equally often; no rungs."""
+    plain = course(trials=10, halves=False)
+    slow = B32.with_overrides({"clip_model": "ViT-B-16"})
+    paces = {"ViT-B-32": ModelPace(100, 100, 100, 0, 0, "stated"), "ViT-B-16": ModelPace(10, 10, 10, 0, 0, "stated")}
+    return replace(plain, configs=[B32, slow], paces=paces, **changes)
+
+
+def test_points_and_each_models_minimum_come_before_the_samplers_choice() -> None:
+    quota = ModelQuota("clip_model", ("ViT-B-32", "ViT-B-16"), 5)
+    # Five of each: 900 photos at 100/s and at 10/s.
+    assert forecast(two_models(quota=quota), 900, 100).hours == pytest.approx(5 * (9 + 90) / 3600)
+    one = replace(quota, min_trials=10, models=("ViT-B-32",))
+    assert forecast(two_models(quota=one), 900, 100).hours == pytest.approx(10 * 9 / 3600)
+    # A point of the slow model is the first trial, and counts for its minimum.
+    slow_first = two_models(quota=quota, num_points=1)
+    slow_first = replace(slow_first, configs=slow_first.configs[::-1])
+    assert forecast(slow_first, 900, 100).hours == pytest.approx(5 * (9 + 90) / 3600)
+    # Free: between all fast and all slow.
+    free = forecast(two_models(), 900, 100)
+    assert free.hours_low is not None
+    assert free.hours_high is not None
+    assert 10 * 9 / 3600 < free.hours_low < free.hours_high < 10 * 90 / 3600
+
+
+def test_older_trials_count_for_the_minimum_and_at_the_rungs() -> None:
+    quota = ModelQuota("clip_model", ("ViT-B-32", "ViT-B-16"), 5)
+    older = ("ViT-B-16",) * 5 + ("ViT-B-32",) * 4
+    with_older = forecast(replace(two_models(quota=quota, older=older), num_trials=1), 900, 100)
+    assert with_older.hours == pytest.approx(9 / 3600)  # the one that is lacking, though both are drawn
+    # The very first trial at a rung goes on whatever it is worth; beside thirty others one of three does.
+    alone, beside = (forecast(replace(course(trials=1), older=names), 900, 100) for names in ((), ("ViT-B-32",) * 30))
+    assert alone.trials_to_budget == 1
+    assert 0 < beside.trials_to_budget < 0.3
+
+
+def test_what_a_sweep_takes_beside_its_trials_is_in_the_hours() -> None:
+    """On one slot: the sweep, a process, and three times the time between two trials."""
+    plain = course(trials=4, halves=False)
+    with_overhead = replace(plain, overhead=Overhead(7.0, 8.0, 1.0, "here"))
+    hours = [forecast(each, 900, 100).hours for each in (plain, with_overhead)]
+    assert hours[0] is not None
+    assert hours[1] == pytest.approx(hours[0] + (7 + 8 + 3 * 1) / 3600)
+    assert forecast(with_overhead, 900, 100).as_json()["overhead"]["process_s"] == 8
+
+
+def test_that_is_measured_in_a_sweep_that_ran_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slots. Trials 0 and 1 wait 9 and 7 s for their process, 2 and 3 have 1.5 and 0.5 s beside their own time."""
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
+    started = datetime(2026, 1, 1)
+    trials, durations_s = [], {}
+    for number, (start, end, own) in enumerate([(0, 19, 10), (0, 17, 10), (17, 28.5, 10), (19, 29.5, 10)]):
+        trial = optuna.trial.create_trial(value=0.5)
+        trial.number, durations_s[number] = number, float(own)
+        trial.datetime_start, trial.datetime_complete = (started + timedelta(seconds=s) for s in (start, end))
+        trials.append(trial)
+    assert "another machine" in known_overhead(2).source
+    found = keep_overhead(trials, durations_s, 35.0, slots=2)
+    assert found is not None
+    assert (found.sweep_s, found.process_s, found.trial_s) == pytest.approx((35 - 29.5, 8.0, 1.0))
+    assert known_overhead(2) == replace(found, source="measured in an earlier sweep")
+    assert known_overhead(1).source != known_overhead(2).source
+    assert keep_overhead(trials[:2], durations_s, 35.0, slots=2) is None
 
 
 def test_an_unknown_rate_leaves_the_hours_open() -> None:

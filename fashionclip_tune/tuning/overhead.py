@@ -1,0 +1,84 @@
+"""What a sweep takes beside its trials' own training and evaluation: Ray, the processes, the time between two trials."""
+
+import hashlib
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from optuna.trial import FrozenTrial
+
+from fashionclip_tune.cache import cache_dir
+from fashionclip_tune.files import write_json
+from fashionclip_tune.machine import available_cores
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Seconds."""
+
+    sweep_s: float
+    """Once: the start and the end of Ray, the export of the winner."""
+    process_s: float
+    """Of the first trial of each slot: its process starts and imports torch."""
+    trial_s: float
+    """Of each further trial: what comes between its evaluations and the next trial's on the same process."""
+    source: str
+
+
+NO_OVERHEAD = Overhead(0.0, 0.0, 0.0, "left out")
+# Medians of the two sweeps of results/README.md, "The plan against what came", on two cores.
+_ELSEWHERE = Overhead(7.0, 8.0, 1.0, "measured on another machine")
+
+
+def known_overhead(slots: int) -> Overhead:
+    """Of the last whole sweep with as many trials side by side on this machine, else on the one where this was developed."""
+    path = _path(slots)
+    if not path.is_file():
+        return _ELSEWHERE
+    return Overhead(**json.loads(path.read_text()), source="measured in an earlier sweep")
+
+
+def keep_overhead(
+    trials: Sequence[FrozenTrial], durations_s: Mapping[int, float], elapsed_s: float, slots: int
+) -> Overhead | None:
+    """Measures it in a sweep that ran from its start to its end in one go, for the plans of later ones.
+
+    Args:
+        durations_s: of the trials by number, as they count themselves.
+        elapsed_s: of the whole sweep.
+
+    Returns:
+        None where too few trials have ended to tell.
+    """
+    found = measured_overhead(trials, durations_s, elapsed_s, slots)
+    if found is not None:
+        costs = {name: value for name, value in asdict(found).items() if name != "source"}
+        write_json(_path(slots), costs)
+    return found
+
+
+def measured_overhead(
+    trials: Sequence[FrozenTrial], durations_s: Mapping[int, float], elapsed_s: float, slots: int
+) -> Overhead | None:
+    """As ``keep_overhead``, without keeping it."""
+    spans = [
+        (trial.datetime_start, trial.datetime_complete, durations_s[trial.number])
+        for trial in sorted(trials, key=lambda trial: trial.number)
+        if trial.datetime_start is not None and trial.datetime_complete is not None and durations_s.get(trial.number)
+    ]
+    if len(spans) <= slots:
+        return None
+    beside = [max(0.0, (end - start).total_seconds() - duration_s) for start, end, duration_s in spans]
+    whole_s = (max(end for _, end, _ in spans) - min(start for start, _, _ in spans)).total_seconds()
+    sweep_s = max(0.0, elapsed_s - whole_s)
+    return Overhead(sweep_s, statistics.median(beside[:slots]), statistics.median(beside[slots:]), "measured now")
+
+
+def _path(slots: int) -> Path:
+    device = torch.cuda.get_device_properties(0).name if torch.cuda.is_available() else "cpu"
+    parts = [platform.machine(), available_cores(), device, torch.__version__, slots]
+    return cache_dir() / "rates" / f"overhead-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.json"

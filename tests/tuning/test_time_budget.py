@@ -1,0 +1,81 @@
+"""``--time-budget`` with real sweeps: they end in time, nothing is lost, and the command that they print goes on."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import sweep_json  # tests/tuning/conftest.py
+
+ROOT = Path(__file__).parents[2]
+STAGE_STEPS = 20
+SIZES = ("--num-trials", "2", "--max-concurrent", "1", "--scheduler", "none", "--budget-examples", "6400")
+SETTINGS = (*SIZES, "--grace-examples", "320", "--set", "model.pretrained=none", "--set", "training.batch_size=16")
+GO_ON = re.compile(r"the time of this run is up; go on with: python sweeps/run_sweep\.py (.*)")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+@pytest.fixture
+def invariants(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("sweep_invariants")
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(garments, tmp_path, run_sweep, invariants):
+    """Two trials take longer than the 15 of 18 seconds that are left to them; the folder's name has a blank in it."""
+    results = tmp_path / "My Drive"
+    command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", garments, "--results", results, "--name", "it"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*map(str, command), *SETTINGS, "--time-budget", "0.3"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - started < 60
+    assert "Traceback" not in done.stdout + done.stderr
+    found = GO_ON.search(done.stdout)
+    assert found is not None, done.stdout
+    assert "--time-budget" not in found[1]
+
+    content = sweep_json(results / "it")
+    assert content["state"] == "INTERRUPTED"
+    study = invariants.study_of(results / "it")
+    assert [trial["number"] for trial in study] == list(range(len(study)))
+    assert len([trial for trial in study if trial["state"] == "RUNNING"]) <= 1
+    assert any(trial["state"] == "RUNNING" for trial in study) or len(study) < 2
+    assert invariants.violations(results / "it", STAGE_STEPS, ended=False) == []
+    before = invariants.histories_of(results / "it")
+
+    code, _, err = run_sweep(*shlex.split(found[1]))
+    assert code == 0, err
+    assert sweep_json(results / "it")["state"] == "FINISHED"
+    rows = sweep_json(results / "it")["trials"]
+    assert [(row["trial_id"], row["examples_seen"], row["stop_reason"]) for row in rows] == [
+        ("0000", 6400, "budget"),
+        ("0001", 6400, "budget"),
+    ]
+    assert invariants.violations(results / "it", STAGE_STEPS, ended=True) == []
+    after = invariants.histories_of(results / "it")
+    for number, history in before.items():
+        assert after[number][: len(history)] == history
+
+
+def test_what_cannot_reach_its_first_rung_is_not_started_and_said(garments, tmp_path, run_sweep, invariants):
+    """By the stated rate the first rung is 53 minutes away."""
+    arguments = ("--data", garments, "--results", tmp_path, "--name", "it", *SETTINGS, "--samples-per-second", "0.1")
+    code, out, err = run_sweep(*arguments, "--time-budget", "30")
+    assert (code, err) == (0, "")
+    assert GO_ON.search(out) is not None, out
+    assert sweep_json(tmp_path / "it")["trials"] == []
+    assert invariants.study_of(tmp_path / "it") == []
+    assert re.search(r"no more trials were started: the first rung takes 53\.\d min, 2[345]\.\d were left", out), out

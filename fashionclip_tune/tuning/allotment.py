@@ -16,13 +16,26 @@ _TABLE = "freeze.token_embedding"
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Trials with the same share, of one model or several: how many run side by side, and what they take of the host."""
+
+    count: int
+    host: HostMemory
+    models: tuple[str, ...]
+
+    @property
+    def host_bytes(self) -> int:
+        return self.host.total_bytes(self.count)
+
+
+@dataclass(frozen=True)
 class Allotment:
     """``slots`` is what all trials have in common, ``share_of`` what one gets."""
 
     slots: Slots
     machine: Machine
-    host: HostMemory | None
-    """None: on a cluster, whose machines are not this one."""
+    alike: Mapping[int, Alike]
+    """By the trials that fit one card by its memory. Empty: on a cluster, whose machines are not this one."""
     gpu: GpuMemory | None
     """None: on a CPU, or on a cluster."""
     gpus_per_trial: float | None
@@ -32,16 +45,32 @@ class Allotment:
 
     def at_a_time(self, config: ProjectConfig) -> int:
         """Trials like this one that run side by side, on all cards."""
-        if self.gpu is None or self.gpus_per_trial is not None:
+        if not self.alike:
             return self.slots.count
-        return min(self.slots.count, self.gpu.card.count * self.gpu.side_by_side(config))
+        fitting = _fitting(config, self.gpu, self.gpus_per_trial)
+        # One that was not among the draws that the plan was made for, and needs more memory than they: as the nearest.
+        known = max((each for each in self.alike if each <= fitting), default=min(self.alike))
+        count = self.alike[known].count
+        return count if self.gpu is None or self.gpus_per_trial is not None else min(count, self.gpu.card.count * fitting)
+
+    def most_at_a_time(self, configs: Sequence[ProjectConfig]) -> dict[str, int]:
+        """By model, where configurations of a model need different shares."""
+        most: dict[str, int] = {}
+        for config in configs:
+            most[config.model_name] = max(most.get(config.model_name, 1), self.at_a_time(config))
+        return most
+
+    @property
+    def host_bytes(self) -> int | None:
+        """At most: trials with different shares side by side take no more than as many as fit of one kind. None: not known."""
+        return max((each.host_bytes for each in self.alike.values()), default=None)
 
     def share_of(self, config: ProjectConfig) -> Share:
         """What Ray is asked for, and the part of the card that the trial's process keeps to."""
         if self.gpu is None:
             return Share(self.slots.gpus_per_trial, self.slots.cpus_per_trial)
         # A trial that has no neighbour, for whatever reason, has the whole card.
-        on_a_card = min(self.gpu.side_by_side(config), math.ceil(self.slots.count / self.gpu.card.count))
+        on_a_card = math.ceil(self.at_a_time(config) / self.gpu.card.count)
         gpus = self.gpus_per_trial if self.gpus_per_trial is not None else 1 / on_a_card
         # Ray counts in ten-thousandths: three thirds must not be more than one.
         gpus = int(10_000 * gpus) / 10_000
@@ -106,18 +135,47 @@ def allot(
     cuts = []
     if max_concurrent is not None and slots.count < min(max_concurrent, num_trials):
         cuts.append(f"--max-concurrent {max_concurrent} to {slots.count}: more do not fit the card")
-    workers = min(max(config.training.num_workers for config in configs), int(slots.cpus_per_trial))
-    host = plan_host_memory(configs, num_workers=workers if device != "cpu" else max(0, workers - 1))
-    check_room(host, machine.memory_bytes)
-    if (room := max(1, host.room(machine.memory_bytes))) < slots.count:
-        cuts.append(
-            f"{slots.count} trials side by side to {room}: they would take {host.total_bytes(slots.count) / GB:.1f} GB of "
-            f"{machine.memory_bytes / GB:.1f} GB of host memory"
-        )
-        slots = Slots(room, machine.cores / room if room <= machine.cores else 1.0, slots.gpus_per_trial, slots.num_gpus)
+    kinds: dict[int, list[ProjectConfig]] = {}
+    for config in configs:
+        kinds.setdefault(_fitting(config, gpu, gpus_per_trial), []).append(config)
+    cards = gpu.card.count if gpu is not None else 1
+    alike = {}
+    for fitting, some in kinds.items():
+        wanted = min(slots.count, cards * fitting) if fitting else slots.count
+        alike[fitting], cut = _alike(some, wanted, machine, cards)
+        cuts += [cut] if cut else []
+    # Where there is no room for one a card, cards stay empty, whatever runs.
+    counts = [each.count for each in alike.values()]
+    count = min([max(counts), *(each for each in counts if each < cards)])
+    if count < slots.count:
+        slots = Slots(count, machine.cores / count if count <= machine.cores else 1.0, slots.gpus_per_trial, slots.num_gpus)
     if machine.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES and any(config.training.num_workers for config in configs):
         cuts.append("loader processes to none: /dev/shm is too small (docker: --shm-size=2g)")
-    return Allotment(slots, machine, host, gpu, gpus_per_trial, tuple(cuts))
+    return Allotment(slots, machine, alike, gpu, gpus_per_trial, tuple(cuts))
+
+
+def _fitting(config: ProjectConfig, gpu: GpuMemory | None, gpus_per_trial: float | None) -> int:
+    """Trials like this one that fit a card by its memory; 0: that decides nothing, and all trials are alike."""
+    return gpu.side_by_side(config) if gpu is not None and gpus_per_trial is None else 0
+
+
+def _alike(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, cards: int) -> tuple[Alike, str]:
+    """As many of the wanted trials as the host has memory for, as many on each card; and what to say of a cut."""
+    models = tuple(dict.fromkeys(config.model_name for config in configs))
+
+    def host(count: int) -> HostMemory:
+        return plan_host_memory(configs, cores=max(1.0, machine.cores / count))
+
+    check_room(host(1), machine.memory_bytes)
+    counts = [count for count in range(wanted, 0, -1) if count <= cards or count == wanted or count % cards == 0]
+    count = next((count for count in counts if host(count).room(machine.memory_bytes) >= count), 1)
+    cut = ""
+    if count < wanted:
+        cut = (
+            f"{', '.join(models)}: {wanted} trials side by side to {count}: they would take "
+            f"{host(wanted).total_bytes(wanted) / GB:.1f} GB of {machine.memory_bytes / GB:.1f} GB of host memory"
+        )
+    return Alike(count, host(count), models), cut
 
 
 def with_default_freeze(config: ProjectConfig, gpu: GpuMemory | None, given: Mapping[str, object]) -> ProjectConfig:

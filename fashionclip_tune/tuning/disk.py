@@ -1,6 +1,6 @@
 """Disk of a sweep, planned before it starts and watched while it runs (``--disk-budget-gb``)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,30 +42,38 @@ class ModelBytes:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes at the most, of a sweep with these architectures."""
+    """Bytes at the most, of a sweep with these architectures.
+
+    ``at_a_time``: how many trials of each run side by side. Each has its part of the machine, so that no mix of architectures
+    takes more than as many as fit of the one whose trials take most together.
+    """
 
     models: dict[str, ModelBytes]
     num_trials: int
 
-    def local_bytes(self, side_by_side: int) -> int:
+    def local_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """Where the sweep runs: whole states of running trials, weights of the best, the winner twice while it is written."""
         kept = sum(KEPT_PER_MODEL * each.weights for each in self.models.values())
-        largest = self._largest.state
-        return side_by_side * _LOCAL_STATES * largest + kept + 2 * self._largest.weights + self.num_trials * _TRIAL_BYTES
+        running = max(at_a_time[name] * _LOCAL_STATES * each.state for name, each in self.models.items())
+        return running + kept + 2 * self._winner + self.num_trials * _TRIAL_BYTES
 
-    def durable_bytes(self, side_by_side: int) -> int:
+    def durable_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """What is kept to survive: states and weights of running trials, weights of the best, the winner.
 
         The winner is written when no trial runs, so that there is one state of each at most.
         """
         kept = sum(KEPT_PER_MODEL * each.durable_weights for each in self.models.values())
-        largest = self._largest
-        running = side_by_side * (largest.durable_state + largest.durable_weights)
-        return kept + max(_DURABLE_STATES * running, running + largest.weights) + self.num_trials * _TRIAL_BYTES
+        models = self.models.items()
+        running = max(at_a_time[name] * (each.durable_state + each.durable_weights) for name, each in models)
+        return kept + max(_DURABLE_STATES * running, running + self._winner) + self.num_trials * _TRIAL_BYTES
 
     @property
-    def _largest(self) -> ModelBytes:
-        return max(self.models.values(), key=lambda each: each.state)
+    def one_at_a_time(self) -> dict[str, int]:
+        return dict.fromkeys(self.models, 1)
+
+    @property
+    def _winner(self) -> int:
+        return max(each.weights for each in self.models.values())
 
 
 def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
@@ -108,7 +116,7 @@ class DiskBudget:
         self._plan = plan
         self._is_durable = is_durable
         self._used = used
-        needed = plan.durable_bytes(1) if is_durable else plan.local_bytes(1)
+        needed = (plan.durable_bytes if is_durable else plan.local_bytes)(plan.one_at_a_time)
         if needed > budget_bytes:
             raise UserError(
                 f"--disk-budget-gb {budget_bytes / GB:g} is too little: one trial at a time takes up to {needed / GB:.1f} GB; "

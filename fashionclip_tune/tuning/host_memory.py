@@ -1,6 +1,6 @@
 """Host memory of a sweep, planned like the card's: what each process holds, and how many trials that leaves room for."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fashionclip_tune.config import ProjectConfig
@@ -38,11 +38,18 @@ class HostMemory:
         return int((_USABLE * memory_bytes - self.shared_bytes) // (self.trial_bytes + self.worker_bytes))
 
 
-def plan_host_memory(configs: Iterable[ProjectConfig], *, num_workers: int) -> HostMemory:
-    """For trials that may be of any of these models, on one process each, reused."""
+def plan_host_memory(configs: Sequence[ProjectConfig], *, cores: float) -> HostMemory:
+    """For trials that may be of any of these models, on one process each, which they share one after the other.
+
+    Ray hands a process on to trials with the same share only.
+
+    Args:
+        cores: of each trial; loader processes are cut to them.
+    """
     by_model = {config.model_name: config for config in configs}
     sizes = sorted((weights_bytes(config) for config in by_model.values()), reverse=True)
     device = next(iter(by_model.values())).device.partition(":")[0]
+    num_workers = min(max(config.training.num_workers for config in configs), int(cores) - (device == "cpu"))
     kept = sum(sizes[:_MODELS_KEPT])
     copies = sizes[0]  # of the weights, made to load a model or to write a checkpoint
     copies += sizes[0] if device == "cpu" else 0  # the model itself is on the card otherwise

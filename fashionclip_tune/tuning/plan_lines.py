@@ -52,16 +52,20 @@ def _share_lines(plan: SweepPlan) -> list[str]:
 
 
 def _memory_lines(plan: SweepPlan) -> list[str]:
-    host, count = plan.allotment.host, plan.slots.count
-    if host is None:
+    kinds = list(plan.allotment.alike.values())
+    if plan.allotment.host_bytes is None:
         return []
-    parts = f"{host.shared_bytes / GB:.1f} for all, {(host.trial_bytes + host.worker_bytes) / GB:.1f} a trial"
+    each = [
+        f"{kind.count} x {(kind.host.trial_bytes + kind.host.worker_bytes) / GB:.1f} of {' or '.join(kind.models)}"
+        for kind in kinds
+    ]
+    parts = f"{kinds[0].host.shared_bytes / GB:.1f} for all, beside it {', or '.join(each)}"
     there = plan.allotment.machine.memory_bytes / GB
-    return [f"host RAM: at most {host.total_bytes(count) / GB:.1f} of {there:.1f} GB ({parts}; estimate)"]
+    return [f"host RAM: at most {plan.allotment.host_bytes / GB:.1f} of {there:.1f} GB ({parts}; estimate)"]
 
 
 def _disk_line(plan: SweepPlan) -> str:
-    count = plan.slots.count
+    count = plan.at_a_time
     local = f"{plan.disk.local_bytes(count) / GB:.1f} GB"
     if plan.settings.scratch is None:
         return f"disk:     at most {local} in the results (with --scratch: {plan.disk.durable_bytes(count) / GB:.1f} GB there)"

@@ -46,7 +46,7 @@ class Site:
             max_concurrent=settings.max_concurrent,
             gpus_per_trial=settings.gpus_per_trial,
         )
-        return Allotment(slots, self.machine, None, None, settings.gpus_per_trial)
+        return Allotment(slots, self.machine, {}, None, settings.gpus_per_trial)
 
 
 def find_site(settings: SweepSettings, *, dry_run: bool, machine: Machine | None = None) -> Site:

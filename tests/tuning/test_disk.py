@@ -34,8 +34,20 @@ def test_an_evening_with_the_three_models_takes_less_than_8_gb_of_a_drive():
     plan = plan_disk(models, 30)
     running = 2 * (3 * 714.4e6 + 357.2e6)  # two states and two weights, while the newer one replaces the older
     kept = 3 * 2 * (151.3e6 + 149.6e6 + 178.6e6)
-    assert plan.durable_bytes(1) == pytest.approx(running + kept + 30e6, rel=1e-3)
-    assert plan.durable_bytes(1) < 8 * GB
+    durable_bytes = plan.durable_bytes(plan.one_at_a_time)
+    assert durable_bytes == pytest.approx(running + kept + 30e6, rel=1e-3)
+    assert durable_bytes < 8 * GB
+
+
+def test_as_many_of_each_model_count_as_run_side_by_side():
+    """Two of the small one, 3 GB of state each, or one of the large one with 4: three checkpoints of each are there at most."""
+    bytes_of = plan()
+    always = 3 * (GB + 2 * GB) + 2 * 2 * GB + 10 * 10**6  # weights of the best three of each, the winner twice, figures
+    assert bytes_of.local_bytes({"a": 1, "b": 1}) == 3 * 4 * GB + always
+    assert bytes_of.local_bytes({"a": 2, "b": 1}) == 2 * 3 * 3 * GB + always
+    assert bytes_of.local_bytes({"a": 2, "b": 2}) == 2 * 3 * 4 * GB + always
+    small = DiskPlan({"a": ModelBytes(GB, GB), "b": ModelBytes(GB, GB // 2)}, 0)
+    assert small.durable_bytes({"a": 1, "b": 3}) == 2 * 3 * (3 * GB // 2 + GB // 4) + 3 * (GB // 2 + GB // 4)
 
 
 def plan() -> DiskPlan:

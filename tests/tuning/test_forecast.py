@@ -29,7 +29,7 @@ B32 = ProjectConfig(clip_model="ViT-B-32", device="cuda")
 
 
 def course(*, count: int = 1, rate: float | None = 100.0, trials: int = 30, halves: bool = True) -> Course:
-    allotment = Allotment(Slots(count, 1, 0), Machine(2, 12 * GB, GB), None, None, None)
+    allotment = Allotment(Slots(count, 1, 0), Machine(2, 12 * GB, GB), {}, None, None)
     paces = None if rate is None else {"ViT-B-32": ModelPace(rate, rate / 2, 2 * rate, 10.0, 5.0, "stated")}
     return Course(trials, allotment, [B32], paces, 3, "asha" if halves else "none")
 

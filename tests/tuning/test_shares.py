@@ -1,6 +1,7 @@
 """How a machine is divided, on cards that are made up; and that Ray keeps to it, with logical GPUs."""
 
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,8 +28,14 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@cache
+def gpu_memory(card: Card, packing: float | None) -> GpuMemory:
+    """Estimates take a second: they are made once for each card."""
+    return GpuMemory(card, packing=lambda config: packing)
+
+
 def divided(machine: Machine = ROOMY, card: Card = T4, packing: float | None = None, **flags: object) -> Allotment:
-    gpu = GpuMemory(card, packing=lambda config: packing)
+    gpu = gpu_memory(card, packing)
     wanted = {"num_trials": 12, "max_concurrent": None, "gpus_per_trial": None, **flags}
     configs = [with_default_freeze(config, gpu, {}) for config in (B32, B16, SIGLIP2)]
     return allot(configs, device="cuda", machine=machine, gpu=gpu, **wanted)
@@ -70,16 +77,41 @@ def test_a_micro_batch_is_halved_until_it_fits_and_what_never_does_is_refused() 
         GpuMemory(Card("tiny", 2 * GB)).need(B16)
 
 
-def test_host_memory_cuts_what_runs_side_by_side() -> None:
-    """On a notebook box (2 cores, 12.7 GB) at most 10 GB are planned for."""
+def test_host_memory_is_that_of_what_really_runs_side_by_side() -> None:
+    """On a notebook box (2 cores, 12.7 GB) at most 10 GB are planned for: two processes that only ever hold a ViT-B-32, or one
+    that has held both of the others."""
     allotment = divided(NOTEBOOK)
+    small, large = allotment.alike[2], allotment.alike[1]
+    assert (small.models, small.count) == (("ViT-B-32",), 2)
+    assert (large.models, large.count) == (("ViT-B-16", "ViT-B-16-SigLIP2-256"), 1)
+    for_all = 10**9 + 400 * 10**6 + 256 * 2**20
+    a_process, a_worker, b32, b16, siglip2 = 2.2e9, 0.3e9, 4 * 151.3e6, 4 * 149.6e6, 4 * 375.2e6
+    assert small.host_bytes == pytest.approx(for_all + 2 * (a_process + a_worker + 2 * b32), rel=1e-3)
+    assert large.host_bytes == pytest.approx(for_all + a_process + 2 * a_worker + b16 + 2 * siglip2, rel=1e-3)
+    assert allotment.host_bytes == max(small.host_bytes, large.host_bytes) < 10 * GB
+    assert allotment.cuts == ()
+
+
+def test_host_memory_cuts_what_runs_side_by_side() -> None:
+    allotment = divided(Machine(2, 10 * GB, GB))
     assert allotment.slots.count == 1
+    assert allotment.at_a_time(B32) == 1
     assert allotment.share_of(B32).gpus == 1.0
-    assert allotment.host is not None
-    assert allotment.host.total_bytes(1) < 10 * GB
-    assert "2 trials side by side to 1" in allotment.cuts[0]
+    assert "ViT-B-32: 2 trials side by side to 1: they would take 9." in allotment.cuts[0]
     with pytest.raises(UserError, match="GB of host memory, this machine has 3"):
         divided(Machine(2, 3 * GB, GB))
+
+
+def test_two_cards_have_as_many_trials_each_and_stay_empty_where_the_host_has_no_room() -> None:
+    cards = Card("T4", T4.memory_bytes, 2)
+    assert [divided(card=cards).at_a_time(config) for config in (B32, B16)] == [4, 2]
+    # Room for three of the small ones: one a card, so that Ray's shares add up to no more.
+    three = divided(Machine(4, 17 * GB, GB), card=cards)
+    assert three.alike[2].count == 2
+    assert three.share_of(B32).gpus == 1.0
+    # Room for one of the large ones only: then no two trials run at all, whichever they are.
+    one = divided(Machine(4, 13 * GB, GB), card=cards)
+    assert (one.slots.count, one.alike[1].count) == (1, 1)
 
 
 def test_flags_are_cut_to_what_exists() -> None:

@@ -74,8 +74,11 @@ def _path(config: ProjectConfig) -> Path | None:
     return cache_dir() / "paces" / f"{identity}.json" if identity is not None else None
 
 
-def run_side_by_side(config: ProjectConfig, count: int) -> list[float]:
+def run_side_by_side(config: ProjectConfig, count: int, *, card_bytes: int | None = None) -> list[float]:
     """Real processes, that begin to be timed together.
+
+    Args:
+        card_bytes: that they share, each with an equal part; None: all that the card has.
 
     Raises:
         OutOfMemoryError: one of them did not fit its part of the card.
@@ -83,7 +86,7 @@ def run_side_by_side(config: ProjectConfig, count: int) -> list[float]:
     """
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
-    arguments = (config.to_dict(), count, barrier, results)
+    arguments = (config.to_dict(), count, barrier, results, card_bytes)
     processes = [context.Process(target=time_steps, args=arguments, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
@@ -99,7 +102,7 @@ def run_side_by_side(config: ProjectConfig, count: int) -> list[float]:
     return [float(result) for result in found]
 
 
-def time_steps(settings: dict[str, Any], count: int, barrier: Any, results: Any) -> None:
+def time_steps(settings: dict[str, Any], count: int, barrier: Any, results: Any, card_bytes: int | None = None) -> None:
     """One of ``count`` processes: warms up, waits for the others, and puts its samples a second into ``results``."""
     try:
         config = ProjectConfig.from_dict(settings)
@@ -108,7 +111,8 @@ def time_steps(settings: dict[str, Any], count: int, barrier: Any, results: Any)
         plan = plan_precision(config)
         if plan.device.type == "cuda":
             total = torch.cuda.get_device_properties(plan.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(max(0.0, 1 / count - CONTEXT_BYTES / total), plan.device)
+            part_bytes = min(total, card_bytes or total) / count - CONTEXT_BYTES
+            torch.cuda.set_per_process_memory_fraction(max(0.0, part_bytes / total), plan.device)
         loaded = load_model(config)
         trainer = Trainer(loaded, config, _WARM_UP_STEPS + _TIMED_STEPS, plan)
         batch = random_batch(config, loaded)

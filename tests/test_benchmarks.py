@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import gpu_shares
 import published_asha
 import search_replay
 import search_table
@@ -96,3 +97,27 @@ def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path):
     assert table.examples_seen_S == [0, 100]
     assert table.recall_NS.tolist() == [[0.1, 0.2]] * 2
     assert table.device_s_NS.tolist() == [[1.0, 3.0]] * 2
+
+
+def test_gpu_shares_survives_a_card_that_is_full_and_compares_gradients(monkeypatch):
+    """Without a GPU: a micro-batch of more than three photos stands for too much memory."""
+    import open_clip
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", open_clip.get_tokenizer)  # put back: the script replaces SigLIP's
+    job = {"model": "tiny-clip", "batch_size": 12, "micro_batch": 12, "checkpointing": False, "device": "cpu"}
+    found = gpu_shares.survive({**job, "part_bytes": None, "limit_photos": 3})
+    assert (found["micro_batch"], found["out_of_memory"]) == (3, 2)
+    assert found["difference"] < 1e-5
+    peak = gpu_shares.peak({**job, "part_bytes": None, "limit_photos": None})
+    assert peak["measured"] is None
+    assert peak["estimated"] > 600 * 2**20
+
+
+def test_gpu_shares_sees_gradients_that_are_not_equal(monkeypatch):
+    import torch
+
+    gradients = iter([torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])])
+    monkeypatch.setattr(gpu_shares, "_gradients", lambda trainer: next(gradients))
+    trainer = SimpleNamespace(micro_batch_size=1, run_stage=lambda *_: None)
+    monkeypatch.setattr(gpu_shares, "trainer_of", lambda job: (trainer, None, None))
+    assert gpu_shares.survive({})["difference"] == pytest.approx(1 / 34**0.5)

@@ -124,6 +124,11 @@ def _judge_mount(mount: Mount, *, alone: bool) -> list[Finding]:
     return [Finding(Level.OK, mount.purpose, text)]
 
 
+def judge_object_store(address: str) -> Finding:
+    """Nothing is written there to find out."""
+    return Finding(Level.OK, "results", f"{address}: object storage, not looked at; a sweep runs in --scratch, a local folder")
+
+
 def _judge_packages(facts: Facts) -> list[Finding]:
     there = ", ".join(f"{name} {found}" for name, found in facts.packages.items() if found is not None)
     missing = [name for name, found in facts.packages.items() if found is None]

@@ -28,20 +28,22 @@ def _run(parsed: argparse.Namespace) -> None:
 
 def look(results: str, scratch: str | None, device: str | None, say: Callable[[str], None]) -> list[str]:
     """Says what is found, and returns what is wrong that a sweep cannot run with."""
-    from fashionclip_tune.doctor import judge, lines, problems
+    from fashionclip_tune.doctor import judge, judge_object_store, lines, problems
     from fashionclip_tune.machine_facts import folders_of, gather
 
     findings = judge(gather(folders_of(results, scratch)), device=device or "auto")
+    if "://" in results:
+        findings.append(judge_object_store(results))
     for line in lines(findings):
         say(line)
     return [finding.text for finding in problems(findings)]
 
 
 def refuse_problems(results: str, scratch: str | None, device: str | None) -> None:
-    """Before a sweep: what is well is not worth a line.
+    """Before a sweep: what is well is not worth a line, what will be worse than it could is.
 
     Raises:
         UserError: what is wrong, and what to do about it.
     """
-    if wrong := look(results, scratch, device, lambda line: None):
+    if wrong := look(results, scratch, device, lambda line: print(line) if line.startswith("warning") else None):
         raise UserError(f"{'; '.join(wrong)} (python -m fashionclip_tune doctor says more)")

@@ -125,18 +125,18 @@ def _torch_gpus() -> tuple[Gpu, ...]:
 
 def look_at_mount(path: Path, purpose: str, timeout_s: float = _MOUNT_TIMEOUT_S) -> Mount:
     """Writes, syncs, renames and locks a small file in the nearest folder that exists; gives up on a mount that hangs."""
-    folder = path.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     found: list[Mount] = []
-    thread = threading.Thread(target=lambda: found.append(_try(folder, purpose)), daemon=True)
+    # To ask whether a folder exists hangs there, too.
+    thread = threading.Thread(target=lambda: found.append(_try(path.absolute(), purpose)), daemon=True)
     thread.start()
     thread.join(timeout_s)
-    return found[0] if found else Mount(str(folder), purpose, is_writable=True)
+    return found[0] if found else Mount(str(path.absolute()), purpose, is_writable=True)
 
 
 def _try(folder: Path, purpose: str) -> Mount:
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         free_bytes = shutil.disk_usage(folder).free
         with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as inside:
             file = Path(inside) / "written"

@@ -282,7 +282,8 @@ def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:
 
 def _how_to_go_on(place: Place, *how: str) -> str:
     results, _, name = place.shown.rpartition("/")
-    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *(how or ("--resume",))]
+    scratch = ["--scratch", str(place.run_dir.parents[1])] if place.mirror is not None else []
+    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *scratch, *(how or ("--resume",))]
     return f"go on with: {shlex.join(command)}"
 
 

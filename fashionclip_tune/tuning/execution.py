@@ -58,6 +58,8 @@ def run_trials(
     num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
+    if time_budget is not None and not time_budget.may_start():
+        return False  # Ray would be started for nothing
     stop = stop or StopSignal()
     searcher = StudySearcher(
         study,

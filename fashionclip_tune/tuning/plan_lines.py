@@ -85,7 +85,7 @@ def _time_lines(plan: SweepPlan) -> list[str]:
     low, middle, high = (_duration(hours) for hours in (forecast.hours_low, forecast.hours, forecast.hours_high))
     lines.append(f"time:     {middle} ({low} to {high})")
     rates = [
-        f"{model}: {rate:,.0f} samples/s a trial ({forecast.sources[model]})"
+        f"{model}: {rate:,.{0 if rate >= 10 else 1}f} samples/s a trial ({forecast.sources[model]})"
         for model, rate in forecast.samples_per_second.items()
     ]
     each = forecast.overhead

@@ -21,7 +21,11 @@ class Alike:
 
     count: int
     host: HostMemory
-    models: tuple[str, ...]
+    configs: tuple[ProjectConfig, ...]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(config.model_name for config in self.configs))
 
     @property
     def host_bytes(self) -> int:
@@ -135,15 +139,11 @@ def allot(
     cuts = []
     if max_concurrent is not None and slots.count < min(max_concurrent, num_trials):
         cuts.append(f"--max-concurrent {max_concurrent} to {slots.count}: more do not fit the card")
+    cards = gpu.card.count if gpu is not None else 1
     kinds: dict[int, list[ProjectConfig]] = {}
     for config in configs:
         kinds.setdefault(_fitting(config, gpu, gpus_per_trial), []).append(config)
-    cards = gpu.card.count if gpu is not None else 1
-    alike = {}
-    for fitting, some in kinds.items():
-        wanted = min(slots.count, cards * fitting) if fitting else slots.count
-        alike[fitting], cut = _alike(some, wanted, machine, cards)
-        cuts += [cut] if cut else []
+    alike, cut = _divide(kinds, slots.count, machine, cards)
     # Where there is no room for one a card, cards stay empty, whatever runs.
     counts = [each.count for each in alike.values()]
     count = min([max(counts), *(each for each in counts if each < cards)])
@@ -151,7 +151,7 @@ def allot(
         slots = Slots(count, machine.cores / count if count <= machine.cores else 1.0, slots.gpus_per_trial, slots.num_gpus)
     if machine.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES and any(config.training.num_workers for config in configs):
         cuts.append("loader processes to none: /dev/shm is too small (docker: --shm-size=2g)")
-    return Allotment(slots, machine, alike, gpu, gpus_per_trial, tuple(cuts))
+    return Allotment(slots, machine, alike, gpu, gpus_per_trial, (*cuts, *cut))
 
 
 def _fitting(config: ProjectConfig, gpu: GpuMemory | None, gpus_per_trial: float | None) -> int:
@@ -159,9 +159,36 @@ def _fitting(config: ProjectConfig, gpu: GpuMemory | None, gpus_per_trial: float
     return gpu.side_by_side(config) if gpu is not None and gpus_per_trial is None else 0
 
 
-def _alike(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, cards: int) -> tuple[Alike, str]:
-    """As many of the wanted trials as the host has memory for, as many on each card; and what to say of a cut."""
-    models = tuple(dict.fromkeys(config.model_name for config in configs))
+def _divide(
+    kinds: Mapping[int, Sequence[ProjectConfig]], at_most: int, machine: Machine, cards: int
+) -> tuple[dict[int, Alike], list[str]]:
+    """Those that fit a card equally often get as many trials side by side as that, and as the host has memory for.
+
+    As many as another kind have the same share, and so the same processes, which then keep the weights of all their models.
+    """
+    by_count: dict[int, list[int]] = {}
+    for fitting in kinds:
+        by_count.setdefault(min(at_most, cards * fitting) if fitting else at_most, []).append(fitting)
+    alike: dict[int, Alike] = {}
+    cuts = []
+    while by_count:
+        count = max(by_count)
+        fittings = by_count.pop(count)
+        found = _that_fit([config for fitting in fittings for config in kinds[fitting]], count, machine, cards)
+        if found.count == count:
+            alike |= dict.fromkeys(fittings, found)
+            continue
+        needed = plan_host_memory(found.configs, cores=max(1.0, machine.cores / count)).total_bytes(count)
+        cuts.append(
+            f"{', '.join(found.models)}: {count} trials side by side to {found.count}: they would take {needed / GB:.1f} GB of "
+            f"{machine.memory_bytes / GB:.1f} GB of host memory"
+        )
+        by_count[found.count] = fittings + by_count.get(found.count, [])
+    return alike, cuts
+
+
+def _that_fit(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, cards: int) -> Alike:
+    """As many of the wanted trials as the host has memory for, equally many on each card."""
 
     def host(count: int) -> HostMemory:
         return plan_host_memory(configs, cores=max(1.0, machine.cores / count))
@@ -169,13 +196,7 @@ def _alike(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, card
     check_room(host(1), machine.memory_bytes)
     counts = [count for count in range(wanted, 0, -1) if count <= cards or count == wanted or count % cards == 0]
     count = next((count for count in counts if host(count).room(machine.memory_bytes) >= count), 1)
-    cut = ""
-    if count < wanted:
-        cut = (
-            f"{', '.join(models)}: {wanted} trials side by side to {count}: they would take "
-            f"{host(wanted).total_bytes(wanted) / GB:.1f} GB of {machine.memory_bytes / GB:.1f} GB of host memory"
-        )
-    return Alike(count, host(count), models), cut
+    return Alike(count, host(count), tuple(configs))
 
 
 def with_default_freeze(config: ProjectConfig, gpu: GpuMemory | None, given: Mapping[str, object]) -> ProjectConfig:

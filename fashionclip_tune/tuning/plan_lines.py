@@ -52,7 +52,7 @@ def _share_lines(plan: SweepPlan) -> list[str]:
 
 
 def _memory_lines(plan: SweepPlan) -> list[str]:
-    kinds = list(plan.allotment.alike.values())
+    kinds = list({kind.count: kind for kind in plan.allotment.alike.values()}.values())
     if plan.allotment.host_bytes is None:
         return []
     each = [

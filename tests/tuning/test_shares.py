@@ -93,11 +93,16 @@ def test_host_memory_is_that_of_what_really_runs_side_by_side() -> None:
 
 
 def test_host_memory_cuts_what_runs_side_by_side() -> None:
-    allotment = divided(Machine(2, 10 * GB, GB))
+    allotment = divided(Machine(2, int(11.3 * GB), GB))
     assert allotment.slots.count == 1
     assert allotment.at_a_time(B32) == 1
     assert allotment.share_of(B32).gpus == 1.0
     assert "ViT-B-32: 2 trials side by side to 1: they would take 9." in allotment.cuts[0]
+    # All have the card alone then, so that one process may have kept the weights of all three.
+    (host_bytes,) = {each.host_bytes for each in allotment.alike.values()}
+    b32, b16, siglip2 = 4 * 151.3e6, 4 * 149.6e6, 4 * 375.2e6
+    assert host_bytes == pytest.approx(1.4e9 + 256 * 2**20 + 2.2e9 + 2 * 0.3e9 + b32 + b16 + 2 * siglip2, rel=1e-3)
+    assert divided(max_concurrent=1).host_bytes == host_bytes
     with pytest.raises(UserError, match="GB of host memory, this machine has 3"):
         divided(Machine(2, 3 * GB, GB))
 
@@ -106,7 +111,7 @@ def test_two_cards_have_as_many_trials_each_and_stay_empty_where_the_host_has_no
     cards = Card("T4", T4.memory_bytes, 2)
     assert [divided(card=cards).at_a_time(config) for config in (B32, B16)] == [4, 2]
     # Room for three of the small ones: one a card, so that Ray's shares add up to no more.
-    three = divided(Machine(4, 17 * GB, GB), card=cards)
+    three = divided(Machine(4, int(20.5 * GB), GB), card=cards)
     assert three.alike[2].count == 2
     assert three.share_of(B32).gpus == 1.0
     # Room for one of the large ones only: then no two trials run at all, whichever they are.

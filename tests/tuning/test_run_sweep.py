@@ -1,5 +1,7 @@
 """The script's errors and its dry run: nothing here starts Ray."""
 
+import re
+
 import pytest
 
 FAST = ("--set", "model.pretrained=none", "--set", "training.batch_size=16")
@@ -185,9 +187,11 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_pa
         "cut first",
     ):
         assert part in out
-    code, out, _ = run_sweep(*arguments, *card, "--set", "freeze.token_embedding=false", "--dry-run")
+    more = ("--set", "freeze.token_embedding=false", "--disk-budget-gb", "60")
+    code, out, _ = run_sweep(*arguments, *card, *more, "--dry-run")
     assert code == 0
     assert "frozen" not in out
+    assert re.search(r"disk:     at most \d\d\.\d GB in the results \(with", out)
     refused(run_sweep(*arguments, *card), "--device cuda", "--device cpu")
     assert not (tmp_path / "results").exists()
 

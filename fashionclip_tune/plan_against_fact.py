@@ -1,15 +1,25 @@
 """What a sweep's plan had said, beside what came; for people, from the sweep's files alone."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fashionclip_tune.history import read_history
 
 
-def plan_against_fact(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
-    """A line a figure: planned, found, and the difference in percent of the plan; nothing where there was no plan."""
+class Compared(NamedTuple):
+    """A figure of the plan, in words."""
+
+    what: str
+    planned: str
+    found: str
+    difference: str
+    """In percent of the plan."""
+
+
+def plan_against_fact(sweep: Mapping[str, Any], sweep_dir: Path) -> list[Compared]:
+    """Nothing where there was no plan."""
     plan = sweep.get("plan")
     if not plan:
         return []
@@ -24,12 +34,20 @@ def plan_against_fact(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
         found = _rate(sweep, sweep_dir, model)
         if found is not None:
             lines.append(_line(model, rate, found, "samples/s", ",.0f"))
+    return lines
+
+
+def fact_lines(compared: Sequence[Compared]) -> list[str]:
+    """For a terminal."""
+    if not compared:
+        return []
+    lines = [f"  {each.what:<22} planned {each.planned}, was {each.found} ({each.difference})" for each in compared]
     return ["plan against fact:", *lines]
 
 
-def _line(what: str, planned: float, found: float, unit: str, form: str) -> str:
-    difference = f" ({found / planned - 1:+.0%})" if planned else ""
-    return f"  {what:<22} planned {planned:{form}}, was {found:{form}} {unit}".rstrip() + difference
+def _line(what: str, planned: float, found: float, unit: str, form: str) -> Compared:
+    difference = f"{found / planned - 1:+.0%}" if planned else ""
+    return Compared(what, f"{planned:{form}}", f"{found:{form}} {unit}".rstrip(), difference)
 
 
 def _rate(sweep: Mapping[str, Any], sweep_dir: Path, model: str) -> float | None:

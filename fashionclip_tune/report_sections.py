@@ -6,6 +6,7 @@ from fashionclip_tune import report_plots
 from fashionclip_tune.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text
+from fashionclip_tune.plan_against_fact import plan_against_fact
 from fashionclip_tune.report import Row, refit_lines
 from fashionclip_tune.report_data import SweepView
 
@@ -171,6 +172,9 @@ def budget(view: SweepView) -> Iterator[str]:
         f"saved, {stopped} trials were stopped at a rung. Time of all trials together: {hours:.2f} h.</p>"
     )
     yield plot(report_plots.budget(view), "")
+    if view.content["state"] == "FINISHED" and (compared := plan_against_fact(view.content, view.folder)):
+        yield "<p>The plan against what came:</p>"
+        yield table(("", "planned", "was", "difference"), [(list(map(text, each)), "") for each in compared], numbers=(1, 2, 3))
 
 
 def costs(view: SweepView) -> Iterator[str]:

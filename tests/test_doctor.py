@@ -80,6 +80,25 @@ def test_little_shared_memory_little_memory_and_missing_packages() -> None:
     assert "missing: ray; pip install -e ." in said(replace(NOTEBOOK, packages={**NOTEBOOK.packages, "ray": None}))
 
 
+def test_the_docs_show_what_is_said_of_these_faults() -> None:
+    drive = replace(DISK, path="/content/drive/MyDrive/results", fsync_s=1.5, renames=False, locks=False)
+    remote = replace(DISK, path="/mnt/nfs", purpose="scratch", locks=False)
+    small = replace(NOTEBOOK, machine=Machine(2, int(12.7 * GB), 64 * 10**6), packages={**NOTEBOOK.packages, "ray": None})
+    faulty = (
+        replace(NOTEBOOK, gpus=(), cuda_of_torch="13.0"),
+        replace(NOTEBOOK, gpus=(), cuda_of_torch="13.0", driver="470.82", cuda_of_driver=(11, 4)),
+        replace(NOTEBOOK, gpus=()),
+        replace(small, mounts=(drive,)),
+        replace(NOTEBOOK, mounts=(DISK, remote)),
+        replace(NOTEBOOK, mounts=(replace(DISK, fsync_s=None),)),
+    )
+    docs = " ".join((Path(__file__).parents[1] / "docs" / "t4.md").read_text().split())
+    found = [line for facts in faulty for line in lines(judge(facts)) if not line.startswith("ok")]
+    assert len(found) == 8
+    for line in found:
+        assert " ".join(line.split()) in docs, line
+
+
 def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = gather({"results": tmp_path / "not" / "there"})
     (mount,) = facts.mounts

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from test_report import write_sweep  # tests/test_report.py
 
+from fashionclip_tune import report_sections
 from fashionclip_tune.report_data import read_trials, view_sweep
 from fashionclip_tune.report_html import write_report
 from fashionclip_tune.report_plots import pareto_front
@@ -230,3 +231,14 @@ def test_the_browser_would_tell_of_errors_and_requests(tmp_path: Path) -> None:
     _, console, asked = opened(page, tmp_path)
     assert any("broken" in line for line in console)
     assert asked == {"http://127.0.0.1:9/photo.jpg"}
+
+
+def test_the_plan_stands_beside_what_came(small_sweep, tmp_path):
+    folder = shutil.copytree(small_sweep, tmp_path / "small")
+    content = json.loads((folder / "sweep.json").read_text())
+    plan = {"hours": 1 / 60, "examples": 100.0, "trials_to_budget": 4.0, "samples_per_second": {}}
+    (folder / "sweep.json").write_text(json.dumps({**content, "plan": plan, "elapsed_s": 90.0}))
+    html = "".join(report_sections.budget(view_sweep(folder)))
+    cells = ("<td>time</td>", *(f"<td class=number>{cell}</td>" for cell in ("1.0", "1.5 min", "+50%")))
+    assert "".join(cells) in html
+    assert "The plan against what came" not in "".join(report_sections.budget(view_sweep(small_sweep)))

@@ -14,7 +14,7 @@ from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StoppedError, StorageError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.model import fetch_weights
-from fashionclip_tune.plan_against_fact import plan_against_fact
+from fashionclip_tune.plan_against_fact import fact_lines, plan_against_fact
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import (
     bad_sample_lines,
@@ -315,7 +315,7 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
                 f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
             )
     if result["state"] == "FINISHED":
-        for line in plan_against_fact(result, sweep_dir):
+        for line in fact_lines(plan_against_fact(result, sweep_dir)):
             console.print(line, highlight=False, soft_wrap=True)
     for line in bad_sample_lines(sweep_dir):
         console.print(line, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.machine import Machine
-from fashionclip_tune.plan_against_fact import plan_against_fact
+from fashionclip_tune.plan_against_fact import fact_lines, plan_against_fact
 from fashionclip_tune.tuning import rates
 from fashionclip_tune.tuning.allotment import Allotment
 from fashionclip_tune.tuning.forecast import Course, ModelPace, forecast
@@ -237,7 +237,8 @@ def test_plan_against_fact(tmp_path: Path) -> None:
     rows_into(tmp_path / "trials" / "0000-vit-b-32-siglip", [7.0, 15.0, 18.0])
     row = {"trial_id": "0000", "examples_seen": 200, "stop_reason": "budget", "config": {"clip_model": "ViT-B-32"}}
     plan = forecast(course(trials=1, halves=False, rate=40.0), budget=200, stage=100).as_json()
-    lines = plan_against_fact({"plan": plan, "elapsed_s": 30.0, "trials": [row]}, tmp_path)
+    content = {"plan": plan, "elapsed_s": 30.0, "trials": [row]}
+    lines = fact_lines(plan_against_fact(content, tmp_path))
     assert "planned 0.4, was 0.5 min (+20%)" in lines[1]
     assert "planned 200, was 200 (+0%)" in lines[2]
     assert lines[4].split() == ["ViT-B-32", "planned", "40,", "was", "50", "samples/s", "(+25%)"]

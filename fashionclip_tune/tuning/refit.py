@@ -29,9 +29,13 @@ def refit_winner(
     times: int,
     say: Callable[[str], None],
     *,
+    should_stop: Callable[[], bool] | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains in ``SWEEP/refit/``, goes on there if it was stopped, and leaves ``refit/best/`` as an OpenCLIP folder.
+
+    Args:
+        should_stop: as of ``train``.
 
     Returns:
         The content of sweep.json, in which ``refit`` has what came of it.
@@ -50,7 +54,7 @@ def refit_winner(
     _check_same_length(folder, config)
     if dry_run:
         return dict(saved)
-    row = train(config, folder, on_eval=print_row, resume_from=folder).metrics
+    row = train(config, folder, on_eval=print_row, resume_from=folder, should_stop=should_stop).metrics
     weights = newest_weights(folder)
     assert weights is not None
     loaded = load_model(config)

@@ -94,7 +94,9 @@ def sweep(
         place = sweeps.place(name, settings.scratch)
         plan = plan_sweep(settings, say, dry_run=dry_run)
     if refit is not None:
-        return _refit(plan, saved, place, refit, say, dry_run=dry_run)
+        if dry_run:
+            return refit_winner(plan, saved, place.readable, refit, say, dry_run=True)
+        return _refit(plan, saved, place, refit, say, _time_budget(plan, place, started))
     # One that goes on has them in its journal.
     older = older_trials(plan) if found is None else []
     plan = plan.after(older) if older else plan
@@ -103,6 +105,9 @@ def sweep(
         say(line)
     if older:
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
+    if found is not None and saved["state"] != "FINISHED":
+        ended = sum(row["state"] != "RUNNING" for row in saved.get("trials", []))
+        say(f"so far:   {ended} of {plan.num_trials} trials have ended; the plan above is that of the whole sweep")
     disk_budget = _disk_budget(plan, place)
     if dry_run:
         return None
@@ -120,15 +125,26 @@ def sweep(
 
 
 def _refit(
-    plan: SweepPlan, saved: dict[str, Any], place: Place, times: int, say: Callable[[str], None], *, dry_run: bool
+    plan: SweepPlan,
+    saved: dict[str, Any],
+    place: Place,
+    times: int,
+    say: Callable[[str], None],
+    time_budget: TimeBudget | None,
 ) -> dict[str, Any]:
-    if dry_run:
-        return refit_winner(plan, saved, place.readable, times, say, dry_run=True)
+    go_on = _how_to_go_on(place, "--refit", str(times))
+
+    def is_late() -> bool:
+        return time_budget is not None and time_budget.left_s() == 0
+
     with _only_driver(place.run_dir):
         try:
-            result = refit_winner(plan, saved, place.readable, times, say)
+            result = refit_winner(plan, saved, place.readable, times, say, should_stop=is_late)
         except StoppedError as error:
-            raise StoppedError(f"{error}; {_how_to_go_on(place, '--refit', str(times))}") from error
+            if is_late():
+                say(f"the time of this run is up; {go_on}")
+                return {**saved, "time_is_up": True}
+            raise StoppedError(f"{error}; {go_on}") from error
         say(f"report: {write_report([place.readable])}")
     return result
 

@@ -77,6 +77,11 @@ def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(ended, tmp_path
         code, _, err = run_sweep(*flags)
     assert (code, "is being run by another process" in err) == (2, True)
 
+    code, out, _ = run_sweep(*flags, "--time-budget", "0.001")  # over before the first step
+    assert code == 0
+    assert f"the time of this run is up; go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --refit 2" in out
+    assert "refit" not in sweep_json(ended)
+
     code, out, err = run_sweep(*flags)
     assert code == 0, err
     found = sweep_json(ended)["refit"]

@@ -262,10 +262,7 @@ def _run(
         export_best(place.run_dir, record.rows(), plan.build, mirror)
         result = record.write("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
-    keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
-    if completed and "elapsed_s" not in header:  # in one go
-        durations_s = {int(row["trial_id"]): row["duration_s"] for row in result["trials"]}
-        keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count)
+    _keep_for_later_plans(plan, place, study, result, in_one_go=completed and "elapsed_s" not in header)
     if time_budget is not None and time_budget.is_over and not completed:
         result = {**result, "time_is_up": True}
         if time_budget.refusal is not None:
@@ -281,6 +278,13 @@ def _run(
             highlight=False,
         )
     return result
+
+
+def _keep_for_later_plans(plan: SweepPlan, place: Place, study: SweepStudy, result: dict[str, Any], *, in_one_go: bool) -> None:
+    keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
+    if in_one_go:
+        durations_s = {int(row["trial_id"]): row["duration_s"] for row in result["trials"]}
+        keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count)
 
 
 def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:

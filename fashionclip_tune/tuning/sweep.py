@@ -314,10 +314,11 @@ def _time_budget(plan: SweepPlan, place: Place, started: float) -> TimeBudget | 
     assert stage is not None
 
     def first_stage_s(model: str) -> float | None:
-        """Of this sweep's own trials, else as planned."""
+        """Of this sweep's own trials, else as planned; with the start of its process, or what comes between two trials."""
         if (measured := measured_in(runs_of(place.run_dir, model))) is not None:
-            return measured.start_s + measured.stage_s(stage)
-        return plan.forecast.first_stage_s.get(model)
+            return plan.course.overhead.trial_s + measured.start_s + measured.stage_s(stage)
+        planned = plan.forecast.first_stage_s.get(model)
+        return None if planned is None else plan.course.overhead.process_s + planned
 
     return TimeBudget(minutes, first_stage_s, tuple(plan.check.config_of_model), started=started)
 

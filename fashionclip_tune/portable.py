@@ -28,7 +28,7 @@ from fashionclip_tune.checkpoint import (
 )
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.model import base_weights
 
 _BASE = "base"
@@ -90,7 +90,9 @@ class DurableRun:
                     for name in (WEIGHTS_NAME, STATE_NAME, RECORD_NAME):
                         self._folder.fetch(f"{place}/{name}", Path(fetched) / name)
                     state = open_checkpoint(Path(fetched))
-                except (OSError, UserError):
+                except StorageError:
+                    raise
+                except (FileNotFoundError, UserError):
                     continue  # torn when the machine was lost: the one before it is whole
                 weights = {**self._base(state.record["base"]), **load_file(state.weights_file)}
                 record = {name: value for name, value in state.record.items() if name not in ("version", "files", "base")}
@@ -107,7 +109,7 @@ class DurableRun:
                 with safe_open(file, "pt") as opened:
                     base = json.loads(opened.metadata()[_BASE])
                 changed = {key: tensor.float() for key, tensor in load_file(file).items()}
-            except (OSError, SafetensorError):
+            except (FileNotFoundError, SafetensorError):
                 return None
         return {**self._base(base), **changed}
 

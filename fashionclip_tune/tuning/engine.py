@@ -36,6 +36,8 @@ class DurablePlan:
     sync_every_s: float
     kept_at: tuple[int, ...]
     """Examples seen at which a trial may end: there its weights are kept before it reports."""
+    writer: str
+    """The driver that this trial is of; once there is a later one, the trial writes no more."""
 
 
 @dataclass(frozen=True)

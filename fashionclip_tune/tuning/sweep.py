@@ -1,7 +1,7 @@
 """A sweep from its settings to its winner: start, resume, finish."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from fashionclip_tune.tuning.plan_lines import plan_lines
 from fashionclip_tune.tuning.progress import Progress
 from fashionclip_tune.tuning.rates import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.record import SweepRecord
-from fashionclip_tune.tuning.refit import refit_winner
+from fashionclip_tune.tuning.refit import refit_winner, refuse_refit
 from fashionclip_tune.tuning.retention import Retention
 from fashionclip_tune.tuning.shares import GB
 from fashionclip_tune.tuning.stop_signal import StopSignal
@@ -99,22 +99,23 @@ def sweep(
     if dry_run:
         return None
     if refit is not None:
-        refit_winner(plan, saved, place.readable, refit, say)
+        refuse_refit(saved, refit)
+        with _driving(place, say):
+            _refit(plan, saved, place, refit, say)
         return saved
     if found is not None and saved["state"] == "FINISHED":
         say("this sweep is finished: nothing to resume")
+        if place.is_at_an_address:
+            with _only_driver(place.run_dir):
+                place.fetch_result()
         _print_result(saved, place, console)
         return saved
     _prepare_models(plan, say)
-    try:
-        place.run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{place.run_dir} cannot be written to ({error}): choose another folder") from error
-    with _only_driver(place.run_dir):
+    with _driving(place, say):
         place.restore()
         result = _run(plan, place, console, _time_budget(plan, place, started), disk_budget)
-    _print_result(result, place, console)
-    _write_report(place, say, finished=result["state"] == "FINISHED")
+        _print_result(result, place, console)
+        _write_report(place, say, finished=result["state"] == "FINISHED")
     return result
 
 
@@ -148,7 +149,21 @@ def _prepare_models(plan: SweepPlan, say: Any) -> None:
 
 
 @contextmanager
+def _driving(place: Place, say: Callable[[str], None]) -> Iterator[None]:
+    """On this machine no other driver may be at it; one on another machine is told to stop."""
+    with _only_driver(place.run_dir):
+        if (before := place.take_over()) is not None:
+            say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
+        yield
+        place.let_go()
+
+
+@contextmanager
 def _only_driver(sweep_dir: Path) -> Iterator[None]:
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{sweep_dir} cannot be written to ({error}): choose another folder") from error
     lock = FileLock(sweep_dir / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -217,7 +232,7 @@ def _run(
             share_of=plan.allotment.share_of,
             time_budget=time_budget,
             disk_budget=disk_budget,
-            durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
+            durable=_durable_plan(plan, place, plan.may_end_at),
         )
         if stop.cannot_record:
             with suppress(OSError, StorageError):
@@ -242,6 +257,19 @@ def _run(
             highlight=False,
         )
     return result
+
+
+def _refit(plan: SweepPlan, saved: dict[str, Any], place: Place, times: int, say: Callable[[str], None]) -> None:
+    if place.mirror is not None:
+        place.fetch_result()
+    refit_winner(plan, saved, place.run_dir, times, say, _durable_plan(plan, place, kept_at=()))
+    if place.mirror is not None:
+        place.mirror.publish_run(place.run_dir / "refit")
+        place.mirror.publish()
+
+
+def _durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:
+    return None if place.mirror is None else DurablePlan(place.shown, plan.sync_every_s, kept_at, place.mirror.writer)
 
 
 def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:

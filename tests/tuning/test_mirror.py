@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import optuna
@@ -94,25 +95,25 @@ def test_a_machine_that_comes_back_goes_on_where_it_was_unless_another_has_gone_
     assert not mirrored(tmp_path, "first")[0].restore()
 
 
-def test_a_machine_that_was_overtaken_writes_no_more_and_what_it_wrote_meanwhile_does_not_count(tmp_path, begun, monkeypatch):
-    late, _, first = begun
-    _take_all_looks(monkeypatch)
+def append(mirror: SweepMirror, run_dir: Path, line: str) -> None:
+    with open(run_dir / "study.journal", "a") as journal:
+        journal.write(f"{line}\n")
+    mirror.append_journal()
+
+
+def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(tmp_path, begun, monkeypatch):
+    late, late_dir, _ = begun
     other, other_dir = mirrored(tmp_path, "second")
     assert other.restore()
-    late.folder.guard(lambda: None)  # it looks again in some seconds only
-    first.record_stage(0, 700, 0.25)
-    first.record_stage(0, 800, 0.25)
-    second = study(other, other_dir)
-    second.record_stage(0, 700, 0.75)  # where the other one wrote, of the same length
+    append(late, late_dir, "late one")  # it has looked a moment ago
+    append(other, other_dir, "this one")  # where the other one wrote, of the same length
+    append(late, late_dir, "late two")
     third, third_dir = mirrored(tmp_path, "third")
     assert third.restore()
-    assert told(study(third, third_dir)) == told(second)
+    assert (third_dir / "study.journal").read_text().endswith("}\nthis one\n")
+    monkeypatch.setattr("fashionclip_tune.tuning.writer.time.monotonic", lambda: math.inf)
     with pytest.raises(StorageError, match="is written by another machine now"):
-        second.record_stage(0, 900, 0.5)  # it looks
-
-
-def _take_all_looks(monkeypatch):
-    monkeypatch.setattr("fashionclip_tune.tuning.writer._LOOKED_EVERY_S", 0.0)
+        append(other, other_dir, "this two")
 
 
 def test_evaluations_come_along_but_torn_ones(tmp_path, begun):

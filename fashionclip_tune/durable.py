@@ -40,7 +40,7 @@ class DurableFolder:
             try:
                 self._fs, self._root = fs.FileSystem.from_uri(self.location)
             except (OSError, ValueError) as error:
-                raise UserError(f"--results {self.location} cannot be opened: {error}") from error
+                raise UserError(f"{self.location} cannot be opened: {error}") from error
 
     def guard(self, before_change: Callable[[], None]) -> None:
         """From now on called before a file is written or removed; what it raises keeps that from happening."""

@@ -68,5 +68,5 @@ def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
 
 
 def test_an_address_of_no_known_kind_is_refused():
-    with pytest.raises(UserError, match="--results nfs://x/y cannot be opened"):
+    with pytest.raises(UserError, match="nfs://x/y cannot be opened"):
         DurableFolder("nfs://x/y")

@@ -14,6 +14,7 @@ from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine import Machine, this_machine
 from fashionclip_tune.precision import choose_device
+from fashionclip_tune.remote import scheme_of
 from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
 from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.changes import describe_data
@@ -56,7 +57,7 @@ class SweepSettings:
     reduction_factor: int | None = None
     min_trials_per_model: int | None = None
     warm_start: str | None = None
-    """Folder of an older sweep whose trials come first; None: none."""
+    """Folder of an older sweep, or its address, whose trials come first; None: none."""
     gpus_per_trial: float | None = None
     gpu_memory_gb: float | None = None
     """Of a card, at most, in 10**9 bytes; None: all that it has."""
@@ -302,7 +303,7 @@ def _device(wanted: str, nodes: Sequence[Node] | None, imaginary: Card | None) -
 
 
 def _absolute(folder: str) -> str:
-    return str(Path(folder).absolute())
+    return str(Path(folder).absolute()) if scheme_of(folder) is None else folder
 
 
 def _base_config(settings: SweepSettings, space: SearchSpace, owned: Mapping[str, Any]) -> ProjectConfig:

@@ -288,7 +288,9 @@ def plan_sweep(
         data=describe_data(train, valid),
         forecast=forecast(course, budget, stage),
         preset_note=preset_note,
-        disk=plan_disk([allotment.fitted(config.with_overrides(fixed)) for config in check.configs], num_trials),
+        disk=plan_disk(
+            [allotment.fitted(config.with_overrides(fixed)) for config in check.configs], num_trials, allotment.at_a_time
+        ),
     )
 
 

@@ -269,7 +269,9 @@ def _refit(plan: SweepPlan, saved: dict[str, Any], place: Place, times: int, say
 
 
 def _durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:
-    return None if place.mirror is None else DurablePlan(place.shown, plan.sync_every_s, kept_at, place.mirror.writer)
+    if place.mirror is None:
+        return None
+    return DurablePlan(place.shown, plan.sync_every_s, kept_at, place.mirror.writer, str(place.run_dir / ".durable.lock"))
 
 
 def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:
@@ -278,8 +280,8 @@ def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:
     folder = DurableFolder(place.shown)
 
     def used(running: Sequence[int]) -> int:
-        prefixes = tuple(f"trials/{number:04d}-" for number in running)
-        return sum(size for name, size in folder.sizes().items() if not (prefixes and name.startswith(prefixes)))
+        left_out = ("best/", *(f"trials/{number:04d}-" for number in running))
+        return sum(size for name, size in folder.sizes().items() if not name.startswith(left_out))
 
     budget_bytes = int(plan.settings.disk_budget_gb * GB)
     return DiskBudget(budget_bytes, plan.disk, is_durable=place.mirror is not None, used=used)

@@ -99,7 +99,8 @@ class RunSync:
         self._folder.guard(StillOurs(self._folder, plan.writer))
         self._kept_at = plan.kept_at
         self._run_dir = run_dir
-        self.run = DurableRun(self._folder, name, starting_point(config), sync_every_s=plan.sync_every_s)
+        turn = FileLock(plan.turn) if plan.turn is not None else None
+        self.run = DurableRun(self._folder, name, starting_point(config), sync_every_s=plan.sync_every_s, turn=turn)
 
     def keep(self, row: Row) -> None:
         """The figures at once; the weights where the run may end with this report."""

@@ -32,6 +32,7 @@ def judge(facts: Facts, *, device: str = "auto") -> list[Finding]:
         *_judge_gpu(facts, device),
         *_judge_host(facts),
         *(finding for mount in facts.mounts for finding in _judge_mount(mount, alone=len(facts.mounts) == 1)),
+        *_judge_leftovers(facts),
         *_judge_packages(facts),
     ]
 
@@ -122,6 +123,14 @@ def _judge_mount(mount: Mount, *, alone: bool) -> list[Finding]:
     if mount.free_bytes < least:
         return [Finding(Level.WARNING, mount.purpose, f"{text}: {least / GB:.0f} GB are better for three large models")]
     return [Finding(Level.OK, mount.purpose, text)]
+
+
+def _judge_leftovers(facts: Facts) -> list[Finding]:
+    if not facts.leftovers:
+        return []
+    found = ", ".join(f"{each.path} ({each.num_bytes / GB:.2f} GB)" for each in facts.leftovers)
+    text = f"left by sweeps that nothing runs here now: {found}; --results has what it takes to go on, so they may be removed"
+    return [Finding(Level.OK, "scratch", text)]
 
 
 def _judge_packages(facts: Facts) -> list[Finding]:

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from fashionclip_tune import doctor_command
 from fashionclip_tune.cli import main
 from fashionclip_tune.doctor import Level, judge, lines, problems
 from fashionclip_tune.machine import Machine, memory_limit_bytes
-from fashionclip_tune.machine_facts import PACKAGES, Facts, Gpu, Mount, gather, look_at_mount
+from fashionclip_tune.machine_facts import PACKAGES, Facts, Gpu, Leftover, Mount, gather, look_at_mount
 
 GB = 10**9
 T4 = Gpu("Tesla T4", 15 * 2**30, has_bf16=False)
@@ -90,6 +91,21 @@ def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert "ok       GPU       not asked for: --device cpu" in out
     assert "ray 2.60" in out
+
+
+def test_what_dead_sweeps_left_in_the_scratch_folder_is_named_with_its_size(tmp_path: Path) -> None:
+    for name in ("dead-1", "driven-2", "worked-3"):
+        worker = tmp_path / "sweeps" / name / "trials" / "0000-a"
+        worker.mkdir(parents=True)
+        (worker / "weights").write_bytes(b"w" * 1000)
+        for lock in (worker / ".lock", tmp_path / "sweeps" / name / ".lock"):
+            lock.touch()
+    held = [tmp_path / "sweeps" / "driven-2" / ".lock", tmp_path / "sweeps" / "worked-3" / "trials" / "0000-a" / ".lock"]
+    with FileLock(held[0]), FileLock(held[1]):
+        facts = gather({"scratch": tmp_path})
+    assert facts.leftovers == (Leftover(str(tmp_path / "sweeps" / "dead-1"), 1000),)
+    (text,) = [each.text for each in judge(facts) if "nothing runs" in each.text]
+    assert f"{tmp_path}/sweeps/dead-1 (0.00 GB)" in text
 
 
 def test_a_mount_that_hangs_is_given_up(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Files are written once, under new names; nothing is renamed, locked or appended 
 so whoever reads checks it.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from fashionclip_tune.remote import scheme_of
 _T = TypeVar("_T")
 _WAITS_S = (1.0, 4.0, 15.0)
 _CHUNK = 2**22
+_MAKE_ROOM = "make room or bring it back; all that was written before stays valid, and --resume goes on from there"
 
 
 class DurableFolder:
@@ -55,7 +57,8 @@ class DurableFolder:
         self._write(name, lambda stream: stream.write(content))
 
     def put_file(self, name: str, source: Path) -> None:
-        """Writes a file with the content of a local one, or raises as ``put``."""
+        """Writes a file with the content of a local one, or raises as ``put``; at once where there is no room for it."""
+        self._require_room(name, source.stat().st_size)
 
         def copy(stream: NativeFile) -> None:
             with open(source, "rb") as file:
@@ -145,6 +148,17 @@ class DurableFolder:
                 f"{self.location} cannot be reached ({name}: {error}): bring it back, then go on with --resume"
             ) from error
 
+    def _require_room(self, name: str, num_bytes: int) -> None:
+        """Where a folder can say how much is free: one that is full to the brim takes no record of the journal either."""
+        if not self._is_local or not Path(self._root).is_dir():
+            return
+        usage, path = shutil.disk_usage(self._root), Path(self._path(name))
+        free = usage.free + (path.stat().st_size if path.exists() else 0)
+        if usage.total and free < num_bytes:  # some mounts say 0 of 0
+            raise StorageError(
+                f"{self.location} is full: {name} takes {num_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: {_MAKE_ROOM}"
+            )
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
@@ -163,10 +177,7 @@ class DurableFolder:
         except OSError as error:
             with suppress(OSError):
                 self._remove(path)
-            raise StorageError(
-                f"{self.location} cannot be written to ({name}: {error}): make room or bring it back; "
-                "all that was written before stays valid, and --resume goes on from there"
-            ) from error
+            raise StorageError(f"{self.location} cannot be written to ({name}: {error}): {_MAKE_ROOM}") from error
 
 
 def _retried(attempt: Callable[[], _T]) -> _T:

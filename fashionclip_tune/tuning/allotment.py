@@ -36,6 +36,13 @@ class Allotment:
             return self.slots.count
         return min(self.slots.count, self.gpu.card.count * self.gpu.side_by_side(config))
 
+    def most_at_a_time(self, configs: Sequence[ProjectConfig]) -> dict[str, int]:
+        """By model, where configurations of a model need different shares."""
+        most: dict[str, int] = {}
+        for config in configs:
+            most[config.model_name] = max(most.get(config.model_name, 1), self.at_a_time(config))
+        return most
+
     def share_of(self, config: ProjectConfig) -> Share:
         """What Ray is asked for, and the part of the card that the trial's process keeps to."""
         if self.gpu is None:

@@ -1,6 +1,6 @@
 """Disk of a sweep, planned before it starts and watched while it runs (``--disk-budget-gb``)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,11 +20,10 @@ _LOCAL_STATES = 3
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """Of one architecture in fp32: all weights, and those that are trained; and how many run at a time."""
+    """Of one architecture in fp32: all weights, and those that are trained."""
 
     weights: int
     trained: int
-    at_a_time: int = 1
 
     @property
     def state(self) -> int:
@@ -49,41 +48,48 @@ class ModelBytes:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes at the most, of a sweep with these architectures."""
+    """Bytes at the most, of a sweep with these architectures.
+
+    ``at_a_time``: how many trials of each run side by side. Each has its part of the machine, so that no mix of architectures
+    takes more than as many as fit of the one whose trials take most together.
+    """
 
     models: dict[str, ModelBytes]
     num_trials: int
 
-    def local_bytes(self, side_by_side: int) -> int:
+    def local_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """Where the sweep runs: whole states of running trials, weights of the best, the winner twice while it is written."""
         kept = sum(KEPT_PER_MODEL * each.weights for each in self.models.values())
-        running = max(min(side_by_side, each.at_a_time) * _LOCAL_STATES * each.state for each in self.models.values())
+        running = max(at_a_time[name] * _LOCAL_STATES * each.state for name, each in self.models.items())
         return running + kept + self.winner_bytes(is_durable=False) + self.num_trials * _TRIAL_BYTES
 
-    def durable_bytes(self, side_by_side: int) -> int:
+    def durable_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """What is kept to survive: states and weights of running trials, weights of the best, the winner.
 
         One trial at a time has its next state beside its last, while it writes it. The winner is written when none runs.
         """
         kept = sum(KEPT_PER_MODEL * each.durable_weights for each in self.models.values())
-        running = max(min(side_by_side, each.at_a_time) * each.durable_run for each in self.models.values())
-        grown = running + max(each.durable_state for each in self.models.values())
-        ended = side_by_side * max(each.durable_weights for each in self.models.values()) + self.winner_bytes(is_durable=True)
+        models = self.models.items()
+        grown = max(at_a_time[name] * each.durable_run for name, each in models) + max(each.durable_state for _, each in models)
+        ended = max(at_a_time[name] * each.durable_weights for name, each in models) + self.winner_bytes(is_durable=True)
         return kept + max(grown, ended) + self.num_trials * _TRIAL_BYTES
 
     def winner_bytes(self, *, is_durable: bool) -> int:
         """In fp32; where the sweep runs, beside the one before it until it is whole."""
         return (1 if is_durable else 2) * max(each.weights for each in self.models.values())
 
+    @property
+    def one_at_a_time(self) -> dict[str, int]:
+        return dict.fromkeys(self.models, 1)
 
-def plan_disk(configs: Iterable[ProjectConfig], num_trials: int, at_a_time: Callable[[ProjectConfig], int]) -> DiskPlan:
-    """Of each architecture the configuration that trains most counts, and the one of which most run ``at_a_time``."""
+
+def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
+    """Of each architecture the configuration that trains most counts."""
     models: dict[str, ModelBytes] = {}
     for config in configs:
-        found, name, count = _model_bytes(config), config.model_name, at_a_time(config)
-        before = models.get(name, found)
-        larger = max(before, found, key=lambda each: each.trained)
-        models[name] = ModelBytes(larger.weights, larger.trained, max(before.at_a_time, count))
+        found = _model_bytes(config)
+        if config.model_name not in models or found.trained > models[config.model_name].trained:
+            models[config.model_name] = found
     return DiskPlan(models, num_trials)
 
 
@@ -118,7 +124,7 @@ class DiskBudget:
         self._plan = plan
         self._is_durable = is_durable
         self._used = used
-        needed = plan.durable_bytes(1) if is_durable else plan.local_bytes(1)
+        needed = (plan.durable_bytes if is_durable else plan.local_bytes)(plan.one_at_a_time)
         if needed > budget_bytes:
             raise UserError(
                 f"--disk-budget-gb {budget_bytes / GB:g} is too little: one trial at a time takes up to {needed / GB:.1f} GB; "

@@ -157,6 +157,11 @@ class SweepPlan:
         """Of the draws with which the space was checked, as trials would run them."""
         return [self.allotment.fitted(config.with_overrides(self.settings.overrides)) for config in self.check.configs]
 
+    @cached_property
+    def at_a_time(self) -> dict[str, int]:
+        """Trials of each model side by side, at most."""
+        return self.allotment.most_at_a_time(self.fitted_configs)
+
     @property
     def sync_every_s(self) -> float:
         assert self.settings.sync_every is not None
@@ -288,9 +293,7 @@ def plan_sweep(
         data=describe_data(train, valid),
         forecast=forecast(course, budget, stage),
         preset_note=preset_note,
-        disk=plan_disk(
-            [allotment.fitted(config.with_overrides(fixed)) for config in check.configs], num_trials, allotment.at_a_time
-        ),
+        disk=plan_disk([allotment.fitted(config.with_overrides(fixed)) for config in check.configs], num_trials),
     )
 
 

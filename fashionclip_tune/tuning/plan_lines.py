@@ -61,7 +61,7 @@ def _memory_lines(plan: SweepPlan) -> list[str]:
 
 
 def _disk_line(plan: SweepPlan) -> str:
-    count = plan.slots.count
+    count = plan.at_a_time
     local = f"{plan.disk.local_bytes(count) / GB:.1f} GB"
     if plan.settings.scratch is None:
         return f"disk:     at most {local} in the results (with --scratch: {plan.disk.durable_bytes(count) / GB:.1f} GB there)"

@@ -2,18 +2,13 @@ import pytest
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning import disk
-from fashionclip_tune.tuning.disk import DiskBudget, DiskPlan, ModelBytes
+from fashionclip_tune.tuning.disk import DiskBudget, DiskPlan, ModelBytes, plan_disk
 
 GB = 10**9
 
 
 def config(model: str, **freeze: bool) -> ProjectConfig:
     return ProjectConfig(clip_model=model).with_overrides({f"freeze.{name}": value for name, value in freeze.items()})
-
-
-def plan_disk(configs: list[ProjectConfig], num_trials: int, at_a_time: int = 1) -> DiskPlan:
-    return disk.plan_disk(configs, num_trials, lambda config: at_a_time)
 
 
 def test_bytes_of_the_three_models_by_hand():
@@ -33,33 +28,42 @@ def test_of_an_architecture_the_configuration_that_trains_most_counts():
     assert plan.models["tiny-clip"] == plan_disk([config("tiny-clip")], 1).models["tiny-clip"]
 
 
-def evening(at_a_time: dict[str, int]) -> DiskPlan:
+@pytest.fixture
+def evening() -> DiskPlan:
     """The three models, 30 trials, the token embedding frozen as on a notebook's card."""
-    models = [config("ViT-B-32"), config("ViT-B-16"), config("ViT-B-16-SigLIP2-256", token_embedding=True)]
-    return disk.plan_disk(models, 30, lambda each: at_a_time.get(each.model_name, 1))
+    return plan_disk([config("ViT-B-32"), config("ViT-B-16"), config("ViT-B-16-SigLIP2-256", token_embedding=True)], 30)
 
 
-def test_an_evening_with_the_three_models_takes_less_than_8_gb_of_a_drive():
+KEPT = 3 * 2 * (151.3e6 + 149.6e6 + 178.6e6) + 30e6
+
+
+def test_an_evening_with_the_three_models_takes_less_than_8_gb_of_a_drive(evening):
     """One trial at a time, as on a notebook's 12.7 GB of host memory."""
     running = 2 * 3 * 714.4e6 + 357.2e6  # the next state beside the last one, and weights
-    kept = 3 * 2 * (151.3e6 + 149.6e6 + 178.6e6)
-    assert evening({}).durable_bytes(1) == pytest.approx(running + kept + 30e6, rel=1e-3)
-    assert evening({}).durable_bytes(1) < 8 * GB
+    assert evening.durable_bytes(evening.one_at_a_time) == pytest.approx(running + KEPT, rel=1e-3)
+    assert evening.durable_bytes(evening.one_at_a_time) < 8 * GB
 
 
-def test_side_by_side_only_one_trial_at_a_time_has_its_state_twice():
-    """Two of ViT-B-32 share a card that SigLIP2 has alone; whose next state is the largest is not known."""
-    run, kept = 3.5 * 605.2e6, 3 * 2 * (151.3e6 + 149.6e6 + 178.6e6)
-    for count in (2, 3):
-        plan = evening({"ViT-B-32": count})
-        assert plan.durable_bytes(count) == pytest.approx(count * run + 3 * 714.4e6 + kept + 30e6, rel=1e-3)
-    assert evening({"ViT-B-32": 3}).durable_bytes(1) == evening({}).durable_bytes(1)
+@pytest.mark.parametrize("count", [2, 3])
+def test_side_by_side_only_one_trial_at_a_time_has_its_state_twice(evening, count):
+    """Several of ViT-B-32 share a card that SigLIP2 has alone; whose next state is the largest is not known."""
+    at_a_time = {**evening.one_at_a_time, "ViT-B-32": count}
+    assert evening.durable_bytes(at_a_time) == pytest.approx(count * 3.5 * 605.2e6 + 3 * 714.4e6 + KEPT, rel=1e-3)
+
+
+def test_as_many_of_each_model_count_as_run_side_by_side():
+    """Two of the small one, 3 GB of state each, or one of the large one with 4: three checkpoints of each are there at most."""
+    bytes_of = plan()
+    always = 3 * (GB + 2 * GB) + 2 * 2 * GB + 10 * 10**6  # weights of the best three of each, the winner twice, figures
+    assert bytes_of.local_bytes({"a": 1, "b": 1}) == 3 * 4 * GB + always
+    assert bytes_of.local_bytes({"a": 2, "b": 1}) == 2 * 3 * 3 * GB + always
+    assert bytes_of.local_bytes({"a": 2, "b": 2}) == 2 * 3 * 4 * GB + always
 
 
 def test_where_little_is_trained_the_winner_is_the_most():
     """Two trials of a model of 1 GB of which a hundredth is trained end, and it is written in fp32."""
-    plan = DiskPlan({"a": ModelBytes(GB, GB // 100, at_a_time=2)}, num_trials=1)
-    assert plan.durable_bytes(2) == (3 + 2) * GB // 200 + GB + 10**6
+    plan = DiskPlan({"a": ModelBytes(GB, GB // 100)}, num_trials=1)
+    assert plan.durable_bytes({"a": 2}) == (3 + 2) * GB // 200 + GB + 10**6
     used = {0: 0.1}
 
     def budget(gigabytes: float) -> DiskBudget:

@@ -180,8 +180,8 @@ def test_object_storage_is_a_durable_side_too(garments, tmp_path, bucket, whole,
 def test_the_durable_side_takes_what_was_planned(whole):
     watch = whole[1]
     configs = [ProjectConfig(clip_model=name) for name in ("tiny-clip", "tiny-sig")]
-    plan: DiskPlan = plan_disk(configs, NUM_TRIALS, lambda config: 1)
-    assert watch.most_bytes <= plan.durable_bytes(1)
+    plan: DiskPlan = plan_disk(configs, NUM_TRIALS)
+    assert watch.most_bytes <= plan.durable_bytes(plan.one_at_a_time)
     found: dict[str, set[str]] = {"state": set(), "weights": set()}
     for name, size in watch.files.items():
         parts = name.split("/")

@@ -316,7 +316,15 @@ def _base_config(settings: SweepSettings, space: SearchSpace, owned: Mapping[str
     refuse_owned(space.base, f"BASE of {space.file}")
     refuse_owned(settings.overrides, "--set")
     base = ProjectConfig().with_overrides({"training.checkpoint_minutes": 0, **space.base, **settings.overrides, **owned})
-    return base.with_overrides({"model.cache_dir": base.model_cache_dir.absolute()})
+    return base.with_overrides({"model.cache_dir": _weights_cache(base)})
+
+
+def _weights_cache(base: ProjectConfig) -> Path:
+    """On the local disk, since the folder that a sweep is started in may be a drive's; but one that is there is used."""
+    here = base.model_cache_dir.absolute()
+    if base.reading.scratch is None or base.model.cache_dir is not None or here.is_dir():
+        return here
+    return base.reading.scratch / here.name
 
 
 def _checked_flags(settings: SweepSettings) -> tuple[str, int, int, int]:

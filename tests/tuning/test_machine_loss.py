@@ -136,6 +136,20 @@ def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_pa
     assert (results / "it" / "best" / "open_clip_model.safetensors").is_file()
 
 
+def test_a_machine_that_runs_still_stops_when_another_goes_on(garments, tmp_path, whole):
+    drive = tmp_path / "drive"
+    first = start(garments, tmp_path / "first", drive)
+    wait_for_stages(DurableFolder(drive / "it"), first, trials=1, evaluations=2)
+    second = start(garments, tmp_path / "second", drive, "--resume")
+    out, _ = first.communicate(timeout=240)
+    assert first.returncode == 2, out
+    assert "Traceback" not in out
+    assert "the sweep has stopped, nothing is lost" in out
+    assert "is written by another machine now, " in out
+    end(second)
+    assert outcome(drive) == whole[0]
+
+
 @pytest.fixture
 def bucket(monkeypatch) -> Iterator[str]:
     """Object storage that speaks S3, on this machine."""
@@ -154,6 +168,7 @@ def bucket(monkeypatch) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.filterwarnings("ignore")  # the server's own
 def test_object_storage_is_a_durable_side_too(garments, tmp_path, bucket, whole, run_sweep):
     sweep = DurableFolder(f"{bucket}/it")
     first = start(garments, tmp_path / "first", bucket)

@@ -5,7 +5,8 @@
 
 A sweep of tiny towers runs with ``--scratch`` and ``--results``. At a random moment the durable folder is copied away under
 way, the processes are killed and everything else is deleted; the sweep is resumed under another path, home folder, user and
-(where this user may set one) host name. It is to end with the settings and metrics of a sweep that was never stopped (one trial at a time, on a CPU).
+(where this user may set one) host name. It is to end with the settings and metrics of a sweep that was never stopped (one
+trial at a time, on a CPU).
 """
 
 import argparse

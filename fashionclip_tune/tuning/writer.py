@@ -18,7 +18,7 @@ from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError
 
 _FOLDER = "writers"
-_LOOKED_EVERY_S = 10.0
+_LOOKED_EVERY_S = 3.0
 
 
 @dataclass(frozen=True)

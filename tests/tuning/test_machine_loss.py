@@ -139,8 +139,10 @@ def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_pa
 def test_a_machine_that_runs_still_stops_when_another_goes_on(garments, tmp_path, whole):
     drive = tmp_path / "drive"
     first = start(garments, tmp_path / "first", drive)
-    wait_for_stages(DurableFolder(drive / "it"), first, trials=1, evaluations=2)
-    second = start(garments, tmp_path / "second", drive, "--resume")
+    while not (drive / "it" / "header.json").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    second = start(garments, tmp_path / "second", drive, "--resume")  # at it when the first is at its trials
     out, _ = first.communicate(timeout=240)
     assert first.returncode == 2, out
     assert "Traceback" not in out

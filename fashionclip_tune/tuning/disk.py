@@ -20,20 +20,25 @@ _LOCAL_STATES = 3
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """Of one architecture in fp32: all weights, and those that are trained."""
+    """Of one architecture in fp32: all weights, and those that are trained.
+
+    ``copies``: what a training state has of the trained ones: Adam's two moments, and they themselves where an average of them
+    is what counts.
+    """
 
     weights: int
     trained: int
+    copies: int = 2
 
     @property
     def state(self) -> int:
-        """Of a checkpoint: weights and Adam's two moments."""
-        return self.weights + 2 * self.trained
+        """Of a checkpoint."""
+        return self.weights + self.copies * self.trained
 
     @property
     def durable_state(self) -> int:
         """Without what the base model's own files hold."""
-        return 3 * self.trained
+        return (1 + self.copies) * self.trained
 
     @property
     def durable_weights(self) -> int:
@@ -84,28 +89,30 @@ class DiskPlan:
 
 
 def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
-    """Of each architecture the configuration that trains most counts."""
+    """Of each architecture the configuration with the largest state counts."""
     models: dict[str, ModelBytes] = {}
     for config in configs:
         found = _model_bytes(config)
-        if config.model_name not in models or found.trained > models[config.model_name].trained:
+        if config.model_name not in models or found.state > models[config.model_name].state:
             models[config.model_name] = found
     return DiskPlan(models, num_trials)
 
 
 def _model_bytes(config: ProjectConfig) -> ModelBytes:
+    copies = 2 if config.optimizer.ema_decay is None else 3
     if not is_described_here(config):
-        return ModelBytes(weights_bytes(config), weights_bytes(config))
-    return _counted(config.model_name, config.freeze)
+        return ModelBytes(weights_bytes(config), weights_bytes(config), copies)
+    return ModelBytes(*_counted(config.model_name, config.freeze), copies)
 
 
 @lru_cache(maxsize=64)
-def _counted(name: str, freeze: FreezeConfig) -> ModelBytes:
+def _counted(name: str, freeze: FreezeConfig) -> tuple[int, int]:
+    """Bytes of all weights, and of the trained ones."""
     config = ProjectConfig(clip_model=name, freeze=freeze)
     network = without_numbers(name)
     prepare_towers(network, config)
     trained = sum(each.numel() * each.element_size() for each in network.parameters() if each.requires_grad)
-    return ModelBytes(weights_bytes(config), trained)
+    return weights_bytes(config), trained
 
 
 class DiskBudget:

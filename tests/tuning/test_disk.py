@@ -28,6 +28,13 @@ def test_of_an_architecture_the_configuration_that_trains_most_counts():
     assert plan.models["tiny-clip"] == plan_disk([config("tiny-clip")], 1).models["tiny-clip"]
 
 
+def test_an_average_of_the_weights_is_kept_beside_those_that_are_trained():
+    averaged = config("tiny-clip").with_overrides({"optimizer.ema_decay": 0.99})
+    plain, more = (plan_disk([each], 1).models["tiny-clip"] for each in (config("tiny-clip"), averaged))
+    assert more.durable_state - plain.durable_state == more.state - plain.state == plain.trained
+    assert plan_disk([config("tiny-clip"), averaged, config("tiny-clip")], 1).models["tiny-clip"] == more
+
+
 @pytest.fixture
 def evening() -> DiskPlan:
     """The three models, 30 trials, the token embedding frozen as on a notebook's card."""

@@ -164,7 +164,7 @@ def bucket(monkeypatch) -> Iterator[str]:
     for name, value in (("ACCESS_KEY_ID", "any"), ("SECRET_ACCESS_KEY", "any"), ("REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    fs.S3FileSystem(allow_bucket_creation=True).create_dir("bucket")
+    fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True).create_dir("bucket")
     yield "s3://bucket/results"
     server.stop()
 

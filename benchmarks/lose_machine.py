@@ -4,8 +4,9 @@
     python benchmarks/lose_machine.py --times 20
 
 A sweep of tiny towers runs with ``--scratch`` and ``--results``. At a random moment the durable folder is copied away under
-way, the processes are killed and everything else is deleted; the sweep is resumed under another path, home folder and user
-name. It is to end with the settings and metrics of a sweep that was never stopped (one trial at a time, on a CPU).
+way, the processes are killed and everything else is deleted; the sweep is resumed under another path, home folder, user and
+(where this user may set one) host name. It is to end with the settings and metrics of a sweep that was never stopped (one
+trial at a time, on a CPU).
 """
 
 import argparse
@@ -35,7 +36,15 @@ def start(data: Path, machine: Path, results: Path, sync_every: float, *more: st
     (machine / "home").mkdir(parents=True)
     environment = {**os.environ, "HOME": str(machine / "home"), "USER": machine.name}
     log = open(machine / "log", "w")  # noqa: SIM115 (the process writes it)
+    command = [*named(machine.name), *command]
     return subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, text=True, start_new_session=True, env=environment)
+
+
+def named(host: str) -> list[str]:
+    """Runs what follows under another host name; nothing where this user may not."""
+    unshared = ["unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh"]
+    may = shutil.which("unshare") and subprocess.run([*unshared, "true"], capture_output=True, check=False).returncode == 0
+    return unshared if may else []
 
 
 def outcome(results: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def judge(facts: Facts, *, device: str = "auto") -> list[Finding]:
         *_judge_gpu(facts, device),
         *_judge_host(facts),
         *(finding for mount in facts.mounts for finding in _judge_mount(mount, alone=len(facts.mounts) == 1)),
+        *_judge_leftovers(facts),
         *_judge_packages(facts),
     ]
 
@@ -127,6 +128,14 @@ def _judge_mount(mount: Mount, *, alone: bool) -> list[Finding]:
 def judge_object_store(address: str) -> Finding:
     """Nothing is written there to find out."""
     return Finding(Level.OK, "results", f"{address}: object storage, not looked at; a sweep runs in --scratch, a local folder")
+
+
+def _judge_leftovers(facts: Facts) -> list[Finding]:
+    if not facts.leftovers:
+        return []
+    found = ", ".join(f"{each.path} ({each.num_bytes / GB:.2f} GB)" for each in facts.leftovers)
+    text = f"left by sweeps that nothing runs here now: {found}; --results has what it takes to go on, so they may be removed"
+    return [Finding(Level.OK, "scratch", text)]
 
 
 def _judge_packages(facts: Facts) -> list[Finding]:

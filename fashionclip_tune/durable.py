@@ -4,11 +4,12 @@ Files are written once, under new names; nothing is renamed, locked or appended 
 so whoever reads checks it.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyarrow import NativeFile, fs  # type: ignore[import-untyped]
 
@@ -18,6 +19,7 @@ from fashionclip_tune.remote import scheme_of
 _T = TypeVar("_T")
 _WAITS_S = (1.0, 4.0, 15.0)
 _CHUNK = 2**22
+_MAKE_ROOM = "make room or bring it back; all that was written before stays valid, and --resume goes on from there"
 
 
 class DurableFolder:
@@ -30,6 +32,7 @@ class DurableFolder:
             UserError: no such kind of address.
         """
         self.location = str(location)
+        self._before_change: Callable[[], None] = lambda: None
         self._is_local = scheme_of(self.location) is None
         if filesystem is not None:
             self._fs, self._root = filesystem, self.location
@@ -39,7 +42,11 @@ class DurableFolder:
             try:
                 self._fs, self._root = fs.FileSystem.from_uri(self.location)
             except (OSError, ValueError) as error:
-                raise UserError(f"--results {self.location} cannot be opened: {error}") from error
+                raise UserError(f"{self.location} cannot be opened: {error}") from error
+
+    def guard(self, before_change: Callable[[], None]) -> None:
+        """From now on called before a file is written or removed; what it raises keeps that from happening."""
+        self._before_change = before_change
 
     def put(self, name: str, content: bytes) -> None:
         """Writes a file.
@@ -50,7 +57,8 @@ class DurableFolder:
         self._write(name, lambda stream: stream.write(content))
 
     def put_file(self, name: str, source: Path) -> None:
-        """Writes a file with the content of a local one, or raises as ``put``."""
+        """Writes a file with the content of a local one, or raises as ``put``; at once where there is no room for it."""
+        self._require_room(name, source.stat().st_size)
 
         def copy(stream: NativeFile) -> None:
             with open(source, "rb") as file:
@@ -60,24 +68,37 @@ class DurableFolder:
         self._write(name, copy)
 
     def read(self, name: str) -> bytes:
-        """A small file's content; FileNotFoundError if it is not there."""
-        with self._fs.open_input_stream(self._path(name)) as stream:
-            content: bytes = stream.read()
-        return content
+        """A small file's content.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            StorageError: nothing can be read there, several times over.
+        """
+
+        def attempt() -> bytes:
+            with self._fs.open_input_stream(self._path(name)) as stream:
+                content: bytes = stream.read()
+            return content
+
+        return self._reached(name, attempt)
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copies a file to a local path."""
+        """Copies a file to a local path, or raises as ``read``."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self._fs.open_input_stream(self._path(name)) as stream, open(target, "wb") as file:
-            while chunk := stream.read(_CHUNK):
-                file.write(chunk)
+
+        def attempt() -> None:
+            with self._fs.open_input_stream(self._path(name)) as stream, open(target, "wb") as file:
+                while chunk := stream.read(_CHUNK):
+                    file.write(chunk)
+
+        self._reached(name, attempt)
 
     def exists(self, name: str) -> bool:
-        return bool(self._fs.get_file_info(self._path(name)).type == fs.FileType.File)
+        return bool(self._infos(self._path(name)).type == fs.FileType.File)
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one."""
-        found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        found = self._infos(fs.FileSelector(self._root, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
     def num_bytes(self) -> int:
@@ -87,18 +108,56 @@ class DurableFolder:
     def sizes(self, under: str = "") -> dict[str, int]:
         """Name and bytes of each file below a folder; none where there is no such folder."""
         selector = fs.FileSelector(self._path(under), allow_not_found=True, recursive=True)
-        found = [info for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File]
+        found = [info for info in self._infos(selector) if info.type == fs.FileType.File]
         return {info.path[len(self._root) :].lstrip("/"): info.size for info in found}
 
     def remove(self, name: str) -> None:
-        """Deletes a file, emptied before: a drive keeps what was deleted in its trash, which counts."""
-        path = self._path(name)
+        """Deletes a file, emptied before: a drive keeps what was deleted in its trash, which counts.
+
+        Raises:
+            StorageError: it could not be, several times over.
+        """
+        self._before_change()
+        with suppress(FileNotFoundError):  # gone already
+            self._reached(name, lambda: self._remove(self._path(name)))
+
+    def _remove(self, path: str) -> None:
         if self._is_local:
             self._fs.open_output_stream(path).close()
         self._fs.delete_file(path)
         if self._is_local:
             with suppress(OSError):  # others may be in it, or it is gone
                 Path(path).parent.rmdir()
+
+    def _infos(self, what: str | fs.FileSelector) -> Any:
+        def attempt() -> Any:
+            try:
+                return self._fs.get_file_info(what)
+            except FileNotFoundError as error:  # a folder that another process removed while it was walked
+                raise OSError(str(error)) from error
+
+        return self._reached(what if isinstance(what, str) else what.base_dir, attempt)
+
+    def _reached(self, name: str, attempt: Callable[[], _T]) -> _T:
+        try:
+            return _retried(attempt)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{self.location} cannot be reached ({name}: {error}): bring it back, then go on with --resume"
+            ) from error
+
+    def _require_room(self, name: str, num_bytes: int) -> None:
+        """Where a folder can say how much is free: one that is full to the brim takes no record of the journal either."""
+        if not self._is_local or not Path(self._root).is_dir():
+            return
+        usage, path = shutil.disk_usage(self._root), Path(self._path(name))
+        free = usage.free + (path.stat().st_size if path.exists() else 0)
+        if usage.total and free < num_bytes:  # some mounts say 0 of 0
+            raise StorageError(
+                f"{self.location} is full: {name} takes {num_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: {_MAKE_ROOM}"
+            )
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -107,6 +166,7 @@ class DurableFolder:
         path = self._path(name)
 
         def attempt() -> None:
+            self._before_change()
             if self._is_local:
                 self._fs.create_dir(path.rpartition("/")[0], recursive=True)
             with self._fs.open_output_stream(path) as stream:
@@ -116,17 +176,16 @@ class DurableFolder:
             _retried(attempt)
         except OSError as error:
             with suppress(OSError):
-                self.remove(name)
-            raise StorageError(
-                f"{self.location} cannot be written to ({name}: {error}): make room or bring it back; "
-                "all that was written before stays valid, and --resume goes on from there"
-            ) from error
+                self._remove(path)
+            raise StorageError(f"{self.location} cannot be written to ({name}: {error}): {_MAKE_ROOM}") from error
 
 
 def _retried(attempt: Callable[[], _T]) -> _T:
     for wait_s in _WAITS_S:
         try:
             return attempt()
+        except FileNotFoundError:
+            raise
         except OSError:
             time.sleep(wait_s)
     return attempt()

@@ -9,13 +9,13 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fashionclip_tune.machine import Machine, this_machine
 
@@ -45,6 +45,14 @@ class Mount:
     locks: bool | None = None
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """What a sweep with two folders keeps in its local one, while no process of it runs here."""
+
+    path: str
+    num_bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """All that ``judge`` goes by; tests make their own."""
@@ -62,6 +70,7 @@ class Facts:
     gpus: tuple[Gpu, ...]
     """As torch sees them."""
     mounts: tuple[Mount, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
 
 
 def gather(folders: Mapping[str, Path]) -> Facts:
@@ -77,6 +86,7 @@ def gather(folders: Mapping[str, Path]) -> Facts:
         system_gpus=system_gpus,
         gpus=_torch_gpus(),
         mounts=tuple(look_at_mount(path, purpose) for purpose, path in folders.items()),
+        leftovers=tuple(leftovers(folders["scratch"])) if "scratch" in folders else (),
     )
 
 
@@ -162,6 +172,29 @@ def _try(folder: Path, purpose: str) -> Mount:
 def _lock(path: Path) -> None:
     with FileLock(path, timeout=1):
         pass
+
+
+def leftovers(scratch: Path) -> Iterator[Leftover]:
+    """Folders of sweeps in a scratch folder that neither a driver nor a trial's worker has locked."""
+    for folder in sorted(scratch.absolute().glob("sweeps/*")):
+        locks = [folder / ".lock", *folder.glob("trials/*/.lock")]
+        if not any(_is_held(lock) for lock in locks if lock.exists()):
+            yield Leftover(str(folder), sum(map(_num_bytes, folder.rglob("*"))))
+
+
+def _num_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # just removed
+        return 0
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def _succeeds(action: Callable[[], object]) -> bool:

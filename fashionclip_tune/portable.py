@@ -10,7 +10,9 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,7 +30,7 @@ from fashionclip_tune.checkpoint import (
 )
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.model import base_weights
 
 _BASE = "base"
@@ -37,8 +39,22 @@ _BASE = "base"
 class DurableRun:
     """The durable side of one run."""
 
-    def __init__(self, folder: DurableFolder, name: str, config: ProjectConfig, *, sync_every_s: float = math.inf) -> None:
-        """``name``: the run's place in the folder; ``sync_every_s``: a state is written no more often."""
+    def __init__(
+        self,
+        folder: DurableFolder,
+        name: str,
+        config: ProjectConfig,
+        *,
+        sync_every_s: float = math.inf,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            name: the run's place in the folder.
+            sync_every_s: a state is written no more often.
+            turn: held while something is written, so that one run at a time has it there twice.
+        """
+        self._turn = turn if turn is not None else nullcontext()
         self._folder = folder
         self._name = name
         self._config = config
@@ -52,25 +68,25 @@ class DurableRun:
     def put_state(self, checkpoint: Path) -> None:
         """Writes a checkpoint, then removes older ones."""
         record = json.loads((checkpoint / RECORD_NAME).read_text())
-        with tempfile.TemporaryDirectory(prefix="portable-", dir=checkpoint.parent) as scratch:
+        place = f"{self._name}/state/{checkpoint.name}"
+        with self._turn, tempfile.TemporaryDirectory(prefix="portable-", dir=checkpoint.parent) as scratch:
             weights = Path(scratch) / WEIGHTS_NAME
             record["base"] = self._write_changed(checkpoint / WEIGHTS_NAME, weights, torch.float32)
             record["files"][WEIGHTS_NAME] = file_hash(weights)
-            place = f"{self._name}/state/{checkpoint.name}"
             self._folder.put_file(f"{place}/{WEIGHTS_NAME}", weights)
-        self._folder.put_file(f"{place}/{STATE_NAME}", checkpoint / STATE_NAME)
-        self._folder.put(f"{place}/{RECORD_NAME}", json.dumps(record).encode())
-        self._remove("state", but=place)
+            self._folder.put_file(f"{place}/{STATE_NAME}", checkpoint / STATE_NAME)
+            self._folder.put(f"{place}/{RECORD_NAME}", json.dumps(record).encode())
+            self._remove("state", but=place)
         self._synced_at = time.monotonic()
 
     def put_weights(self, checkpoint: Path) -> None:
         """Writes the weights of a checkpoint in half precision, then removes older ones."""
         place = f"{self._name}/weights/{checkpoint.name}.safetensors"
-        with tempfile.TemporaryDirectory(prefix="portable-", dir=checkpoint.parent) as scratch:
+        with self._turn, tempfile.TemporaryDirectory(prefix="portable-", dir=checkpoint.parent) as scratch:
             weights = Path(scratch) / WEIGHTS_NAME
             self._write_changed(checkpoint / WEIGHTS_NAME, weights, torch.float16)
             self._folder.put_file(place, weights)
-        self._remove("weights", but=place)
+            self._remove("weights", but=place)
 
     def fetch_state(self, run_dir: Path) -> bool:
         """Makes the newest whole state the run's newest checkpoint; False if the run's own is as new, or there is none.
@@ -90,7 +106,9 @@ class DurableRun:
                     for name in (WEIGHTS_NAME, STATE_NAME, RECORD_NAME):
                         self._folder.fetch(f"{place}/{name}", Path(fetched) / name)
                     state = open_checkpoint(Path(fetched))
-                except (OSError, UserError):
+                except StorageError:
+                    raise
+                except (FileNotFoundError, UserError):
                     continue  # torn when the machine was lost: the one before it is whole
                 weights = {**self._base(state.record["base"]), **load_file(state.weights_file)}
                 record = {name: value for name, value in state.record.items() if name not in ("version", "files", "base")}
@@ -107,7 +125,7 @@ class DurableRun:
                 with safe_open(file, "pt") as opened:
                     base = json.loads(opened.metadata()[_BASE])
                 changed = {key: tensor.float() for key, tensor in load_file(file).items()}
-            except (OSError, SafetensorError):
+            except (FileNotFoundError, SafetensorError):
                 return None
         return {**self._base(base), **changed}
 

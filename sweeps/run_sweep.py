@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     add("--grace-examples", type=int, metavar="N", help="a stage, and the first rung (default: a ninth of the budget)")
     add("--reduction-factor", type=int, metavar="N", help="one in N goes on at a rung (default: 3)")
     add("--min-trials-per-model", type=int, metavar="N", help="before the search chooses (default: 6, or half of the trials)")
-    add("--warm-start", metavar="DIR", help="an older sweep's folder: its ended trials inform this one")
+    add("--warm-start", metavar="DIR", help="an older sweep's folder, or s3://...: its ended trials inform this one")
     add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU (default: by the memory that a trial needs)")
     add("--gpu-memory-gb", type=float, metavar="G", help="of a card, at most; a dry run plans for such a card anywhere")
     add("--preset", metavar="NAME", help="quick, evening or night on a T4: trials and rungs that no flag gives")

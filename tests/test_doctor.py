@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from fashionclip_tune import doctor_command
 from fashionclip_tune.cli import main
 from fashionclip_tune.doctor import Level, judge, lines, problems
 from fashionclip_tune.machine import Machine, memory_limit_bytes
-from fashionclip_tune.machine_facts import PACKAGES, Facts, Gpu, Mount, gather, look_at_mount
+from fashionclip_tune.machine_facts import PACKAGES, Facts, Gpu, Leftover, Mount, gather, look_at_mount
 
 GB = 10**9
 T4 = Gpu("Tesla T4", 15 * 2**30, has_bf16=False)
@@ -132,6 +133,21 @@ def test_before_a_sweep_what_will_be_slow_is_said(monkeypatch: pytest.MonkeyPatc
     (line,) = capsys.readouterr().out.splitlines()
     found = "/content/drive/MyDrive/results: 100.0 GB free, a synced write takes 1500 ms; no locks"
     assert line.startswith(f"warning  results   {found}")
+
+
+def test_what_dead_sweeps_left_in_the_scratch_folder_is_named_with_its_size(tmp_path: Path) -> None:
+    for name in ("dead-1", "driven-2", "worked-3"):
+        worker = tmp_path / "sweeps" / name / "trials" / "0000-a"
+        worker.mkdir(parents=True)
+        (worker / "weights").write_bytes(b"w" * 1000)
+        for lock in (worker / ".lock", tmp_path / "sweeps" / name / ".lock"):
+            lock.touch()
+    held = [tmp_path / "sweeps" / "driven-2" / ".lock", tmp_path / "sweeps" / "worked-3" / "trials" / "0000-a" / ".lock"]
+    with FileLock(held[0]), FileLock(held[1]):
+        facts = gather({"scratch": tmp_path})
+    assert facts.leftovers == (Leftover(str(tmp_path / "sweeps" / "dead-1"), 1000),)
+    (text,) = [each.text for each in judge(facts) if "nothing runs" in each.text]
+    assert f"{tmp_path}/sweeps/dead-1 (0.00 GB)" in text
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:

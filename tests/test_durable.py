@@ -1,3 +1,5 @@
+from collections import namedtuple
+
 import pytest
 from pyarrow import fs
 
@@ -47,6 +49,50 @@ def test_a_file_is_emptied_before_it_is_deleted(tmp_path):
     assert (tmp_path / "trash").read_bytes() == b""
 
 
+def test_a_file_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch):
+    folder = DurableFolder(tmp_path / "drive")
+    folder.put("state", b"x" * 1_000_000)
+    (tmp_path / "new").write_bytes(b"y" * 3_000_000)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(durable.time, "sleep", lambda seconds: pytest.fail("it is not tried again"))
+    monkeypatch.setattr(durable.shutil, "disk_usage", lambda path: usage(10**7, 0, 2_000_000))
+    with pytest.raises(StorageError, match="is full: weights takes 3 MB, 2 MB are free: make room"):
+        folder.put_file("weights", tmp_path / "new")
+    assert folder.sizes() == {"state": 1_000_000}
+    folder.put_file("state", tmp_path / "new")  # in the place of what is there
+    monkeypatch.setattr(durable.shutil, "disk_usage", lambda path: usage(0, 0, 0))  # it cannot say
+    folder.put_file("weights", tmp_path / "new")
+    assert folder.num_bytes() == 6_000_000
+
+
+def test_a_hiccup_is_waited_out_in_reading_and_removing_too(tmp_path, monkeypatch):
+    folder, waits = DurableFolder(tmp_path / "drive"), []
+    folder.put("a/b", b"b")
+
+    def hide():
+        (tmp_path / "drive" / "a").rename(tmp_path / "hidden")
+        (tmp_path / "drive" / "a").write_bytes(b"no folder")
+
+    def come_back(seconds):
+        waits.append(seconds)
+        (tmp_path / "drive" / "a").unlink()
+        (tmp_path / "hidden").rename(tmp_path / "drive" / "a")
+
+    monkeypatch.setattr(durable.time, "sleep", come_back)
+    for action in (lambda: folder.read("a/b"), lambda: folder.fetch("a/b", tmp_path / "b"), lambda: folder.remove("a/b")):
+        hide()
+        action()
+    assert len(waits) == 3
+    assert folder.sizes() == {}
+    folder.remove("a/b")  # by another process already
+
+    monkeypatch.setattr(durable.time, "sleep", lambda seconds: None)
+    folder.put("a/b", b"b")
+    hide()
+    with pytest.raises(StorageError, match=r"drive cannot be reached \(a/b: .*bring it back"):
+        folder.read("a/b")
+
+
 def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
     drive, waits = tmp_path / "drive", []
 
@@ -68,5 +114,5 @@ def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
 
 
 def test_an_address_of_no_known_kind_is_refused():
-    with pytest.raises(UserError, match="--results nfs://x/y cannot be opened"):
+    with pytest.raises(UserError, match="nfs://x/y cannot be opened"):
         DurableFolder("nfs://x/y")

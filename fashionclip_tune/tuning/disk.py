@@ -7,37 +7,48 @@ from functools import lru_cache
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model_check import without_numbers
+from fashionclip_tune.recipe import FreezeConfig
 from fashionclip_tune.towers import prepare_towers
 from fashionclip_tune.tuning.shares import GB, is_described_here, weights_bytes
 
 KEPT_PER_MODEL = 3
 """Ended trials of an architecture, the best ones, that keep their weights."""
 _TRIAL_BYTES = 10**6  # evaluations, queries, TensorBoard's events with their pictures
-# Where a sweep runs, the last two checkpoints and the one that is being written; on the durable side the last and the next.
-_LOCAL_STATES, _DURABLE_STATES = 3, 2
+# Where a sweep runs: the last two checkpoints and the one that is being written.
+_LOCAL_STATES = 3
 
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """Of one architecture in fp32: all weights, and those that are trained."""
+    """Of one architecture in fp32: all weights, and those that are trained.
+
+    ``copies``: what a training state has of the trained ones: Adam's two moments, and they themselves where an average of them
+    is what counts.
+    """
 
     weights: int
     trained: int
+    copies: int = 2
 
     @property
     def state(self) -> int:
-        """Of a checkpoint: weights and Adam's two moments."""
-        return self.weights + 2 * self.trained
+        """Of a checkpoint."""
+        return self.weights + self.copies * self.trained
 
     @property
     def durable_state(self) -> int:
         """Without what the base model's own files hold."""
-        return 3 * self.trained
+        return (1 + self.copies) * self.trained
 
     @property
     def durable_weights(self) -> int:
         """In half precision."""
         return self.trained // 2
+
+    @property
+    def durable_run(self) -> int:
+        """Of a trial that runs, when nothing is being written."""
+        return self.durable_state + self.durable_weights
 
 
 @dataclass(frozen=True)
@@ -55,49 +66,53 @@ class DiskPlan:
         """Where the sweep runs: whole states of running trials, weights of the best, the winner twice while it is written."""
         kept = sum(KEPT_PER_MODEL * each.weights for each in self.models.values())
         running = max(at_a_time[name] * _LOCAL_STATES * each.state for name, each in self.models.items())
-        return running + kept + 2 * self._winner + self.num_trials * _TRIAL_BYTES
+        return running + kept + self.winner_bytes(is_durable=False) + self.num_trials * _TRIAL_BYTES
 
     def durable_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """What is kept to survive: states and weights of running trials, weights of the best, the winner.
 
-        The winner is written when no trial runs, so that there is one state of each at most.
+        One trial at a time has its next state beside its last, while it writes it. The winner is written when none runs.
         """
         kept = sum(KEPT_PER_MODEL * each.durable_weights for each in self.models.values())
         models = self.models.items()
-        running = max(at_a_time[name] * (each.durable_state + each.durable_weights) for name, each in models)
-        return kept + max(_DURABLE_STATES * running, running + self._winner) + self.num_trials * _TRIAL_BYTES
+        grown = max(at_a_time[name] * each.durable_run for name, each in models) + max(each.durable_state for _, each in models)
+        ended = max(at_a_time[name] * each.durable_weights for name, each in models) + self.winner_bytes(is_durable=True)
+        return kept + max(grown, ended) + self.num_trials * _TRIAL_BYTES
+
+    def winner_bytes(self, *, is_durable: bool) -> int:
+        """In fp32; where the sweep runs, beside the one before it until it is whole."""
+        return (1 if is_durable else 2) * max(each.weights for each in self.models.values())
 
     @property
     def one_at_a_time(self) -> dict[str, int]:
         return dict.fromkeys(self.models, 1)
 
-    @property
-    def _winner(self) -> int:
-        return max(each.weights for each in self.models.values())
-
 
 def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
-    """Of each architecture the configuration that trains most counts."""
+    """Of each architecture the configuration with the largest state counts."""
     models: dict[str, ModelBytes] = {}
     for config in configs:
         found = _model_bytes(config)
-        if config.model_name not in models or found.trained > models[config.model_name].trained:
+        if config.model_name not in models or found.state > models[config.model_name].state:
             models[config.model_name] = found
     return DiskPlan(models, num_trials)
 
 
 def _model_bytes(config: ProjectConfig) -> ModelBytes:
+    copies = 2 if config.optimizer.ema_decay is None else 3
     if not is_described_here(config):
-        return ModelBytes(weights_bytes(config), weights_bytes(config))
-    return _counted(config)
+        return ModelBytes(weights_bytes(config), weights_bytes(config), copies)
+    return ModelBytes(*_counted(config.model_name, config.freeze), copies)
 
 
 @lru_cache(maxsize=64)
-def _counted(config: ProjectConfig) -> ModelBytes:
-    network = without_numbers(config.model_name)
+def _counted(name: str, freeze: FreezeConfig) -> tuple[int, int]:
+    """Bytes of all weights, and of the trained ones."""
+    config = ProjectConfig(clip_model=name, freeze=freeze)
+    network = without_numbers(name)
     prepare_towers(network, config)
     trained = sum(each.numel() * each.element_size() for each in network.parameters() if each.requires_grad)
-    return ModelBytes(weights_bytes(config), trained)
+    return weights_bytes(config), trained
 
 
 class DiskBudget:
@@ -107,7 +122,7 @@ class DiskBudget:
         """
         Args:
             is_durable: the budget is that of the durable side.
-            used: bytes in the sweep's folder, but for those of the trials of these numbers.
+            used: bytes in the sweep's folder, but for the winner and the trials of these numbers.
 
         Raises:
             UserError: not even one trial at a time fits.
@@ -125,8 +140,15 @@ class DiskBudget:
 
     def has_room(self, model: str, running: Sequence[tuple[int, str]]) -> bool:
         """Whether a trial of a model may start beside running ones, given as number and model."""
-        grown = sum(self._most(each) for _, each in running)
-        return self._used([number for number, _ in running]) + grown + self._most(model) <= self._budget_bytes
+        models = [self._plan.models[each] for each in (model, *(each for _, each in running))]
+        winner = self._plan.winner_bytes(is_durable=self._is_durable)
+        if self._is_durable:
+            grown = sum(each.durable_run for each in models) + max(each.durable_state for each in models)
+            ended = sum(each.durable_weights for each in models) + winner
+        else:
+            grown = _LOCAL_STATES * sum(each.state for each in models)
+            ended = sum(each.weights for each in models) + winner
+        return self._used([number for number, _ in running]) + max(grown, ended) <= self._budget_bytes
 
     @property
     def refusal(self) -> str:
@@ -134,9 +156,3 @@ class DiskBudget:
             f"the disk budget of {self._budget_bytes / GB:g} GB is used up: what has ended is stripped to the best "
             f"{KEPT_PER_MODEL} of each model already; go on with a larger --disk-budget-gb"
         )
-
-    def _most(self, model: str) -> int:
-        each = self._plan.models[model]
-        if self._is_durable:
-            return _DURABLE_STATES * (each.durable_state + each.durable_weights)
-        return _LOCAL_STATES * each.state

@@ -36,6 +36,10 @@ class DurablePlan:
     sync_every_s: float
     kept_at: tuple[int, ...]
     """Examples seen at which a trial may end: there its weights are kept before it reports."""
+    writer: str
+    """The driver that this trial is of; once there is a later one, the trial writes no more."""
+    turn: str | None = None
+    """A lock file: one trial of a machine at a time has its state there twice."""
 
 
 @dataclass(frozen=True)

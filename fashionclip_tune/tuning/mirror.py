@@ -1,7 +1,7 @@
 """A sweep's durable side: what another machine needs to go on with it, in a folder that need not be POSIX or fast.
 
 The sweep runs in a folder on local disk, as ever; this keeps, beside the runs' own states (``portable``), the journal in
-pieces (``journal/OFFSET-HASH.jsonl``), ``header.json``, and for people copies of sweep.json, tables and ``best/``.
+pieces (``journal/OFFSET-WRITER-HASH.jsonl``), ``header.json``, and for people copies of sweep.json, tables and ``best/``.
 """
 
 import hashlib
@@ -14,9 +14,12 @@ from typing import Any
 
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.files import write_json
+from fashionclip_tune.tuning.writer import StillOurs, Writer, register, sign_off
 
 HEADER_NAME = "header.json"
-_FOR_PEOPLE = ("sweep.json", "trials.csv", "report.html")
+_FOR_PEOPLE = ("trials.csv", "report.html", "sweep.json")
+_FOLDERS_FOR_PEOPLE = ("best/", "refit/best/")
+_EVENTS = "events.out.tfevents."
 _PER_TRIAL = ("config.json", "last_queries.npz", "bad_samples.csv", "warnings.log", "error.log")
 
 
@@ -29,15 +32,36 @@ class SweepMirror:
         self._journal = sweep_dir / "study.journal"
         self._mirrored_bytes = 0
         self._published_at = -math.inf
+        self._published: dict[str, tuple[int, int]] = {}
+        self._writer: Writer | None = None
 
     def is_started(self) -> bool:
         """Whether there is a sweep to go on with."""
         return self.folder.exists(HEADER_NAME)
 
+    def take_over(self) -> Writer | None:
+        """Makes this process the one that writes; returns the one before it where that may be running still."""
+        self._writer, before = register(self.folder)
+        self.folder.guard(StillOurs(self.folder, self._writer.name))
+        return before
+
+    @property
+    def writer(self) -> str:
+        """Whose pieces of the journal and files of trials the next ones are."""
+        assert self._writer is not None, "nothing is written before take_over"
+        return self._writer.name
+
+    def let_go(self) -> None:
+        """The sweep has ended or stopped here, in an orderly way."""
+        if self._writer is not None:
+            sign_off(self.folder, self._writer)
+
     def start(self, header: Mapping[str, Any]) -> None:
         """Keeps what does not change in the life of a sweep, once."""
         if not self.is_started():
             self.folder.put(HEADER_NAME, json.dumps(header, indent=2).encode())
+        if self._writer is None:  # a sweep that has just begun
+            self.take_over()
 
     def restore(self) -> bool:
         """Brings the local folder to where the durable one is; False if what was there had gone another way.
@@ -46,7 +70,7 @@ class SweepMirror:
         one, if the process died between the two. Where the sweep has gone on elsewhere since, it must not be used: the
         caller removes it and calls again.
         """
-        durable = self._durable_journal()
+        durable = read_journal(self.folder)
         local = self._journal.read_bytes() if self._journal.exists() else b""
         if local and not local.startswith(durable):
             return False
@@ -61,16 +85,6 @@ class SweepMirror:
         self.fetch_evaluations()
         return True
 
-    def _durable_journal(self) -> bytes:
-        """The pieces up to the first that is missing or torn."""
-        whole = b""
-        for name in sorted(self.folder.sizes("journal")):
-            offset, _, digest = Path(name).stem.partition("-")
-            piece = self.folder.read(name)
-            if int(offset) == len(whole) and _digest(piece) == digest:
-                whole += piece  # where a torn one stands there too, this is what a later life wrote instead
-        return whole
-
     def append_journal(self) -> None:
         """Keeps what was added to the journal; to be called after each addition, before it takes effect."""
         with open(self._journal, "rb") as file:
@@ -78,12 +92,12 @@ class SweepMirror:
             piece = file.read()
         piece = piece[: piece.rfind(b"\n") + 1]
         if piece:
-            self.folder.put(f"journal/{self._mirrored_bytes:012d}-{_digest(piece)}.jsonl", piece)
+            self.folder.put(f"journal/{self._mirrored_bytes:012d}-{self.writer}-{_digest(piece)}.jsonl", piece)
             self._mirrored_bytes += len(piece)
 
-    def fetch_evaluations(self) -> None:
+    def fetch_evaluations(self, under: str = "trials") -> None:
         """Copies evaluations that are not in the local folder: those of an earlier machine, or of another node."""
-        for name in self.folder.sizes("trials"):
+        for name in self.folder.sizes(under):
             parts = name.split("/")
             is_wanted = parts[-1].endswith(".json") if "evaluations" in parts else len(parts) == 3 and parts[-1] in _PER_TRIAL
             target = self._sweep_dir / name
@@ -94,24 +108,75 @@ class SweepMirror:
                 continue  # torn: that stage is trained again
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+            self._published[name] = _version(target)
 
-    def publish_trial(self, trial_dir: Path) -> None:
-        """Curves and tables of a trial that has ended."""
-        events = [path.name for path in trial_dir.glob("events.out.tfevents.*")]
-        self._publish([f"trials/{trial_dir.name}/{name}" for name in (*_PER_TRIAL, *events)])
+    def fetch_for_people(self) -> None:
+        """Copies tables, curves and winners of a sweep that has ended, where they are not in the local folder yet."""
+        self.fetch_evaluations("refit")
+        for name, size in self.folder.sizes().items():
+            target = self._sweep_dir / name
+            is_wanted = name in _FOR_PEOPLE or name.startswith(_FOLDERS_FOR_PEOPLE) or f"/{_EVENTS}" in name
+            if is_wanted and not (name != "sweep.json" and target.is_file() and target.stat().st_size == size):
+                self.folder.fetch(name, target)
+
+    def publish_run(self, run_dir: Path) -> None:
+        """Curves and tables of a trial that has ended, or of a refit."""
+        events = [path.name for path in run_dir.glob(f"{_EVENTS}*")]
+        place = run_dir.relative_to(self._sweep_dir).as_posix()
+        self._publish([f"{place}/{name}" for name in (*_PER_TRIAL, *events)])
 
     def publish(self, *, not_before_s: float = 0.0) -> None:
-        """The sweep's tables and its winner, for people; not again before so many seconds have gone by."""
+        """The sweep's winner and tables, for people; not again before so many seconds have gone by.
+
+        That a sweep is finished is written last: until then ``--resume`` does all this again.
+        """
         if time.monotonic() - self._published_at < not_before_s:
             return
         self._published_at = time.monotonic()
-        best = [f"best/{path.name}" for path in (self._sweep_dir / "best").glob("*")]
-        self._publish([*_FOR_PEOPLE, *best])
+        for folder in _FOLDERS_FOR_PEOPLE:
+            self._publish_folder(folder)
+        self._publish(list(_FOR_PEOPLE))
+
+    def _publish_folder(self, folder: str) -> None:
+        """As it is here: a winner of another architecture leaves no file behind."""
+        names = [f"{folder}{path.name}" for path in (self._sweep_dir / folder).glob("*") if path.is_file()]
+        if not names:
+            return
+        self._publish(names)
+        for name in self.folder.sizes(folder.rstrip("/")).keys() - set(names):
+            self.folder.remove(name)
 
     def _publish(self, names: list[str]) -> None:
+        """Writes what has changed since it was last written: a winner may have 1.5 GB."""
         for name in names:
-            if (self._sweep_dir / name).is_file():
-                self.folder.put_file(name, self._sweep_dir / name)
+            path = self._sweep_dir / name
+            if not path.is_file():
+                continue
+            version = _version(path)
+            if self._published.get(name) != version:
+                self.folder.put_file(name, path)
+                self._published[name] = version
+
+
+def read_journal(folder: DurableFolder) -> bytes:
+    """The pieces up to the first that is missing or torn.
+
+    Where two machines wrote at the same place, what the later writer says holds, from there on: the other one had not
+    noticed yet that it was overtaken.
+    """
+    pieces = [(*Path(name).stem.split("-", 1), name) for name in folder.sizes("journal")]
+    found = [(int(offset), *rest.rpartition("-")[::2], name) for offset, rest, name in pieces]
+    found.sort(key=lambda piece: piece[1], reverse=True)
+    whole, writer = b"", ""
+    for offset, by, digest, name in sorted(found, key=lambda piece: piece[0]):
+        if offset == len(whole) and by >= writer and _digest(piece := folder.read(name)) == digest:
+            whole, writer = whole + piece, by
+    return whole
+
+
+def _version(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _digest(content: bytes) -> str:

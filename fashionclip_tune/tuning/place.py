@@ -12,6 +12,7 @@ from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.remote import scheme_of
 from fashionclip_tune.tuning.mirror import HEADER_NAME, SweepMirror
+from fashionclip_tune.tuning.writer import Writer
 
 _LOCK = ".lock"
 
@@ -27,7 +28,20 @@ class Place:
     @property
     def readable(self) -> Path:
         """The folder to point a person to."""
-        return self.run_dir if self.mirror is None or scheme_of(self.shown) is not None else Path(self.shown)
+        return self.run_dir if self.mirror is None or self.is_at_an_address else Path(self.shown)
+
+    @property
+    def is_at_an_address(self) -> bool:
+        """Its durable side is no folder that a person could look into."""
+        return scheme_of(self.shown) is not None
+
+    def take_over(self) -> Writer | None:
+        """Before a sweep is gone on with; returns who else may be at it still."""
+        return self.mirror.take_over() if self.mirror is not None and self.mirror.is_started() else None
+
+    def let_go(self) -> None:
+        if self.mirror is not None:
+            self.mirror.let_go()
 
     def restore(self) -> None:
         """Makes the local folder what the durable one says, on a machine that is new or that was overtaken by another."""
@@ -37,6 +51,12 @@ class Place:
             if path.name != _LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.mirror.restore()
+
+    def fetch_result(self) -> None:
+        """Brings a finished sweep to where people are pointed to."""
+        assert self.mirror is not None
+        self.restore()
+        self.mirror.fetch_for_people()
 
 
 class Results:
@@ -99,7 +119,7 @@ class Results:
         """What was written first holds; what is rewritten for people may be torn."""
         read: dict[str, dict[str, Any]] = {}
         for file in (HEADER_NAME, "sweep.json"):
-            with suppress(OSError, ValueError):
+            with suppress(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
                 read[file] = json.loads(self._folder.read(f"{name}/{file}"))
         if not read:
             return None

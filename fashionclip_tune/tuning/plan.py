@@ -255,4 +255,12 @@ def _base_config(settings: SweepSettings, space: SearchSpace, device: str, seed:
     owned: dict[str, Any] = {"device": device, "dataset_root": data, "training.seed": seed}
     owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
     base = ProjectConfig().with_overrides({"training.checkpoint_minutes": 0, **space.base, **settings.overrides, **owned})
-    return base.with_overrides({"model.cache_dir": base.model_cache_dir.absolute()})
+    return base.with_overrides({"model.cache_dir": _weights_cache(base)})
+
+
+def _weights_cache(base: ProjectConfig) -> Path:
+    """On the local disk, since the folder that a sweep is started in may be a drive's; but one that is there is used."""
+    here = base.model_cache_dir.absolute()
+    if base.reading.scratch is None or base.model.cache_dir is not None or here.is_dir():
+        return here
+    return base.reading.scratch / here.name

@@ -14,11 +14,14 @@ from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
+from fashionclip_tune.history import Row
 from fashionclip_tune.model import load_model
 from fashionclip_tune.report import read_sweep, refit_lines
 from fashionclip_tune.training import print_row, train
+from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.record import recalls
+from fashionclip_tune.tuning.trainable import RunSync
 from fashionclip_tune.tuning.winner import export_whole
 
 
@@ -29,12 +32,14 @@ def refit_winner(
     times: int,
     say: Callable[[str], None],
     *,
+    durable: DurablePlan | None = None,
     should_stop: Callable[[], bool] | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains in ``SWEEP/refit/``, goes on there if it was stopped, and leaves ``refit/best/`` as an OpenCLIP folder.
 
     Args:
+        durable: where its state and its figures are kept as well, as those of a trial.
         should_stop: as of ``train``.
 
     Returns:
@@ -54,7 +59,17 @@ def refit_winner(
     _check_same_length(folder, config)
     if dry_run:
         return dict(saved)
-    row = train(config, folder, on_eval=print_row, resume_from=folder, should_stop=should_stop).metrics
+    sync = RunSync(durable, config, folder, "refit") if durable is not None else None
+    if sync is not None:
+        sync.run.fetch_state(folder)
+
+    def report(row: Row) -> None:
+        print_row(row)
+        if sync is not None:
+            sync.keep(row)
+
+    durable_run = sync.run if sync is not None else None
+    row = train(config, folder, on_eval=report, resume_from=folder, durable=durable_run, should_stop=should_stop).metrics
     weights = newest_weights(folder)
     assert weights is not None
     loaded = load_model(config)
@@ -66,6 +81,8 @@ def refit_winner(
     write_json(sweep_dir / "sweep.json", sweep)
     for line in refit_lines(sweep, sweep_dir):
         say(line)
+    if sync is not None:
+        sync.run.forget_state()
     return sweep
 
 

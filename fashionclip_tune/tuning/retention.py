@@ -57,7 +57,7 @@ class Retention:
                 self.freed_bytes += run.forget_state()
                 if not keeps_weights:
                     self.freed_bytes += run.forget_weights()
-                self._mirror.publish_trial(folder)
+                self._mirror.publish_run(folder)
 
     def _free(self, folder: Path, keeps_weights: bool) -> bool:
         before = _num_bytes(folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.remote import scheme_of
 from fashionclip_tune.tuning.owned import require_positive
 from fashionclip_tune.tuning.presets import preset_trials
 from fashionclip_tune.tuning.space import load_space
@@ -39,7 +40,7 @@ class SweepSettings:
     reduction_factor: int | None = None
     min_trials_per_model: int | None = None
     warm_start: str | None = None
-    """Folder of an older sweep whose trials come first; None: none."""
+    """Folder of an older sweep, or its address, whose trials come first; None: none."""
     gpus_per_trial: float | None = None
     gpu_memory_gb: float | None = None
     """Of a card, at most, in 10**9 bytes; None: all that it has."""
@@ -121,4 +122,4 @@ def checked_flags(settings: SweepSettings) -> CheckedFlags:
 
 
 def absolute(folder: str) -> str:
-    return str(Path(folder).absolute())
+    return str(Path(folder).absolute()) if scheme_of(folder) is None else folder

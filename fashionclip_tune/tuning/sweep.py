@@ -113,14 +113,17 @@ def sweep(
         return None
     if found is not None and saved["state"] == "FINISHED":
         say("this sweep is finished: nothing to resume")
+        if place.is_at_an_address:
+            with _only_driver(place.run_dir):
+                place.fetch_result()
         _print_result(saved, place, console)
         return saved
     _prepare_models(plan, say)
-    with _only_driver(place.run_dir):
+    with _driving(place, say):
         place.restore()
         result = _run(plan, place, console, _time_budget(plan, place, started), disk_budget)
-    _print_result(result, place, console)
-    _write_report(place, say, finished=result["state"] == "FINISHED")
+        _print_result(result, place, console)
+        _write_report(place, say, finished=result["state"] == "FINISHED")
     return result
 
 
@@ -137,15 +140,22 @@ def _refit(
     def is_late() -> bool:
         return time_budget is not None and time_budget.left_s() == 0
 
-    with _only_driver(place.run_dir):
+    with _driving(place, say):
+        if place.mirror is not None:
+            place.fetch_result()
+        durable = _durable_plan(plan, place, kept_at=())
         try:
-            result = refit_winner(plan, saved, place.readable, times, say, should_stop=is_late)
+            result = refit_winner(plan, saved, place.run_dir, times, say, durable=durable, should_stop=is_late)
         except StoppedError as error:
             if is_late():
                 say(f"the time of this run is up; {go_on}")
                 return {**saved, "time_is_up": True}
             raise StoppedError(f"{error}; {go_on}") from error
-        say(f"report: {write_report([place.readable])}")
+        report = write_report([place.run_dir])
+        if place.mirror is not None:
+            place.mirror.publish_run(place.run_dir / "refit")
+            place.mirror.publish()
+    say(f"report: {place.readable / report.name}")
     return result
 
 
@@ -179,7 +189,21 @@ def _prepare_models(plan: SweepPlan, say: Any) -> None:
 
 
 @contextmanager
+def _driving(place: Place, say: Callable[[str], None]) -> Iterator[None]:
+    """On this machine no other driver may be at it; one on another machine is told to stop."""
+    with _only_driver(place.run_dir):
+        if (before := place.take_over()) is not None:
+            say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
+        yield
+        place.let_go()
+
+
+@contextmanager
 def _only_driver(sweep_dir: Path) -> Iterator[None]:
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{sweep_dir} cannot be written to ({error}): choose another folder") from error
     lock = FileLock(sweep_dir / ".lock")
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)
@@ -251,7 +275,7 @@ def _run(
             share_of=plan.allotment.share_of,
             time_budget=time_budget,
             disk_budget=disk_budget,
-            durable=DurablePlan(place.shown, plan.sync_every_s, plan.may_end_at) if mirror is not None else None,
+            durable=_durable_plan(plan, place, plan.may_end_at),
         )
         if stop.cannot_record:
             with suppress(OSError, StorageError):
@@ -287,14 +311,20 @@ def _keep_for_later_plans(plan: SweepPlan, place: Place, study: SweepStudy, resu
         keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count)
 
 
+def _durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:
+    if place.mirror is None:
+        return None
+    return DurablePlan(place.shown, plan.sync_every_s, kept_at, place.mirror.writer, str(place.run_dir / ".durable.lock"))
+
+
 def _disk_budget(plan: SweepPlan, place: Place) -> DiskBudget | None:
     if plan.settings.disk_budget_gb is None:
         return None
     folder = DurableFolder(place.shown)
 
     def used(running: Sequence[int]) -> int:
-        prefixes = tuple(f"trials/{number:04d}-" for number in running)
-        return sum(size for name, size in folder.sizes().items() if not (prefixes and name.startswith(prefixes)))
+        left_out = ("best/", *(f"trials/{number:04d}-" for number in running))
+        return sum(size for name, size in folder.sizes().items() if not name.startswith(left_out))
 
     budget_bytes = int(plan.settings.disk_budget_gb * GB)
     return DiskBudget(budget_bytes, plan.disk, is_durable=place.mirror is not None, used=used)

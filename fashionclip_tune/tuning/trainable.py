@@ -23,6 +23,7 @@ from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
 from fashionclip_tune.tuning.gpu_share import claim_gpu_share
 from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopPoll
 from fashionclip_tune.tuning.study import METRIC
+from fashionclip_tune.tuning.writer import StillOurs
 
 
 def run_trial(ray_config: dict[str, Any]) -> None:
@@ -34,7 +35,7 @@ def run_trial(ray_config: dict[str, Any]) -> None:
     plan = TrialPlan.from_ray(ray_config)
     config, trial_dir = ProjectConfig.from_dict(plan.config), Path(plan.trial_dir)
     trial_dir.mkdir(parents=True, exist_ok=True)
-    durable = TrialSync(plan.durable, config, trial_dir) if plan.durable is not None else None
+    durable = RunSync(plan.durable, config, trial_dir, f"trials/{trial_dir.name}") if plan.durable is not None else None
     reported = {"examples_seen": 0, METRIC: 0.0}
 
     def report(row: Row) -> None:
@@ -88,20 +89,23 @@ def run_trial(ray_config: dict[str, Any]) -> None:
             tune.report({**reported, "stop_reason": stop_reason, "message": message})
 
 
-class TrialSync:
-    """Keeps on the durable side what a trial's reports are about, before they are made."""
+class RunSync:
+    """Keeps on the durable side what a run's reports are about, before they are made."""
 
-    def __init__(self, plan: DurablePlan, config: ProjectConfig, trial_dir: Path) -> None:
-        self._name = f"trials/{trial_dir.name}"
+    def __init__(self, plan: DurablePlan, config: ProjectConfig, run_dir: Path, name: str) -> None:
+        """``name``: the run's place on the durable side."""
+        self._name = name
         self._folder = DurableFolder(plan.location)
+        self._folder.guard(StillOurs(self._folder, plan.writer))
         self._kept_at = plan.kept_at
-        self._trial_dir = trial_dir
-        self.run = DurableRun(self._folder, self._name, starting_point(config), sync_every_s=plan.sync_every_s)
+        self._run_dir = run_dir
+        turn = FileLock(plan.turn) if plan.turn is not None else None
+        self.run = DurableRun(self._folder, name, starting_point(config), sync_every_s=plan.sync_every_s, turn=turn)
 
     def keep(self, row: Row) -> None:
-        """The figures at once; the weights where the trial may end with this report."""
+        """The figures at once; the weights where the run may end with this report."""
         step = f"step_{row['step']:08d}"
-        checkpoint = self._trial_dir / "checkpoints" / step
+        checkpoint = self._run_dir / "checkpoints" / step
         if row["examples_seen"] in self._kept_at and checkpoint.is_dir():
             self.run.put_weights(checkpoint)
         self._folder.put(f"{self._name}/evaluations/{step}.json", json.dumps(row, indent=2).encode())

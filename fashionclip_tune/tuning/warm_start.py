@@ -5,6 +5,9 @@ configuration that says the same of all that changes numbers (budget and stages 
 schedule spans the budget). Only the seed and the number of threads may differ. Trials that failed say nothing and stay out.
 """
 
+import json
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from fashionclip_tune.config import ProjectConfig, override_paths
-from fashionclip_tune.errors import UserError
-from fashionclip_tune.report import read_sweep
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.tuning.mirror import HEADER_NAME, read_journal
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.study import STUDY_NAME, settings, with_origin
 
@@ -30,25 +34,42 @@ def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
     """
     if plan.settings.warm_start is None:
         return []
-    sweep_dir = Path(plan.settings.warm_start)
-    saved = read_sweep(sweep_dir)
+    folder = DurableFolder(plan.settings.warm_start)
+    saved = _about(folder)
     try:
         _check_comparable(saved.get("data_fingerprint") == plan.data_fingerprint, f"its data is not {plan.base.dataset_dir}")
         _check_comparable("base_config" in saved, "it was made by a version that did not record all settings")
         base = ProjectConfig.from_dict(saved["base_config"])
-        trials = [trial for trial in _ended(sweep_dir / "study.journal") if settings(trial)]
+        trials = [trial for trial in _ended(folder) if settings(trial)]
         _check_comparable(bool(trials), "no trial of it has ended with a result")
         for trial in trials:
             _check_trial(trial, base, plan)
+    except StorageError:
+        raise
     except UserError as error:
-        raise UserError(f"--warm-start {sweep_dir} cannot be used: {error}") from error
+        raise UserError(f"--warm-start {folder.location} cannot be used: {error}") from error
     return [with_origin(trial, saved["name"]) for trial in trials]
 
 
-def _ended(journal: Path) -> list[FrozenTrial]:
-    _check_comparable(journal.is_file(), f"it has no {journal.name}")
-    study = optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(journal))))
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+def _about(folder: DurableFolder) -> dict[str, Any]:
+    """What was fixed when the sweep was started."""
+    for name in (HEADER_NAME, "sweep.json"):
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            about: dict[str, Any] = json.loads(folder.read(name))
+            return about
+    raise UserError(f"{folder.location} is no sweep: it has no {HEADER_NAME} and no sweep.json that can be read")
+
+
+def _ended(folder: DurableFolder) -> list[FrozenTrial]:
+    """From the journal, whole or in the pieces of a durable side; a copy, since the sweep may be running."""
+    is_whole = folder.exists("study.journal")
+    content = folder.read("study.journal") if is_whole else read_journal(folder)
+    _check_comparable(bool(content), "it has no study.journal")
+    with tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as scratch:
+        journal = Path(scratch) / "study.journal"
+        journal.write_bytes(content[: content.rfind(b"\n") + 1])
+        study = optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(journal))))
+        return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
 def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> None:

@@ -2,37 +2,70 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.history import TIMING
+from fashionclip_tune.tuning.disk import DiskPlan, plan_disk
 
 NOISY = (*TIMING, "memory_gb")
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
+NUM_TRIALS = 3
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def start(data: Path, machine: Path, results: Path, *more: str) -> subprocess.Popen:
-    """The driver on a machine of its own: scratch, home and user are its own."""
-    command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", data, "--results", results, "--name", "it"]
-    common = ("--num-trials", "3", "--max-concurrent", "1", "--scratch", machine / "scratch", "--sync-every", "0.01")
+def command(data: Path, machine: Path, results: Path | str, *more: str) -> list[str]:
+    words = ["--data", data, "--results", results, "--name", "it", "--num-trials", NUM_TRIALS, "--max-concurrent", 1]
+    return [*map(str, (*words, "--scratch", machine / "scratch", "--sync-every", "0.01")), *SETTINGS, *more]
+
+
+def start(data: Path, machine: Path, results: Path | str, *more: str) -> subprocess.Popen:
+    """The driver on a machine of its own: scratch, home, user and, where that may be set, host name are its own."""
     (machine / "home").mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "HOME": str(machine / "home"), "USER": machine.name}
+    words = [sys.executable, str(ROOT / "sweeps" / "run_sweep.py"), *command(data, machine, results, *more)]
     return subprocess.Popen(
-        [*map(str, [*command, *common]), *SETTINGS, *more],
+        [*named(machine.name), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=environment,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "HOME": str(machine / "home"), "USER": machine.name},
     )
+
+
+def named(host: str) -> list[str]:
+    """Runs what follows under another host name; nothing where this user may not."""
+    unshared = ["unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh"]
+    may = shutil.which("unshare") and subprocess.run([*unshared, "true"], capture_output=True, check=False).returncode == 0
+    return unshared if may else []
+
+
+def end(process: subprocess.Popen) -> str:
+    """Waits for its end, which is to be a good one; returns what it said."""
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    return out
+
+
+def lose(process: subprocess.Popen, *folders: Path) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    for folder in folders:
+        while folder.exists():  # workers outlive their driver for seconds, and write
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.2)
 
 
 def outcome(results: Path) -> dict:
@@ -46,40 +79,136 @@ def outcome(results: Path) -> dict:
     return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
 
 
-def wait_for_stages(results: Path, process: subprocess.Popen, *, trials: int, evaluations: int) -> None:
+def wait_for_stages(sweep: DurableFolder, process: subprocess.Popen, *, trials: int, evaluations: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        folders = sorted((results / "it" / "trials").glob("*"))
-        if len(folders) >= trials and len(list(folders[-1].glob("evaluations/*.json"))) >= evaluations:
+        stages = [name.split("/")[1] for name in sweep.sizes("trials") if "/evaluations/" in name]
+        if len(set(stages)) >= trials and stages.count(max(stages)) >= evaluations:
             return
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
     raise AssertionError("the sweep did not get that far")
 
 
-def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_path):
-    whole = start(garments, tmp_path / "steady", tmp_path / "whole")
-    out, _ = whole.communicate(timeout=240)
-    assert whole.returncode == 0, out
+class Watch(threading.Thread):
+    """Looks at a sweep's durable folder while it runs: the most bytes at a time, and the most that each file had."""
 
+    def __init__(self, sweep: DurableFolder) -> None:
+        super().__init__(daemon=True)
+        self.sweep, self.most_bytes, self.files, self.over = sweep, 0, {}, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.05):
+            sizes = self.sweep.sizes()
+            self.most_bytes = max(self.most_bytes, sum(sizes.values()))
+            for name, size in sizes.items():
+                self.files[name] = max(size, self.files.get(name, 0))
+
+
+@pytest.fixture(scope="module")
+def whole(garments, tmp_path_factory) -> tuple[dict, Watch]:
+    """A sweep that was never stopped: its outcome, and what it took of the durable folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    watch = Watch(DurableFolder(folder / "results" / "it"))
+    process = start(garments, folder / "steady", folder / "results")
+    watch.start()
+    end(process)
+    watch.over.set()
+    watch.join()
+    return outcome(folder / "results"), watch
+
+
+def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_path, whole):
     first = start(garments, tmp_path / "first", tmp_path / "drive")
-    wait_for_stages(tmp_path / "drive", first, trials=2, evaluations=3)
+    wait_for_stages(DurableFolder(tmp_path / "drive" / "it"), first, trials=2, evaluations=3)
     shutil.copytree(tmp_path / "drive", tmp_path / "elsewhere" / "results")  # under way: files in it may be torn
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    for folder in (tmp_path / "drive", tmp_path / "first"):
-        while folder.exists():  # workers outlive their driver for seconds, and write
-            shutil.rmtree(folder, ignore_errors=True)
-            time.sleep(0.2)
+    lose(first, tmp_path / "drive", tmp_path / "first")
     shutil.copytree(garments, tmp_path / "elsewhere" / "shards")
 
     results = tmp_path / "elsewhere" / "results"
     kept = [path.name for path in results.glob("it/trials/0001-*/state/*")]
-    second = start(tmp_path / "elsewhere" / "shards", tmp_path / "second", results, "--resume")
-    out, _ = second.communicate(timeout=240)
-    assert second.returncode == 0, out
+    out = end(start(tmp_path / "elsewhere" / "shards", tmp_path / "second", results, "--resume"))
     assert not list((tmp_path / "second").rglob("warnings.log")), "the state was not passed over"
     assert kept, "the test needs a state that was kept: in it the trial goes on"
-    assert outcome(results) == outcome(tmp_path / "whole")
+    assert ("first (process " in out) == bool(named("host")), "who is told to stop, should it still run"
+    assert outcome(results) == whole[0]
     assert not list(results.glob("it/trials/*/state/*")), "states of ended trials are removed"
     assert (results / "it" / "best" / "open_clip_model.safetensors").is_file()
+
+
+def test_a_machine_that_runs_still_stops_when_another_goes_on(garments, tmp_path, whole):
+    drive = tmp_path / "drive"
+    first = start(garments, tmp_path / "first", drive)
+    while not (drive / "it" / "header.json").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    second = start(garments, tmp_path / "second", drive, "--resume")  # at it when the first is at its trials
+    out, _ = first.communicate(timeout=240)
+    assert first.returncode == 2, out
+    assert "Traceback" not in out
+    assert "is written by another machine now, " in out
+    end(second)
+    assert outcome(drive) == whole[0]
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[str]:
+    """Object storage that speaks S3, on this machine."""
+    server_module = pytest.importorskip("moto.server", reason="a server of S3 is pip install 'moto[server]'")
+    from pyarrow import fs
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name, value in (("ACCESS_KEY_ID", "any"), ("SECRET_ACCESS_KEY", "any"), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True).create_dir("bucket")
+    yield "s3://bucket/results"
+    server.stop()
+
+
+@pytest.mark.filterwarnings("ignore")  # the server's own
+def test_object_storage_is_a_durable_side_too(garments, tmp_path, bucket, whole, run_sweep):
+    sweep = DurableFolder(f"{bucket}/it")
+    first = start(garments, tmp_path / "first", bucket)
+    wait_for_stages(sweep, first, trials=2, evaluations=3)
+    lose(first, tmp_path / "first")
+    kept = [name for name in sweep.sizes("trials") if re.search("/0001-.*/state/", name)]
+    end(start(garments, tmp_path / "second", bucket, "--resume"))
+    assert not list((tmp_path / "second").rglob("warnings.log")), "the state was not passed over"
+    assert kept, "the test needs a state that was kept: in it the trial goes on"
+    shutil.rmtree(tmp_path / "second")
+
+    for name in sweep.sizes():
+        sweep.fetch(name, tmp_path / "copy" / "it" / name)
+    assert outcome(tmp_path / "copy") == whole[0]
+    assert not list((tmp_path / "copy").glob("it/trials/*/state/*")), "states of ended trials are removed"
+    # A third machine, on which nothing is left to do, has what is said to be there.
+    code, out, err = run_sweep(*command(garments, tmp_path / "third", bucket, "--resume"))
+    assert code == 0, err
+    best = Path(re.search('local-dir:(.+?)"', out)[1])
+    expected = (tmp_path / "copy" / "it" / "best" / "open_clip_model.safetensors").read_bytes()
+    assert (best / "open_clip_model.safetensors").read_bytes() == expected
+
+
+def test_the_durable_side_takes_what_was_planned(whole):
+    watch = whole[1]
+    configs = [ProjectConfig(clip_model=name) for name in ("tiny-clip", "tiny-sig")]
+    plan: DiskPlan = plan_disk(configs, NUM_TRIALS)
+    assert watch.most_bytes <= plan.durable_bytes(plan.one_at_a_time)
+    found: dict[str, set[str]] = {"state": set(), "weights": set()}
+    for name, size in watch.files.items():
+        parts = name.split("/")
+        kind = parts[2] if len(parts) > 2 else ""
+        model = plan.models["tiny-sig" if "tiny-sig" in name else "tiny-clip"]
+        expected: Mapping[str, float] = {
+            "model.safetensors": model.trained,
+            "training_state.pt": 2 * model.trained,
+            "weights": model.durable_weights,
+        }
+        if (of := kind if kind == "weights" else parts[-1]) in expected and kind in found:
+            found[kind].add(name)
+            assert size == pytest.approx(expected[of], rel=0.03), name
+    assert all(found.values())

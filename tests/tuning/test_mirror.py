@@ -1,11 +1,12 @@
 import json
-import shutil
+import math
 from pathlib import Path
 
 import optuna
 import pytest
 
 from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.errors import StorageError
 from fashionclip_tune.tuning.mirror import SweepMirror
 from fashionclip_tune.tuning.study import SweepStudy
 
@@ -15,8 +16,12 @@ def space(trial: optuna.Trial) -> dict:
 
 
 def mirrored(tmp_path: Path, machine: str) -> tuple[SweepMirror, Path]:
+    """A machine that goes on with the sweep, if there is one."""
     run_dir = tmp_path / machine
-    return SweepMirror(DurableFolder(tmp_path / "drive"), run_dir), run_dir
+    mirror = SweepMirror(DurableFolder(tmp_path / "drive"), run_dir)
+    if mirror.is_started():
+        mirror.take_over()
+    return mirror, run_dir
 
 
 def study(mirror: SweepMirror, run_dir: Path) -> SweepStudy:
@@ -90,6 +95,27 @@ def test_a_machine_that_comes_back_goes_on_where_it_was_unless_another_has_gone_
     assert not mirrored(tmp_path, "first")[0].restore()
 
 
+def append(mirror: SweepMirror, run_dir: Path, line: str) -> None:
+    with open(run_dir / "study.journal", "a") as journal:
+        journal.write(f"{line}\n")
+    mirror.append_journal()
+
+
+def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(tmp_path, begun, monkeypatch):
+    late, late_dir, _ = begun
+    other, other_dir = mirrored(tmp_path, "second")
+    assert other.restore()
+    append(late, late_dir, "late one")  # it has looked a moment ago
+    append(other, other_dir, "this one")  # where the other one wrote, of the same length
+    append(late, late_dir, "late two")
+    third, third_dir = mirrored(tmp_path, "third")
+    assert third.restore()
+    assert (third_dir / "study.journal").read_text().endswith("}\nthis one\n")
+    monkeypatch.setattr("fashionclip_tune.tuning.writer.time.monotonic", lambda: math.inf)
+    with pytest.raises(StorageError, match="is written by another machine now"):
+        append(other, other_dir, "this two")
+
+
 def test_evaluations_come_along_but_torn_ones(tmp_path, begun):
     evaluations = tmp_path / "drive" / "trials" / "0000-tiny-clip-contrastive" / "evaluations"
     evaluations.mkdir(parents=True)
@@ -104,11 +130,15 @@ def test_evaluations_come_along_but_torn_ones(tmp_path, begun):
     assert copied == ["0000-tiny-clip-contrastive/evaluations/step_00000001.json"]
 
 
+def write(run_dir: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (run_dir / name).write_text(text)
+
+
 def test_tables_and_winner_are_copied_for_people(tmp_path, begun):
     mirror, run_dir, _ = begun
-    (run_dir / "best").mkdir()
-    for name in ("sweep.json", "trials.csv", "best/open_clip_config.json"):
-        (run_dir / name).write_text("{}")
+    write(run_dir, {"sweep.json": "{}", "trials.csv": "{}", "best/open_clip_config.json": "{}"})
     mirror.publish()
     (run_dir / "trials.csv").write_text("newer")
     mirror.publish(not_before_s=60)
@@ -116,4 +146,47 @@ def test_tables_and_winner_are_copied_for_people(tmp_path, begun):
     assert (tmp_path / "drive" / "trials.csv").read_text() == "{}"
     mirror.publish()
     assert (tmp_path / "drive" / "trials.csv").read_text() == "newer"
-    shutil.rmtree(run_dir)
+
+
+def test_only_what_has_changed_is_written_and_that_it_is_finished_last(tmp_path, begun, monkeypatch):
+    mirror, run_dir, _ = begun
+    trial = run_dir / "trials" / "0000-tiny-clip-contrastive"
+    write(run_dir, {"sweep.json": "RUNNING", "best/weights": "w", f"trials/{trial.name}/config.json": "{}"})
+    written, put_file = [], mirror.folder.put_file
+    monkeypatch.setattr(mirror.folder, "put_file", lambda name, source: (written.append(name), put_file(name, source)))
+    mirror.publish()
+    mirror.publish_run(trial)
+    assert written == ["best/weights", "sweep.json", f"trials/{trial.name}/config.json"]
+    written.clear()
+    mirror.publish()
+    mirror.publish_run(trial)  # as when a trial is one of the best no more
+    assert written == []
+    write(run_dir, {"best/tokenizer": "t", "sweep.json": "FINISHED"})
+    mirror.publish()
+    assert written == ["best/tokenizer", "sweep.json"]
+
+
+def test_a_winner_leaves_no_file_of_the_one_before(tmp_path, begun):
+    mirror, run_dir, _ = begun
+    write(run_dir, {"best/weights": "w", "best/tokenizer": "t", "refit/best/weights": "r"})
+    mirror.publish()
+    (run_dir / "best" / "tokenizer").unlink()
+    mirror.publish()
+    assert sorted(name for name in mirror.folder.sizes() if "best/" in name) == ["best/weights", "refit/best/weights"]
+
+
+def test_a_finished_sweep_is_brought_to_another_machine_for_people(tmp_path, begun):
+    mirror, run_dir, _ = begun
+    trial = "trials/0000-tiny-clip-contrastive"
+    files = {"sweep.json": '{"state": "FINISHED"}', "best/weights": "w", "refit/best/weights": "r"}
+    write(run_dir, {**files, f"{trial}/events.out.tfevents.1": "e"})
+    mirror.publish()
+    mirror.publish_run(run_dir / trial)
+    mirror.folder.put("refit/evaluations/step_00000001.json", b"{}")
+    mirror.folder.put(f"{trial}/weights/step_00000001.safetensors", b"w")
+    other, other_dir = mirrored(tmp_path, "second")
+    assert other.restore()
+    other.fetch_for_people()
+    assert {name: (other_dir / name).read_text() for name in files} == files
+    found = {str(path.relative_to(other_dir)) for path in other_dir.rglob("*") if path.is_file()} - files.keys()
+    assert found == {"study.journal", f"{trial}/events.out.tfevents.1", "refit/evaluations/step_00000001.json"}

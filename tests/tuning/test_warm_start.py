@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.tuning.mirror import SweepMirror
 from fashionclip_tune.tuning.plan import plan_sweep
 from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.study import SweepStudy, origin, settings
@@ -58,6 +60,21 @@ def test_ended_trials_with_a_result_are_taken(older, garments, tmp_path):
     assert [origin(trial) for trial in trials] == [{"sweep": "older", "trial_id": f"{number:04d}"} for number in (0, 1)]
     assert all(trial.intermediate_values == {16: 0.3} for trial in trials)
     assert older_trials(planned(garments, tmp_path)) == []
+
+
+@pytest.mark.parametrize("location", ["{folder}", "file://{folder}"])
+def test_of_a_sweep_that_has_a_durable_side_only_too(older, garments, tmp_path, location):
+    """Its journal lies there in pieces, and what is rewritten for people is not needed."""
+    drive = tmp_path / "drive"
+    mirror = SweepMirror(DurableFolder(drive), older)
+    mirror.start(json.loads((older / "sweep.json").read_text()))
+    mirror.append_journal()
+    expected = older_trials(planned(garments, tmp_path, warm_start=str(older)))
+    shutil.rmtree(older)
+    found = older_trials(planned(garments, tmp_path, warm_start=location.format(folder=drive)))
+    assert [(each.params, each.intermediate_values, origin(each)) for each in found] == [
+        (each.params, each.intermediate_values, origin(each)) for each in expected
+    ]
 
 
 def test_another_seed_scheduler_and_number_of_trials_are_no_obstacle(older, garments, tmp_path):

@@ -1,0 +1,86 @@
+"""A refit of a sweep in two folders: the machine is lost in the middle of it, and another goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fashionclip_tune.cli import assignments
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.history import TIMING
+from fashionclip_tune.training import print_row, train
+from fashionclip_tune.tuning import refit
+from fashionclip_tune.tuning.header import sweep_header
+from fashionclip_tune.tuning.place import Results
+from fashionclip_tune.tuning.plan import plan_sweep
+from fashionclip_tune.tuning.settings import SweepSettings
+from fashionclip_tune.tuning.sweep import sweep
+
+ROW = {"trial_id": "0000", "state": "COMPLETE", "stop_reason": "budget", "examples_seen": 96, "step": 6, "gain": None}
+CONFIG = {"clip_model": "tiny-sig", "loss_function": "siglip", "training.learning_rate": 1e-3}
+METRICS = {"recall_at_10": 0.5, "recall_at_5": 0.25}
+
+
+class LostError(Exception):
+    """The machine is gone."""
+
+
+def history(run: Path) -> list[dict]:
+    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
+    return [{name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")} for row in rows]
+
+
+@pytest.fixture
+def settings(garments, tmp_path) -> SweepSettings:
+    """Of a sweep that has ended, of which the drive has what there is; made without Ray."""
+    settings = SweepSettings(
+        data=str(garments),
+        overrides=assignments(["model.pretrained=none", "training.batch_size=16"]),
+        num_trials=2,
+        budget_examples=96,
+        grace_examples=48,
+        samples_per_second=100.0,
+        scratch=str(tmp_path / "making"),
+        sync_every=0.0,
+    )
+    place = Results(str(tmp_path / "drive")).place("it", settings.scratch)
+    header = sweep_header(plan_sweep(settings, Console(quiet=True).print), place)
+    place.mirror.start(header)
+    row = {**ROW, "config": CONFIG, **METRICS, "message": None, "duration_s": 1.0, "device_s": 1.0}
+    best = {"trial_id": "0000", "config": CONFIG, "metrics": METRICS}
+    content = {**header, "state": "FINISHED", "zero_shot": {}, "trials": [row], "best": best}
+    place.mirror.folder.put("sweep.json", json.dumps(content).encode())
+    return settings
+
+
+def test_a_refit_goes_on_on_another_machine(settings, tmp_path, monkeypatch):
+    steps = []
+
+    def run(machine: str, *, lost_at: int | None) -> None:
+        def show(row):
+            print_row(row)
+            steps.append(row["step"])
+            if row["step"] == lost_at:
+                raise LostError
+
+        monkeypatch.setattr(refit, "print_row", show)
+        here = SweepSettings(scratch=str(tmp_path / machine), sync_every=0.0)
+        common = {"resume": False, "dry_run": False, "console": Console(quiet=True), "refit": 2}
+        sweep(here, results=tmp_path / "drive", name="it", **common)
+
+    with pytest.raises(LostError):
+        run("first", lost_at=6)
+    shutil.rmtree(tmp_path / "first")
+    run("second", lost_at=None)
+    assert steps == [0, 3, 6, 6, 9, 12]
+
+    drive = tmp_path / "drive" / "it" / "refit"
+    config = ProjectConfig.from_dict(json.loads((drive / "config.json").read_text()))
+    train(config, tmp_path / "never stopped")
+    assert history(drive) == history(tmp_path / "never stopped")
+    (local,) = (tmp_path / "second").glob("sweeps/*/refit/best/open_clip_model.safetensors")
+    assert (drive / "best" / local.name).read_bytes() == local.read_bytes()
+    assert DurableFolder(drive).sizes("state") == {}

@@ -1,0 +1,86 @@
+"""Of two drivers the one that started last writes; the other one stops before it writes next."""
+
+import json
+import platform
+
+import pytest
+
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.errors import StorageError
+from fashionclip_tune.tuning import writer as writer_module
+from fashionclip_tune.tuning.writer import StillOurs, register, sign_off
+
+
+@pytest.fixture(autouse=True)
+def look_each_time(monkeypatch):
+    monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 0.0)
+
+
+def on(host: str, monkeypatch, folder: DurableFolder):
+    monkeypatch.setattr(platform, "node", lambda: host)
+    return register(folder)
+
+
+def test_the_one_before_writes_and_removes_no_more(tmp_path, monkeypatch):
+    lost, here = DurableFolder(tmp_path), DurableFolder(tmp_path)
+    first, before = on("lost", monkeypatch, lost)
+    assert before is None
+    lost.guard(StillOurs(lost, first.name))
+    lost.put("state", b"old")
+    second, before = on("here", monkeypatch, here)
+    assert before == first
+    assert str(before).startswith("lost (process ")
+    here.guard(StillOurs(here, second.name))
+    for change in (lambda: lost.put("journal", b"x"), lambda: lost.remove("state")):
+        with pytest.raises(StorageError, match=r"is written by another machine now, here \(process \d+, started 20"):
+            change()
+    here.put("state", b"new")
+    assert lost.read("state") == b"new"  # reading is free
+    assert not lost.exists("journal")
+
+
+def test_who_has_signed_off_or_was_on_this_machine_is_not_worth_a_word(tmp_path, monkeypatch):
+    folder = DurableFolder(tmp_path)
+    first, _ = on("one", monkeypatch, folder)
+    second, before = on("one", monkeypatch, folder)
+    assert before is None
+    assert second.name > first.name
+    sign_off(folder, second)
+    third, before = on("two", monkeypatch, folder)
+    assert before is None
+    assert third.name > second.name
+
+
+def test_of_two_that_start_at_once_one_goes_on(tmp_path, monkeypatch):
+    folders = [DurableFolder(tmp_path) for _ in range(2)]
+    monkeypatch.setattr(writer_module, "_newest", lambda folder: None)  # neither sees the other
+    writers = [on(f"host-{number}", monkeypatch, folder)[0] for number, folder in enumerate(folders)]
+    monkeypatch.undo()
+    refused = 0
+    for folder, one in zip(folders, writers, strict=True):
+        try:
+            StillOurs(folder, one.name)()
+        except StorageError:
+            refused += 1
+    assert refused == 1
+
+
+def test_a_torn_file_still_says_that_there_is_a_later_one(tmp_path, monkeypatch):
+    folder = DurableFolder(tmp_path)
+    first, _ = on("one", monkeypatch, folder)
+    second, _ = on("two", monkeypatch, folder)
+    path = tmp_path / "writers" / f"{second.name}.json"
+    path.write_text(json.dumps({"name": second.name})[:5])
+    with pytest.raises(StorageError, match="a machine of unknown name"):
+        StillOurs(folder, first.name)()
+
+
+def test_looks_are_rare(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 10.0)
+    folder, looks = DurableFolder(tmp_path), []
+    first, _ = on("one", monkeypatch, folder)
+    monkeypatch.setattr(writer_module, "_newest", lambda folder: looks.append(1))
+    check = StillOurs(folder, first.name)
+    for _ in range(100):
+        check()
+    assert len(looks) == 1

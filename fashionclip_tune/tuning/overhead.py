@@ -30,8 +30,8 @@ class Overhead:
 
 
 NO_OVERHEAD = Overhead(0.0, 0.0, 0.0, "left out")
-# See results/README.md, "The plan against what came": two cores that were not idle.
-_ELSEWHERE = Overhead(5.0, 8.0, 0.7, "measured on another machine")
+# See results/README.md, "The plan against what came": two cores without other work.
+_ELSEWHERE = Overhead(4.7, 5.4, 0.5, "measured on another machine")
 
 
 def known_overhead(slots: int) -> Overhead:

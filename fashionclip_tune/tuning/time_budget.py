@@ -49,5 +49,9 @@ class TimeBudget:
         if least <= left:
             return True
         self.is_over = True
-        self.refusal = f"no more trials were started: the first rung takes {least / 60:.1f} min, {left / 60:.1f} were left"
+        self.refusal = f"no more trials were started: the first rung takes {_said(least)}, {_said(left)} were left"
         return False
+
+
+def _said(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -229,6 +229,7 @@ def test_no_trial_starts_that_cannot_reach_its_first_rung() -> None:
     now[0] += 1000
     assert not budget.may_start()
     assert budget.is_over
+    assert budget.refusal == "no more trials were started: the first rung takes 10 min, 8 min were left"
     # Of a short budget a sixth is kept.
     assert TimeBudget(6, needs.get, (), started=0.0, clock=lambda: 0.0).left_s() == pytest.approx(300)
 

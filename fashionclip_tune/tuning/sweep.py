@@ -266,6 +266,7 @@ def _refit(plan: SweepPlan, saved: dict[str, Any], place: Place, times: int, say
     if place.mirror is not None:
         place.mirror.publish_run(place.run_dir / "refit")
         place.mirror.publish()
+        say(f"      kept in {place.shown}/refit/best")
 
 
 def _durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:

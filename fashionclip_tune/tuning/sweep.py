@@ -155,6 +155,7 @@ def _refit(
         if place.mirror is not None:
             place.mirror.publish_run(place.run_dir / "refit")
             place.mirror.publish()
+            say(f"      kept in {place.shown}/refit/best")
     say(f"report: {place.readable / report.name}")
     return result
 

@@ -50,7 +50,8 @@ def older(garments, tmp_path):
 
 
 def planned(data, tmp_path, **changed):
-    chosen = SweepSettings(data=str(data), space=str(tmp_path / "mine.py"), num_trials=8, budget_examples=144, device="cpu")
+    sizes = {"num_trials": 8, "budget_examples": 144, "samples_per_second": 100.0}  # a stated rate is not measured
+    chosen = SweepSettings(data=str(data), space=str(tmp_path / "mine.py"), device="cpu", **sizes)
     return plan_sweep(replace(chosen, **changed), say)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -144,7 +145,12 @@ def weights_bytes(config: ProjectConfig) -> int:
     """Of the model, in fp32; 2 GB where only the hub knows its text tower."""
     if not is_described_here(config):
         return 2 * GB
-    network = without_numbers(config.model_name)
+    return _weights_bytes(config.model_name)
+
+
+@cache
+def _weights_bytes(name: str) -> int:
+    network = without_numbers(name)
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
 
 
@@ -152,6 +158,10 @@ def has_large_token_table(config: ProjectConfig) -> bool:
     """Whether training the token embedding takes a GB or more: SigLIP2's, half of all its parameters, takes 3.1."""
     if not is_described_here(config):
         return False
-    named = without_numbers(config.model_name).named_parameters()
-    numbers = sum(parameter.numel() for name, parameter in named if "token_embedding." in name)
-    return bool(numbers * _TRAINED_BYTES >= _LARGE_TABLE_BYTES)
+    return _token_table_numbers(config.model_name) * _TRAINED_BYTES >= _LARGE_TABLE_BYTES
+
+
+@cache
+def _token_table_numbers(name: str) -> int:
+    named = without_numbers(name).named_parameters()
+    return sum(parameter.numel() for path, parameter in named if "token_embedding." in path)

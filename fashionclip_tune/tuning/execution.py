@@ -2,15 +2,17 @@
 
 import logging
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.train._internal.session import get_session
 from ray.tune import PlacementGroupFactory, Trainable
 from ray.tune.experiment import Trial
@@ -31,6 +33,10 @@ from fashionclip_tune.tuning.trainable import run_trial
 _CLEANUP_TIMEOUT_S = 600
 _OBJECT_STORE_BYTES = 256 * 2**20
 _PROCESS_RETRIES = 3
+_VITAL = {ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET}
+_LOOKS_AFTER_RAY_EVERY_S = 0.5
+EXIT_WITHOUT_RAY = 130
+"""The status of a sweep whose Ray was killed: interrupted, like one that was asked to end."""
 
 
 def run_trials(
@@ -152,6 +158,36 @@ def _ray_trial_id(trial: Trial) -> str:
 
 
 @contextmanager
+def _ended_with_ray() -> Iterator[None]:
+    """Ends this process when the Ray that it started is killed under it.
+
+    That is what preemption does where it tells all processes at once. Ray's own client would wait a minute for them to come
+    back, within calls that nothing else interrupts, and then end this process without a word.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        node: Any = ray._private.worker._global_node
+        while not over.wait(_LOOKS_AFTER_RAY_EVERY_S):
+            if dead := {name for name, _ in node.dead_processes()} & _VITAL:
+                print(
+                    f"Ray's own processes have ended ({', '.join(sorted(dead))}): killed, or out of memory. What is recorded "
+                    "is kept, and trials go on from their last checkpoints: go on with --resume",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(EXIT_WITHOUT_RAY)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+@contextmanager
 def _connected(slots: Slots, address: str | None) -> Iterator[None]:
     """A Ray of our own, or the one at ``address``, unless this process is connected to one."""
     settings = {
@@ -164,11 +200,7 @@ def _connected(slots: Slots, address: str | None) -> Iterator[None]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": settings},
-    }
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     here: dict[str, Any] = {
         # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
         "num_cpus": max(1, round(slots.count * slots.cpus_per_trial)),
@@ -185,9 +217,13 @@ def _connected(slots: Slots, address: str | None) -> Iterator[None]:
     os.environ.update(settings)
     started = not ray.is_initialized()
     if started:
-        ray.init(address="local", **here, **common) if address is None else ray.init(address=address, **common)
+        if address is None:
+            ray.init(address="local", **here, **common)  # its processes inherit the environment
+        else:
+            ray.init(address=address, runtime_env={"env_vars": settings}, **common)
     try:
-        yield
+        with _ended_with_ray() if started and address is None else nullcontext():
+            yield
     finally:
         if started:
             ray.shutdown()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -388,3 +389,24 @@ def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(
     assert (row["state"], row["stop_reason"], row["step"]) == ("COMPLETE", "budget", 150)
     train(ProjectConfig.from_dict(json.loads((trial / "config.json").read_text())), tmp_path / "never stopped")
     assert untimed(trial) == untimed(tmp_path / "never stopped")
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_ray_is_ended_with_it_ends_at_once_and_can_be_resumed(garments, tmp_path, run_sweep, local_ray, attacks):
+    """SIGTERM to every process, as where a machine is preempted: Ray's own client would wait a minute, then die silently."""
+    driver = Driver(tmp_path, garments)
+    driver.wait_for(trials=2, evaluations=2)
+    started = time.monotonic()
+    for pid in (driver.process.pid, *attacks.processes_below(driver.process.pid)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    code, out = driver.finish()
+    assert code == 130, out
+    assert time.monotonic() - started < 30
+    assert "go on with --resume" in out.splitlines()[-1]
+
+    code, out, _ = run_sweep("--results", tmp_path, "--name", "it", "--resume")
+    assert code == 0, out
+    rows = sweep_json(driver.sweep_dir)["trials"]
+    assert [row["trial_id"] for row in rows] == ["0000", "0001", "0002", "0003"]
+    assert attacks.violations(driver.sweep_dir, 1, ended=True) == []

@@ -11,8 +11,8 @@ from torch import Tensor
 from fashionclip_tune.answers import as_jpeg, fixed_queries, thumbnail, top_photos
 from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import run_shards, storage_of
+from fashionclip_tune.encoding import OnProgress, embed
 from fashionclip_tune.errors import BadDataError, UserError
-from fashionclip_tune.evaluate import OnProgress, embed
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
@@ -74,7 +74,7 @@ def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = lambda do
     found.loaded.network.to(plan.device)
     try:
         photos = evaluation_set(run_shards(config).valid, found.loaded.preprocessing, storage_of(config))
-        pool, bad = embed(
+        pool, bad, _ = embed(
             found.loaded,
             photos,
             all_captions=False,

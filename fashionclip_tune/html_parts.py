@@ -15,8 +15,22 @@ def section(title: str, *parts: str) -> str:
 def plot(figure: go.Figure | None, why_not: str) -> str:
     if figure is None:
         return f'<p class="note">No figure: {why_not}.</p>'
+    return _drawn(figure)
+
+
+def _drawn(figure: go.Figure) -> str:
     settings = {"displayModeBar": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=settings, default_width="100%"))
+
+
+def panels(figures: Sequence[go.Figure]) -> str:
+    """Small figures, beside one another where there is room."""
+    return f'<div class="panels">{"".join(f"<div>{_drawn(figure)}</div>" for figure in figures)}</div>'
+
+
+def wide(drawn: str) -> str:
+    """For what cannot be read on a phone's width: there it is scrolled sideways."""
+    return f'<div class="wide">{drawn}</div>'
 
 
 def table(headers: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], numbers: Sequence[int] | range) -> str:

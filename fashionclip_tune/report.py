@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fashionclip_tune.encoding import EncodingSpeed
 from fashionclip_tune.equal_cost import equal_cost_table
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import counted_as, gain
@@ -34,6 +35,7 @@ _COLUMNS = (
     "num_gallery_texts",
     "step",
     "examples_seen",
+    *EncodingSpeed._fields,
     "duration_s",
     "device_s",
 )

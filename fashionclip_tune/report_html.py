@@ -7,9 +7,10 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from fashionclip_tune import report_plots, report_sections
+from fashionclip_tune import report_costs, report_plots, report_sections
+from fashionclip_tune.encoding import OnProgress
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import OnProgress, counted_as
+from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.gallery import Gallery, make_gallery
 from fashionclip_tune.html_parts import answers, plot, section, table, text
 from fashionclip_tune.report import compare_trials
@@ -82,7 +83,7 @@ def _body(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> Ite
         yield section("Learning curves", plot(report_plots.learning_curves(view), "no evaluation yet"))
         yield section("What mattered", *report_sections.what_mattered(view))
         yield section("Budget", *report_sections.budget(view))
-        yield section("Quality against its cost", *report_sections.costs(view))
+        yield section("Quality against its cost", *report_costs.costs(view))
         if view.failures:
             yield section("Failures", *report_sections.failures(view.failures))
         yield section("What the winner finds", *answers(gallery))

@@ -81,7 +81,7 @@ class RunEvaluator:
 
     def _metrics(self, measure: Callable[..., Evaluation]) -> Metrics:
         metrics: Metrics = {}
-        protocol = self._config.evaluation.protocol
+        protocol, speed = self._config.evaluation.protocol, None
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
                 photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
@@ -90,6 +90,8 @@ class RunEvaluator:
                 self.bad_samples |= dict.fromkeys(measured.bad_samples)
                 self.retrieval = measured.retrieval  # the validation set's is the last one
                 self._shown = (photos, measured.answers)
+                speed = measured.speed
+        metrics |= speed._asdict() if speed is not None else {}
         return metrics
 
     def _within_memory(self, measure: Callable[..., Evaluation]) -> Evaluation:

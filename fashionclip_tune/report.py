@@ -72,6 +72,11 @@ def has_failed(row: Row) -> bool:
     return bool(row["state"] == "FAIL" or row["stop_reason"] == "out_of_memory")
 
 
+def end_of(row: Row, sweep_state: str) -> str:
+    """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
+    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "unfinished"))
+
+
 def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
     """One row a trial, one column a setting that any trial has."""
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
@@ -112,7 +117,7 @@ def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
     return {trial_id for trial_id, test in tests.items() if test is not None and test.is_tie}
 
 
-def trials_table(rows: Sequence[Row], title: str, ties: Collection[str] = ()) -> Table:
+def trials_table(rows: Sequence[Row], title: str, sweep_state: str, ties: Collection[str] = ()) -> Table:
     """Trials in the given order, with half the width of their interval and the gain over their untouched weights.
 
     ``ties``: those that are not told apart from the best one.
@@ -128,7 +133,7 @@ def trials_table(rows: Sequence[Row], title: str, ties: Collection[str] = ()) ->
     table.add_column("end")
     for row in rows:
         config = row["config"]
-        end = row["stop_reason"] or "running"
+        end = end_of(row, sweep_state)
         table.add_row(
             row["trial_id"],
             config.get("clip_model", ""),
@@ -167,6 +172,8 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     model = config.get("clip_model", "?")
     recall = metrics["recall_at_10"]
     lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
+    if ranked(sweep["trials"])[0]["trial_id"] != best["trial_id"]:
+        lines[0] += ", of those that have ended"
     if "recall_at_10_low" in metrics:
         low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
         lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {counted_as(metrics)}")
@@ -209,7 +216,7 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
     for folder, sweep in sweeps:
         rows = ranked(sweep["trials"])
         ties = ties_with_best(folder, rows)
-        parts.append(trials_table(rows, f"{sweep['name']} ({sweep['state'].lower()}), best first", ties))
+        parts.append(trials_table(rows, f"{sweep['name']} ({sweep['state'].lower()}), best first", sweep["state"], ties))
         parts += winner_lines(sweep, folder, ties)
         if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
             parts.append(at_equal_cost)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from fashionclip_tune import report_plots
 from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text, wide
-from fashionclip_tune.report import Row
+from fashionclip_tune.report import Row, end_of
 from fashionclip_tune.report_data import SweepView
 
 _LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
@@ -94,7 +94,7 @@ def ranking(view: SweepView) -> Iterator[str]:
             verdict,
             "" if row.get("gain") is None else f"{row['gain']:+.4f}",
             f"{row['examples_seen']:,}",
-            text((row["stop_reason"] or "running").replace("_", " ")),
+            text(end_of(row, view.content["state"]).replace("_", " ")),
         ]
         rows.append((cells, "best" if is_best else ""))
     yield table(headers, rows, numbers=(4, 5, 6, 7, 9, 10))

@@ -179,7 +179,7 @@ def _run(
         older=lambda: older_trials(plan),
     )
     record = SweepRecord(place.run_dir, study, header)
-    record.write("RUNNING")
+    started = record.write("RUNNING")
     retention = Retention(place.run_dir, plan.build, mirror)
     hparams = HParamsTab(place.run_dir, plan.check.settings)
     assert plan.settings.budget_examples
@@ -190,7 +190,9 @@ def _run(
         side_by_side=plan.slots.count,
         budget_examples=plan.settings.budget_examples,
         stage_examples=plan.settings.grace_examples,
+        expected_examples=plan.forecast.examples / plan.num_trials,
     ) as progress:
+        progress.show(started)  # Ray takes some seconds until it begins
 
         def on_event() -> None:
             with stop.on_storage_error():
@@ -281,7 +283,7 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
     sweep_dir = place.readable
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
-    console.print(trials_table(rows, f"{result['name']}, best first", ties))
+    console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
     for line in winner_lines(result, sweep_dir, ties):
         console.print(line, highlight=False, soft_wrap=True)
     for row in result["trials"]:

@@ -5,7 +5,7 @@ batch sizes differ in the last bits, enough to break ties.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from statistics import median
 from typing import NamedTuple
@@ -18,9 +18,8 @@ from fashionclip_tune.evaluation_set import EvaluationSet, pixel_blocks
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.progress_bars import OnProgress, no_progress
 from fashionclip_tune.protocols import Pool
-
-OnProgress = Callable[[int, int], None]
 
 
 class EncodingSpeed(NamedTuple):
@@ -66,7 +65,7 @@ def embed(
     batch_size: int,
     plan: PrecisionPlan,
     max_bad_share: float,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnProgress = no_progress,
 ) -> tuple[Pool, tuple[BadSample, ...], EncodingSpeed]:
     """The embeddings of all photos that can be read and of their first captions, or of all captions, each encoded once.
 

@@ -20,6 +20,7 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.progress_bars import OnProgress, no_progress
 from fashionclip_tune.protocols import KS, Pool, Retrieval, load_retrieval, retrieve, save_retrieval
 from fashionclip_tune.statistics import bootstrap_interval
 
@@ -54,6 +55,7 @@ def evaluate(
     batch_size: int,
     plan: PrecisionPlan,
     max_bad_share: float,
+    on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """Encodes photos and captions and ranks them under a protocol; see ``describe`` for the metrics.
 
@@ -68,6 +70,7 @@ def evaluate(
         batch_size=batch_size,
         plan=plan,
         max_bad_share=max_bad_share,
+        on_progress=on_progress,
     )
     answers = _answers(pool) if len(pool.products_N) == len(photos) else []  # else numbers do not name photos
     return Evaluation(*describe(pool, protocol), bad, answers, speed)
@@ -144,6 +147,7 @@ def cached_zero_shot(
     batch_size: int,
     plan: PrecisionPlan,
     max_bad_share: float,
+    on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """``evaluate`` of untouched weights, computed once on this machine.
 
@@ -170,7 +174,13 @@ def cached_zero_shot(
             return Evaluation(cached["metrics"], load_retrieval(ranks_path)[0], bad, cached["answers"], None)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             evaluation = evaluate(
-                loaded, photos, protocol=protocol, batch_size=batch_size, plan=plan, max_bad_share=max_bad_share
+                loaded,
+                photos,
+                protocol=protocol,
+                batch_size=batch_size,
+                plan=plan,
+                max_bad_share=max_bad_share,
+                on_progress=on_progress,
             )
         save_retrieval(ranks_path, evaluation.retrieval)
         kept = {"metrics": evaluation.metrics, "bad_samples": evaluation.bad_samples, "answers": evaluation.answers}

@@ -146,7 +146,10 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
             base = load_model(starting_point(named.started_from))
             base.network.to(plan.device)
             same_photos = evaluation_set(shards.searched_for, base.preprocessing, storage, gallery=shards.searched_too)
-            before = [cached_zero_shot(base, same_photos, protocol=protocol, **settings) for protocol in options.protocols]
+            before = [
+                cached_zero_shot(base, same_photos, protocol=protocol, **settings, on_progress=on_progress)
+                for protocol in options.protocols
+            ]
             untouched = [evaluation.metrics for evaluation in before]
             tests = [compare(ours, theirs.retrieval) for (_, ours), theirs in zip(found, before, strict=True)]
         except UserError as error:

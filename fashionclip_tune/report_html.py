@@ -8,11 +8,11 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from fashionclip_tune import report_costs, report_plots, report_sections
-from fashionclip_tune.encoding import OnProgress
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.gallery import Gallery, make_gallery
 from fashionclip_tune.html_parts import answers, plot, section, table, text
+from fashionclip_tune.progress_bars import OnProgress, no_progress
 from fashionclip_tune.report import compare_trials
 from fashionclip_tune.report_data import SweepView, view_sweep
 
@@ -21,9 +21,7 @@ REPORT_NAME = "report.html"
 _POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
 
 
-def write_report(
-    sweep_dirs: Sequence[Path], *, gallery: bool = True, on_progress: OnProgress = lambda done, total: None
-) -> Path:
+def write_report(sweep_dirs: Sequence[Path], *, gallery: bool = True, on_progress: OnProgress = no_progress) -> Path:
     """Writes ``report.html`` into the first sweep's folder, beside the others' figures where several are given.
 
     Args:

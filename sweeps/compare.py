@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from fashionclip_tune.cli import progress_bar, user_errors
+from fashionclip_tune.cli import user_errors
+from fashionclip_tune.progress_bars import progress_bar
 
 
 def main() -> None:

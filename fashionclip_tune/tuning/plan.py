@@ -191,7 +191,7 @@ def plan_sweep(
     device = _device(settings.device or "auto", nodes, card if settings.device == "cuda" else None)
     gpu = GpuMemory(card) if device == "cuda" and card is not None and nodes is None else None
     space = load_space(settings.space or ("tiny" if device == "cpu" else "openclip"))
-    data_dir = data_location(settings.data, say)
+    data_dir = data_location(settings.data)
     scratch = str(Path(settings.scratch).absolute()) if settings.scratch else None
     reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
     owned: dict[str, Any] = {"device": device, "dataset_root": data_dir, "training.seed": seed}

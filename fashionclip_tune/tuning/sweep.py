@@ -15,6 +15,7 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.plan_against_fact import plan_against_fact
 from fashionclip_tune.pretraining import pretrain_missing
+from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.report import (
     bad_sample_lines,
     has_failed,
@@ -304,7 +305,8 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
 def _write_report(place: Place, say: Any, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
     try:
-        path = write_report([place.run_dir], gallery=finished)
+        with progress_bar("encoding photos for the report's gallery") as on_progress:
+            path = write_report([place.run_dir], gallery=finished, on_progress=on_progress)
         if place.mirror is not None:
             place.mirror.publish()
     except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there

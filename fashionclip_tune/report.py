@@ -3,10 +3,12 @@
 import csv
 import json
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from fashionclip_tune.encoding import EncodingSpeed
@@ -17,7 +19,7 @@ from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, compare, load_re
 from fashionclip_tune.statistics import PairedTest
 
 Row = Mapping[str, Any]
-_SHOWN_BAD = 10
+_SHOWN_BAD, _INDENT = 10, 10
 _COLUMNS = (
     "trial_id",
     "state",
@@ -148,6 +150,16 @@ def trials_table(rows: Sequence[Row], title: str, sweep_state: str, ties: Collec
             f"{end}, tie" if row["trial_id"] in ties else end,
         )
     return table
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """On a terminal without breaking words; elsewhere as they are. Commands to be copied are not for this."""
+    for line in lines:
+        text = line
+        if console.is_terminal:
+            indent = " " * _INDENT
+            text = fill(line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def bad_sample_lines(sweep_dir: Path) -> list[str]:

@@ -23,11 +23,15 @@ def main() -> None:
             return
         from rich.console import Console
 
-        from fashionclip_tune.report import comparison
+        from fashionclip_tune.report import comparison, print_lines
         from fashionclip_tune.report_html import write_report
 
+        console = Console()
         for part in comparison(given.sweeps):
-            Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+            if isinstance(part, str):
+                print_lines(console, [part])
+            else:
+                console.print(part)
         with progress_bar("encoding photos") as on_progress:
             path = write_report(given.sweeps, gallery=not given.no_gallery, on_progress=on_progress)
         print(f"report: {path}")

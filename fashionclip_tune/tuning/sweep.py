@@ -19,6 +19,7 @@ from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.report import (
     bad_sample_lines,
     has_failed,
+    print_lines,
     ranked,
     ties_with_best,
     trials_table,
@@ -92,8 +93,7 @@ def sweep(
         place = sweeps.place(name, settings.scratch)
         plan = plan_sweep(settings, say, dry_run=dry_run)
     two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
-    for line in (f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)):
-        say(line)
+    print_lines(console, [f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)])
     if found is None and (older := older_trials(plan)):  # a sweep that goes on has them in its journal
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     disk_budget = _disk_budget(plan, place)
@@ -285,18 +285,12 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
     console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
-    for line in winner_lines(result, sweep_dir, ties):
-        console.print(line, highlight=False, soft_wrap=True)
-    for row in result["trials"]:
-        if has_failed(row):
-            console.print(
-                f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
-            )
+    print_lines(console, winner_lines(result, sweep_dir, ties))
+    failed = [row for row in result["trials"] if has_failed(row)]
+    print_lines(console, [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed])
     if result["state"] == "FINISHED":
-        for line in plan_against_fact(result, sweep_dir):
-            console.print(line, highlight=False, soft_wrap=True)
-    for line in bad_sample_lines(sweep_dir):
-        console.print(line, highlight=False, soft_wrap=True)
+        print_lines(console, plan_against_fact(result, sweep_dir))
+    print_lines(console, bad_sample_lines(sweep_dir))
     if result["state"] == "INTERRUPTED":
         console.print(f"interrupted; {_how_to_go_on(place)}", highlight=False, soft_wrap=True)
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)

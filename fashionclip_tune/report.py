@@ -239,9 +239,12 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
 
 
 def _best_of_each(sweeps: Sequence[tuple[Path, Mapping[str, Any]]]) -> Table:
-    table = Table(title="best of each sweep")
-    for header in ("sweep", "trial", "model", "recall_at_10", "gain", "counted as", "to the first"):
-        table.add_column(header)
+    table = Table(title="best of each sweep", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for header in ("sweep", "trial", "model"):
+        table.add_column(header, no_wrap=True)
+    for header in ("R@10", "gain", "%", "behind"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("counted as")
     with_best = [(folder, sweep, best) for folder, sweep in sweeps if (best := best_row(sweep["trials"])) is not None]
     with_best.sort(key=lambda entry: -entry[2]["recall_at_10"])
     for folder, sweep, row in with_best:
@@ -249,9 +252,9 @@ def _best_of_each(sweeps: Sequence[tuple[Path, Mapping[str, Any]]]) -> Table:
         if row is not with_best[0][2]:
             test = compare_trials(with_best[0][0], with_best[0][2], folder, row)
             behind = "other queries" if test is None else f"{test.difference:.4f}{', tie' if test.is_tie else ''}"
-        gains = " ".join((_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%")))
+        gains = (_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%").rstrip("%"))
         counted = counted_as(row) if row.get("protocol") else ""
         table.add_row(
-            sweep["name"], row["trial_id"], row["config"]["clip_model"], _figure(row["recall_at_10"]), gains, counted, behind
+            sweep["name"], row["trial_id"], row["config"]["clip_model"], _figure(row["recall_at_10"]), *gains, behind, counted
         )
     return table

@@ -90,7 +90,17 @@ def pareto(view: SweepView, cost: Cost) -> go.Figure:
             text=[described(row) for _, row in own],
             hovertemplate="%{text}<br>%{x:,.1f}: %{y:.4f}<extra></extra>",
         )
-    return styled(figure, 320, cost.title, "Recall@10")
+    styled(figure, 320, cost.title, "Recall@10")
+    figure.update_xaxes(range=_around([each for each, _ in cost.of_trials]))
+    figure.update_yaxes(range=_around([row["recall_at_10"] for _, row in cost.of_trials]))
+    return figure
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis, which has some width for a single value, too."""
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 0.1 * high or 0.1
+    return low - margin, high + margin
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, more_is_better: bool = False) -> list[tuple[float, float]]:

@@ -163,8 +163,8 @@ def budget(view: SweepView) -> Iterator[str]:
     hours = sum(row["duration_s"] for row in ended) / 3600
     stopped = sum((row["stop_reason"] or "").startswith("rung_") for row in ended)
     yield (
-        f"<p>{len(ended)} trials trained on {spent:,} photos of {whole:,} that they might have: {1 - spent / whole:.0%} was "
-        f"saved, {stopped} trials were stopped at a rung. Time of all trials together: {hours:.2f} h.</p>"
+        f"<p>Trials that have ended: {len(ended)}, stopped at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
+        f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
     )
     yield plot(report_plots.budget(view), "")
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import storage_of
-from fashionclip_tune.encoding import EncodingSpeed, embed
+from fashionclip_tune.encoding import embed
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, gain, relative_gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
@@ -61,12 +61,11 @@ class Report:
     tests: list[PairedTest | None]
     notes: list[str]
     bad_samples: tuple[BadSample, ...]
-    speed: EncodingSpeed
 
     def as_json(self) -> dict[str, Any]:
         bad = [str(sample) for sample in self.bad_samples]
         figures = {"figures": self.figures, "untouched": self.untouched, "gains": self._gains()}
-        return {**self.about, **self.speed._asdict(), **figures, "notes": self.notes, "not_readable": bad}
+        return {**self.about, **figures, "notes": self.notes, "not_readable": bad}
 
     def _gains(self) -> list[dict[str, Any]] | None:
         """Of recall_at_10 over the untouched weights, a protocol each."""
@@ -106,9 +105,6 @@ class Report:
                 if (test := self.tests[number]) is not None:
                     line += f", {'a tie' if test.is_tie else 'more than chance'} (p {test.p_value:.4f})"
             yield line
-        photos, captions = self.speed
-        where = f"{self.about['device']}, {self.about['precision']}"
-        yield f"encoded {photos:,.0f} photos and {captions:,.0f} captions a second on {where}: the towers alone"
         yield from self.notes
         yield from (f"not readable: {sample}" for sample in self.bad_samples)
 
@@ -138,7 +134,7 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
         "plan": plan,
         "max_bad_share": config.training.max_bad_share,
     }
-    pool, bad, speed = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=on_progress)
+    pool, bad, _ = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=on_progress)
     found = [describe(pool, protocol) for protocol in options.protocols]
     untouched, tests = None, list[PairedTest | None]()
     if named.started_from is not None:
@@ -161,10 +157,9 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
         "data_fingerprint": photos.fingerprint,
         "split": options.split,
         "gallery": options.gallery,
-        "device": str(plan.device),
         "precision": str(plan.autocast_dtype or "fp32"),
     }
-    return Report(about, [metrics for metrics, _ in found], untouched, tests, notes, bad, speed)
+    return Report(about, [metrics for metrics, _ in found], untouched, tests, notes, bad)
 
 
 class _Shards(NamedTuple):

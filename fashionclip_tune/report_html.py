@@ -78,7 +78,7 @@ def _body(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> Ite
         yield from report_sections.winner(view)
         yield section("Ranking", *report_sections.ranking(view))
         yield section("Gain over zero-shot", *report_sections.gains(view))
-        yield section("Learning curves", plot(report_plots.learning_curves(view), "no evaluation yet"))
+        yield section("Learning curves", *report_sections.curves(view))
         yield section("What mattered", *report_sections.what_mattered(view))
         yield section("Budget", *report_sections.budget(view))
         yield section("Quality against its cost", *report_costs.costs(view))

@@ -142,6 +142,14 @@ def gains(view: SweepView) -> Iterator[str]:
     yield table(("model (loss)", "zero-shot R@10", "best R@10", "at step", "gain", "trial"), rows, numbers=range(1, 5))
 
 
+def curves(view: SweepView) -> Iterator[str]:
+    yield (
+        '<p class="note">A line a trial, the best one thick, from the untouched weights on. A cross: stopped before its budget, '
+        "at a rung (dashed) if the others of its model were ahead there.</p>"
+    )
+    yield plot(report_plots.learning_curves(view), "no evaluation yet")
+
+
 def what_mattered(view: SweepView) -> Iterator[str]:
     found = view.importance
     if found is not None:

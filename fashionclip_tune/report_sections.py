@@ -144,8 +144,8 @@ def gains(view: SweepView) -> Iterator[str]:
 
 def curves(view: SweepView) -> Iterator[str]:
     yield (
-        '<p class="note">A line a trial, the best one thick, from the untouched weights on. A cross: stopped before its budget, '
-        "at a rung (dashed) if the others of its model were ahead there.</p>"
+        '<p class="note">A line a trial from the untouched weights on, the best one thick. A cross: stopped before its '
+        "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
     )
     yield plot(report_plots.learning_curves(view), "no evaluation yet")
 

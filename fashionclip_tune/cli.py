@@ -280,8 +280,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         gallery=parsed.gallery,
         config=config,
     )
-    with progress_bar("encoding photos") as on_progress:
-        report = run_evaluate(options, on_progress)
+    with phase_bars() as on_phase:
+        report = run_evaluate(options, on_phase)
     if parsed.json == "-":
         print(json.dumps(report.as_json(), indent=2))
         return

@@ -58,7 +58,7 @@ def answers(gallery: Gallery | str) -> Iterator[str]:
         return
     yield (
         f'<p class="note">Captions and the ten photos that trial {gallery.trial_id} finds first among {gallery.num_photos:,}. '
-        "Green: the photo asked for. Orange: another photo of the same product, right under the product protocol only.</p>"
+        "Green, ✓: the photo asked for. Orange: another photo of the same product, right under the product protocol only.</p>"
     )
     for title, queries, none in (
         ("Spread over the data", gallery.fixed, ""),
@@ -78,4 +78,5 @@ def _query(query: Query) -> str:
 
 def _photo(shown: Shown, caption: str) -> str:
     kind = "photo" if shown.is_photo else "product" if shown.is_product else "other"
-    return f'<figure class="{kind}"><img alt="{kind}" src="{shown.data_uri}"><figcaption>{caption}</figcaption></figure>'
+    found = " ✓" if shown.is_photo and caption.isdigit() else ""
+    return f'<figure class="{kind}"><img alt="{kind}" src="{shown.data_uri}"><figcaption>{caption}{found}</figcaption></figure>'

@@ -76,7 +76,7 @@ def has_failed(row: Row) -> bool:
 
 def end_of(row: Row, sweep_state: str) -> str:
     """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
-    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "unfinished"))
+    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused"))
 
 
 def write_trials_csv(rows: Sequence[Row], path: Path) -> None:

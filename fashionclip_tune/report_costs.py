@@ -91,7 +91,7 @@ def pareto(view: SweepView, cost: Cost) -> go.Figure:
             hovertemplate="%{text}<br>%{x:,.1f}: %{y:.4f}<extra></extra>",
         )
     styled(figure, 320, cost.title, "Recall@10")
-    figure.update_xaxes(range=_around([each for each, _ in cost.of_trials]))
+    figure.update_xaxes(range=(0, 1.08 * max(each for each, _ in cost.of_trials)))  # from 0: noise is to look small
     figure.update_yaxes(range=_around([row["recall_at_10"] for _, row in cost.of_trials]))
     return figure
 

@@ -23,8 +23,8 @@ def main() -> None:
             return
         from rich.console import Console
 
-        from fashionclip_tune.report import comparison, print_lines
         from fashionclip_tune.report_html import write_report
+        from fashionclip_tune.report_terminal import comparison, print_lines
 
         console = Console()
         for part in comparison(given.sweeps):

@@ -12,7 +12,8 @@ from rich.console import Console
 from fashionclip_tune.config import Protocol
 from fashionclip_tune.metrics import QueryRanks
 from fashionclip_tune.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
-from fashionclip_tune.report import comparison, ties_with_best
+from fashionclip_tune.report import ties_with_best
+from fashionclip_tune.report_terminal import comparison
 
 
 def queries(num_right: int, seed: int) -> Retrieval:

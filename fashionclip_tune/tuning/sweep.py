@@ -16,16 +16,9 @@ from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.plan_against_fact import plan_against_fact
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.progress_bars import progress_bar
-from fashionclip_tune.report import (
-    bad_sample_lines,
-    has_failed,
-    print_lines,
-    ranked,
-    ties_with_best,
-    trials_table,
-    winner_lines,
-)
+from fashionclip_tune.report import has_failed, ranked, ties_with_best
 from fashionclip_tune.report_html import write_report
+from fashionclip_tune.report_terminal import bad_sample_lines, print_lines, trials_table, winner_lines
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.disk import KEPT_PER_MODEL, DiskBudget

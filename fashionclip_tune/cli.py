@@ -6,7 +6,7 @@ Sweeps are started by ``sweeps/run_sweep.py``.
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from fashionclip_tune.assignments import assignments
 from fashionclip_tune.doctor_command import add_doctor
 from fashionclip_tune.errors import BadDataError, DivergedError, LoaderError, OutOfMemoryError, StoppedError, UserError
 from fashionclip_tune.probe_command import add_probe
+from fashionclip_tune.progress_bars import phase_bars, progress_bar
 
 _SHOWN_BAD = 20
 _SIGTERM_STATUS = 143  # as a shell reports a process that SIGTERM ended
@@ -44,18 +45,6 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -211,7 +200,9 @@ def _train(parsed: argparse.Namespace) -> None:
         for some in (shards.train, shards.valid):
             cached_index(some, storage_of(config), on_progress=on_progress)
     try:
-        result = train(config, parsed.out, on_eval=print_row, resume_from=parsed.out if parsed.resume else None)
+        with phase_bars() as on_phase:
+            resume_from = parsed.out if parsed.resume else None
+            result = train(config, parsed.out, on_eval=print_row, resume_from=resume_from, on_phase=on_phase)
     except StoppedError as error:
         raise StoppedError(f"{error}\ngo on with: {_resuming(parsed)}") from error
     if bad := result.bad_samples:
@@ -291,8 +282,8 @@ def _evaluate(parsed: argparse.Namespace) -> None:
         gallery=parsed.gallery,
         config=config,
     )
-    with progress_bar("encoding photos") as on_progress:
-        report = run_evaluate(options, on_progress)
+    with phase_bars() as on_phase:
+        report = run_evaluate(options, on_phase)
     if parsed.json == "-":
         print(json.dumps(report.as_json(), indent=2))
         return

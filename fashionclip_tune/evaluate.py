@@ -1,30 +1,26 @@
-"""Retrieval metrics of a model on shards: every photo counts, and only the weights change a figure.
-
-Photos and distinct captions are encoded in blocks of one fixed size, the last one padded, because embeddings at different
-batch sizes differ in the last bits, enough to break ties.
-"""
+"""Retrieval metrics of a model on shards: every photo counts, and only the weights change a figure."""
 
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import Tensor
 
 from fashionclip_tune.answers import fixed_queries, top_photos
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import Protocol
-from fashionclip_tune.dataset import BadSamples
-from fashionclip_tune.evaluation_set import EvaluationSet, pixel_blocks
+from fashionclip_tune.encoding import EncodingSpeed, embed
+from fashionclip_tune.evaluation_set import EvaluationSet
 from fashionclip_tune.files import write_json
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.progress_bars import OnProgress, no_progress
 from fashionclip_tune.protocols import KS, Pool, Retrieval, load_retrieval, retrieve, save_retrieval
 from fashionclip_tune.statistics import bootstrap_interval
 
@@ -34,7 +30,6 @@ _NUM_SHOWN, _NUM_ANSWERS = 6, 5
 _SPREAD_SAMPLE = 1_000
 
 Metrics = dict[str, Any]
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,12 +37,14 @@ class Evaluation:
     """``metrics`` of one protocol, flat; the queries' ranks behind them; what could not be read.
 
     ``answers``: the photos of a few captions, and the five that the model finds first for each: [photo, first, second...].
+    ``speed``: None of what was measured before, elsewhere perhaps, and comes from the cache.
     """
 
     metrics: Metrics
     retrieval: Retrieval
     bad_samples: tuple[BadSample, ...]
     answers: list[list[int]]
+    speed: EncodingSpeed | None
 
 
 def evaluate(
@@ -58,6 +55,7 @@ def evaluate(
     batch_size: int,
     plan: PrecisionPlan,
     max_bad_share: float,
+    on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """Encodes photos and captions and ranks them under a protocol; see ``describe`` for the metrics.
 
@@ -65,16 +63,17 @@ def evaluate(
         BadDataError: more photos than ``max_bad_share`` cannot be read.
         UserError: the protocol needs what the shards do not have.
     """
-    pool, bad = embed(
+    pool, bad, speed = embed(
         loaded,
         photos,
         all_captions=protocol is Protocol.ALL_CAPTIONS,
         batch_size=batch_size,
         plan=plan,
         max_bad_share=max_bad_share,
+        on_progress=on_progress,
     )
     answers = _answers(pool) if len(pool.products_N) == len(photos) else []  # else numbers do not name photos
-    return Evaluation(*describe(pool, protocol), bad, answers)
+    return Evaluation(*describe(pool, protocol), bad, answers, speed)
 
 
 def _answers(pool: Pool) -> list[list[int]]:
@@ -140,74 +139,6 @@ def counted_as(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['protocol']} among {metrics['num_gallery_images']:,} photos, {metrics['num_gallery_texts']:,} texts"
 
 
-def embed(
-    loaded: LoadedModel,
-    photos: EvaluationSet,
-    *,
-    all_captions: bool,
-    batch_size: int,
-    plan: PrecisionPlan,
-    max_bad_share: float,
-    on_progress: OnProgress = lambda done, total: None,
-) -> tuple[Pool, tuple[BadSample, ...]]:
-    """The embeddings of all photos that can be read and of their first captions, or of all captions, each encoded once."""
-    network = loaded.network
-    was_training = network.training
-    network.eval()
-    bad = BadSamples(photos.reader.index, max_bad_share)
-    captions = photos.captions if all_captions else photos.captions[: photos.num_first_captions]
-    try:
-        images_ND, readable_N = _encode_images(network, photos, batch_size, plan, bad, on_progress)
-        captions_VD = _encode_captions(loaded, captions, batch_size, plan)
-    finally:
-        network.train(was_training)
-        photos.reader.close()  # opened again when next needed; the set itself is kept
-    pool = Pool(
-        images_ND=images_ND,
-        captions_VD=captions_VD,
-        caption_rows_NK=photos.caption_rows_NK[readable_N, : None if all_captions else 1],
-        products_N=photos.products_N[readable_N],
-        categories_N=photos.categories_N[readable_N],
-        is_query_N=readable_N < photos.num_query_photos,
-    )
-    return pool, tuple(bad.found.values())
-
-
-@torch.no_grad()
-def _encode_images(
-    network: nn.Module,
-    photos: EvaluationSet,
-    batch_size: int,
-    plan: PrecisionPlan,
-    bad: BadSamples,
-    on_progress: OnProgress,
-) -> tuple[Tensor, Tensor]:
-    embeddings, readable = [], list[int]()
-    with closing(pixel_blocks(photos, batch_size)) as blocks:
-        for start, (pixels_BCHW, good, unreadable) in blocks:
-            bad.add(tuple(photos.reader.bad(start + slot, reason) for slot, reason in unreadable))
-            images_BCHW = photos.preprocessing.normalise(pixels_BCHW.to(plan.device).float() / 255)
-            with plan.autocast():
-                block_BD = network.encode_image(images_BCHW, normalize=True)  # type: ignore[operator]
-            embeddings.append(block_BD.float()[good])
-            readable += [start + slot for slot in good]
-            on_progress(min(start + batch_size, len(photos)), len(photos))
-    return torch.cat(embeddings), torch.tensor(readable)
-
-
-@torch.no_grad()
-def _encode_captions(loaded: LoadedModel, captions: tuple[str, ...], batch_size: int, plan: PrecisionPlan) -> Tensor:
-    tokens_ML = loaded.tokenizer(captions)
-    blocks = []
-    for tokens_BL in tokens_ML.split(batch_size):
-        num_real = len(tokens_BL)
-        padded_BL = torch.cat([tokens_BL, tokens_BL[:1].expand(batch_size - num_real, -1)])
-        with plan.autocast():
-            block_BD = loaded.network.encode_text(padded_BL.to(plan.device), normalize=True)  # type: ignore[operator]
-        blocks.append(block_BD.float()[:num_real])
-    return torch.cat(blocks)
-
-
 def cached_zero_shot(
     loaded: LoadedModel,
     photos: EvaluationSet,
@@ -216,6 +147,7 @@ def cached_zero_shot(
     batch_size: int,
     plan: PrecisionPlan,
     max_bad_share: float,
+    on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """``evaluate`` of untouched weights, computed once on this machine.
 
@@ -239,10 +171,16 @@ def cached_zero_shot(
         try:
             cached = json.loads(path.read_text())
             bad = tuple(BadSample(*sample) for sample in cached["bad_samples"])
-            return Evaluation(cached["metrics"], load_retrieval(ranks_path)[0], bad, cached["answers"])
+            return Evaluation(cached["metrics"], load_retrieval(ranks_path)[0], bad, cached["answers"], None)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             evaluation = evaluate(
-                loaded, photos, protocol=protocol, batch_size=batch_size, plan=plan, max_bad_share=max_bad_share
+                loaded,
+                photos,
+                protocol=protocol,
+                batch_size=batch_size,
+                plan=plan,
+                max_bad_share=max_bad_share,
+                on_progress=on_progress,
             )
         save_retrieval(ranks_path, evaluation.retrieval)
         kept = {"metrics": evaluation.metrics, "bad_samples": evaluation.bad_samples, "answers": evaluation.answers}

@@ -3,9 +3,10 @@
 import getpass
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +15,16 @@ from rich.table import Table
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
-from fashionclip_tune.dataset import storage_of
+from fashionclip_tune.dataset import cached_index, storage_of
+from fashionclip_tune.encoding import embed
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, embed, gain, relative_gain
+from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, gain, relative_gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import load_model
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
+from fashionclip_tune.progress_bars import OnPhase
 from fashionclip_tune.protocols import KS, compare, draw_candidates
 from fashionclip_tune.run import starting_point
 from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
@@ -108,7 +111,7 @@ class Report:
         yield from (f"not readable: {sample}" for sample in self.bad_samples)
 
 
-def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], None]) -> Report:
+def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
     """Measures a model under each protocol, and the weights that it started from, where they are known.
 
     Raises:
@@ -123,6 +126,7 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
     storage = storage_of(config)
     named = named_model(options.model, config)
     named.loaded.network.to(plan.device)
+    cached_index(shards.searched_for + shards.searched_too, storage, on_progress=partial(on_phase, "indexing shards"))
     photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, storage, gallery=shards.searched_too)
     all_captions = Protocol.ALL_CAPTIONS in options.protocols
     if Protocol.CANDIDATES_101 in options.protocols:  # refused now, not when all is encoded
@@ -133,7 +137,8 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
         "plan": plan,
         "max_bad_share": config.training.max_bad_share,
     }
-    pool, bad = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=on_progress)
+    encoding = partial(on_phase, "encoding photos")
+    pool, bad, _ = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=encoding)
     found = [describe(pool, protocol) for protocol in options.protocols]
     untouched, tests = None, list[PairedTest | None]()
     if named.started_from is not None:
@@ -141,7 +146,11 @@ def run_evaluate(options: EvaluateOptions, on_progress: Callable[[int, int], Non
             base = load_model(starting_point(named.started_from))
             base.network.to(plan.device)
             same_photos = evaluation_set(shards.searched_for, base.preprocessing, storage, gallery=shards.searched_too)
-            before = [cached_zero_shot(base, same_photos, protocol=protocol, **settings) for protocol in options.protocols]
+            encoding_before = partial(on_phase, "encoding photos with the untouched weights")
+            before = [
+                cached_zero_shot(base, same_photos, protocol=protocol, **settings, on_progress=encoding_before)
+                for protocol in options.protocols
+            ]
             untouched = [evaluation.metrics for evaluation in before]
             tests = [compare(ours, theirs.retrieval) for (_, ours), theirs in zip(found, before, strict=True)]
         except UserError as error:

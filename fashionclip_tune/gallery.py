@@ -11,11 +11,12 @@ from torch import Tensor
 from fashionclip_tune.answers import as_jpeg, fixed_queries, thumbnail, top_photos
 from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import run_shards, storage_of
+from fashionclip_tune.encoding import embed
 from fashionclip_tune.errors import BadDataError, UserError
-from fashionclip_tune.evaluate import OnProgress, embed
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
+from fashionclip_tune.progress_bars import OnProgress, no_progress
 from fashionclip_tune.protocols import Pool, retrieve
 from fashionclip_tune.report import Row
 
@@ -58,7 +59,7 @@ class Gallery:
     disagreeing: tuple[Query, ...]
 
 
-def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = lambda done, total: None) -> Gallery:
+def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = no_progress) -> Gallery:
     """Encodes the validation photos with the weights of a sweep's best trial, which takes as long as one evaluation.
 
     Raises:
@@ -74,7 +75,7 @@ def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = lambda do
     found.loaded.network.to(plan.device)
     try:
         photos = evaluation_set(run_shards(config).valid, found.loaded.preprocessing, storage_of(config))
-        pool, bad = embed(
+        pool, bad, _ = embed(
             found.loaded,
             photos,
             all_captions=False,

@@ -12,17 +12,19 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from fashionclip_tune.encoding import EncodingSpeed
 from fashionclip_tune.files import write_json
 
 Row = dict[str, Any]
 # These say how long it took, not what came out: a stage that is trained again may differ in them.
-TIMING = ("duration_s", "device_s", "samples_per_second")
+TIMING = ("duration_s", "device_s", "samples_per_second", *EncodingSpeed._fields)
 _TRAINING = (
     "loss",
     "learning_rate",
     "logit_scale",
     "logit_bias",
     "samples_per_second",
+    *EncodingSpeed._fields,
     "micro_batch_size",
     "skipped_steps",
     "similarity_spread",

@@ -15,8 +15,22 @@ def section(title: str, *parts: str) -> str:
 def plot(figure: go.Figure | None, why_not: str) -> str:
     if figure is None:
         return f'<p class="note">No figure: {why_not}.</p>'
+    return _drawn(figure)
+
+
+def _drawn(figure: go.Figure) -> str:
     settings = {"displayModeBar": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=settings, default_width="100%"))
+
+
+def panels(figures: Sequence[go.Figure]) -> str:
+    """Small figures, beside one another where there is room."""
+    return f'<div class="panels">{"".join(f"<div>{_drawn(figure)}</div>" for figure in figures)}</div>'
+
+
+def wide(drawn: str) -> str:
+    """For what cannot be read on a phone's width: there it is scrolled sideways."""
+    return f'<div class="wide">{drawn}</div>'
 
 
 def table(headers: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], numbers: Sequence[int] | range) -> str:
@@ -44,7 +58,7 @@ def answers(gallery: Gallery | str) -> Iterator[str]:
         return
     yield (
         f'<p class="note">Captions and the ten photos that trial {gallery.trial_id} finds first among {gallery.num_photos:,}. '
-        "Green: the photo asked for. Orange: another photo of the same product, right under the product protocol only.</p>"
+        "Green, ✓: the photo asked for. Orange: another photo of the same product, right under the product protocol only.</p>"
     )
     for title, queries, none in (
         ("Spread over the data", gallery.fixed, ""),
@@ -64,4 +78,5 @@ def _query(query: Query) -> str:
 
 def _photo(shown: Shown, caption: str) -> str:
     kind = "photo" if shown.is_photo else "product" if shown.is_product else "other"
-    return f'<figure class="{kind}"><img alt="{kind}" src="{shown.data_uri}"><figcaption>{caption}</figcaption></figure>'
+    found = " ✓" if shown.is_photo and caption.isdigit() else ""
+    return f'<figure class="{kind}"><img alt="{kind}" src="{shown.data_uri}"><figcaption>{caption}{found}</figcaption></figure>'

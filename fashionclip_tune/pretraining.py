@@ -3,15 +3,17 @@
 import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.checkpoint import newest_weights
-from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.config import ProjectConfig, TrainingConfig
 from fashionclip_tune.model import export_openclip, load_model, load_weights
+from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
 from fashionclip_tune.tiny import (
     PRETRAINING_EXAMPLES,
@@ -25,23 +27,51 @@ from fashionclip_tune.tiny import (
 )
 from fashionclip_tune.training import train
 
+_SHOWN_EVERY_S = 0.5
+
 
 def pretrain_missing(models: Sequence[str], say: Callable[[str], None]) -> None:
     """Makes the weights of those tiny models that have none yet, one process a model, about a minute on two cores."""
     missing = [name for name in models if name in TINY_MODELS and not pretrained_tiny_dir(name).is_dir()]
     if not missing:
         return
-    say(f"pretraining {' and '.join(missing)} on synthetic garments: once, about a minute on two cores")
+    what = f"pretraining {' and '.join(missing)}"
+    say(f"{what} on synthetic garments: once, about a minute on two cores")
     recipe = GarmentRecipe(
         collection="pretraining",
         num_products=PRETRAINING_PRODUCTS,
         views_per_product=PRETRAINING_VIEWS,
         seed=PRETRAINING_SEED,
     )
-    data = cached_dataset(recipe, cache_dir())
+    with progress_bar("rendering garments to pretrain on") as on_progress:
+        data = cached_dataset(recipe, cache_dir(), on_progress=on_progress)
     # Fresh processes: each has one thread of its own, and none inherits what this one has loaded.
-    with ProcessPoolExecutor(len(missing), mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_pretrain, missing, [data] * len(missing)))
+    context = multiprocessing.get_context("spawn")
+    steps_begun = context.Value("l", 0)
+    with (
+        ProcessPoolExecutor(len(missing), mp_context=context, initializer=_count_steps_in, initargs=(steps_begun,)) as pool,
+        progress_bar(what) as on_progress,
+    ):
+        running = [pool.submit(_pretrain, name, data) for name in missing]
+        while wait(running, _SHOWN_EVERY_S).not_done:
+            on_progress(steps_begun.value, len(missing) * PRETRAINING_EXAMPLES // TrainingConfig().batch_size)
+        for each in running:
+            each.result()
+
+
+_steps_begun: Any = None
+
+
+def _count_steps_in(counter: Any) -> None:
+    """In a process that pretrains: where its steps are counted, with those of the others."""
+    global _steps_begun
+    _steps_begun = counter
+
+
+def _count_step(what: str, done: int, total: int) -> None:
+    if what == "training" and _steps_begun is not None:
+        with _steps_begun.get_lock():
+            _steps_begun.value += 1
 
 
 def _pretrain(name: str, data: Path) -> None:
@@ -60,7 +90,7 @@ def _pretrain(name: str, data: Path) -> None:
         )
         run_dir = target.with_name(f"{target.name}.run")
         shutil.rmtree(run_dir, ignore_errors=True)  # of an earlier process that was killed
-        train(config, run_dir)
+        train(config, run_dir, on_phase=_count_step)
         loaded = load_model(config)
         weights = newest_weights(run_dir)
         assert weights is not None

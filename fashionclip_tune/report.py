@@ -1,22 +1,19 @@
-"""From a sweep's files to what people read: the ranking, a table, the winner. Never touches a live run."""
+"""A sweep's trials as its files have them: the ranking, the best, what is told apart. Never touches a live run."""
 
 import csv
 import json
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from fashionclip_tune.equal_cost import equal_cost_table
+from fashionclip_tune.encoding import EncodingSpeed
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import counted_as, gain
+from fashionclip_tune.evaluate import gain
 from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
 from fashionclip_tune.statistics import PairedTest
 
 Row = Mapping[str, Any]
-_SHOWN_BAD = 10
 _COLUMNS = (
     "trial_id",
     "state",
@@ -34,6 +31,7 @@ _COLUMNS = (
     "num_gallery_texts",
     "step",
     "examples_seen",
+    *EncodingSpeed._fields,
     "duration_s",
     "device_s",
 )
@@ -68,6 +66,11 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 def has_failed(row: Row) -> bool:
     """Whether a trial ended with a mistake or for want of memory, which people are to be told."""
     return bool(row["state"] == "FAIL" or row["stop_reason"] == "out_of_memory")
+
+
+def end_of(row: Row, sweep_state: str) -> str:
+    """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
+    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused"))
 
 
 def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
@@ -110,74 +113,6 @@ def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
     return {trial_id for trial_id, test in tests.items() if test is not None and test.is_tie}
 
 
-def trials_table(rows: Sequence[Row], title: str, ties: Collection[str] = ()) -> Table:
-    """Trials in the given order, with half the width of their interval and the gain over their untouched weights.
-
-    ``ties``: those that are not told apart from the best one.
-    """
-    if counted := dict.fromkeys(counted_as(row) for row in rows if row.get("protocol")):
-        title += f"\nrecall_at_10: {', '.join(counted)}"
-    # On a narrow terminal words go on in a second line; figures stay whole.
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for header in ("trial", "model", "loss", "lr", "augment"):
-        table.add_column(header, no_wrap=header != "augment")
-    for header in ("seen", "R@10", "±", "gain", "%"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("end")
-    for row in rows:
-        config = row["config"]
-        end = row["stop_reason"] or "running"
-        table.add_row(
-            row["trial_id"],
-            config.get("clip_model", ""),
-            "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
-            f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
-            _augmentation(config),
-            f"{row['examples_seen'] / 1000:,.1f}k",
-            _figure(row["recall_at_10"]),
-            _half_width(row),
-            _signed(row.get("gain"), "+.4f"),
-            _signed(row.get("relative_gain"), "+.0%").rstrip("%"),
-            f"{end}, tie" if row["trial_id"] in ties else end,
-        )
-    return table
-
-
-def bad_sample_lines(sweep_dir: Path) -> list[str]:
-    """What could not be read by any trial, each photo once."""
-    found: dict[tuple[str, ...], str] = {}
-    for path in sorted(sweep_dir.glob("trials/*/bad_samples.csv")):
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                found.setdefault((row["shard"], row["key"]), f"{row['shard']}: {row['key']}: {row['reason']}")
-    if not found:
-        return []
-    more = f"; all are in {sweep_dir}/trials/*/bad_samples.csv" if len(found) > _SHOWN_BAD else ""
-    return [f"{len(found)} samples could not be read{more}:", *(f"  {text}" for text in list(found.values())[:_SHOWN_BAD])]
-
-
-def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str] = ()) -> list[str]:
-    """The best trial, its gain over its own untouched model, and how to load it."""
-    best = sweep["best"]
-    if best is None:
-        return ["no trial has ended with a result"]
-    config, metrics = best["config"], best["metrics"]
-    model = config.get("clip_model", "?")
-    recall = metrics["recall_at_10"]
-    lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
-    if "recall_at_10_low" in metrics:
-        low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
-        lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {counted_as(metrics)}")
-    (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
-    if (base := row.get("untouched_recall_at_10")) is not None:
-        lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
-    if ties:
-        lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
-    lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")
-    lines.append(f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "best"}")')
-    return lines + refit_lines(sweep, sweep_dir)
-
-
 def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
     """What training the winner's setting for longer came to, beside the trial; nothing where it was not."""
     refit = sweep.get("refit")
@@ -190,61 +125,3 @@ def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
         f"trial {best['trial_id']} {before:.4f}; {gain(recall, before)}",
         f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "refit" / "best"}")',
     ]
-
-
-def _augmentation(config: Mapping[str, Any]) -> str:
-    captions = {"uniform": "any cap", "weighted": "mix cap"}.get(config.get("augmentation.caption", ""), "1st cap")
-    strength = config.get("augmentation.image_strength", 0.0)
-    if not strength:
-        return captions
-    switched_on = "+RA" * config.get("augmentation.rand_augment", False) + "+E" * config.get("augmentation.erasing", False)
-    return f"{captions} {strength:.2f}{switched_on}"
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _half_width(row: Row) -> str:
-    low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
-    return "" if low is None or high is None else f"{(high - low) / 2:.3f}"
-
-
-def _signed(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
-    """The ranking and the winner of each sweep; for several sweeps, which winner is ahead."""
-    sweeps = [(folder, read_sweep(folder)) for folder in sweep_dirs]
-    parts: list[Table | str] = []
-    for folder, sweep in sweeps:
-        rows = ranked(sweep["trials"])
-        ties = ties_with_best(folder, rows)
-        parts.append(trials_table(rows, f"{sweep['name']} ({sweep['state'].lower()}), best first", ties))
-        parts += winner_lines(sweep, folder, ties)
-        if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
-            parts.append(at_equal_cost)
-        parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if has_failed(row)]
-    if len(sweeps) > 1:
-        parts.append(_best_of_each(sweeps))
-    return parts
-
-
-def _best_of_each(sweeps: Sequence[tuple[Path, Mapping[str, Any]]]) -> Table:
-    table = Table(title="best of each sweep")
-    for header in ("sweep", "trial", "model", "recall_at_10", "gain", "counted as", "to the first"):
-        table.add_column(header)
-    with_best = [(folder, sweep, best) for folder, sweep in sweeps if (best := best_row(sweep["trials"])) is not None]
-    with_best.sort(key=lambda entry: -entry[2]["recall_at_10"])
-    for folder, sweep, row in with_best:
-        behind = ""
-        if row is not with_best[0][2]:
-            test = compare_trials(with_best[0][0], with_best[0][2], folder, row)
-            behind = "other queries" if test is None else f"{test.difference:.4f}{', tie' if test.is_tie else ''}"
-        gains = " ".join((_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%")))
-        counted = counted_as(row) if row.get("protocol") else ""
-        table.add_row(
-            sweep["name"], row["trial_id"], row["config"]["clip_model"], _figure(row["recall_at_10"]), gains, counted, behind
-        )
-    return table

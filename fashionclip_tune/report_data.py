@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import optuna
@@ -81,6 +82,15 @@ class SweepView:
         passed = {rung for trial in self.trials for rung in trial.user_attrs.get("passed_rungs", [])}
         stopped = {row["examples_seen"] for row in self.content["trials"] if (row["stop_reason"] or "").startswith("rung_")}
         return sorted(passed | stopped)
+
+    def encoding_speed(self, clip_model: str, what: str) -> float | None:
+        """Photos or texts (``what``, a field of ``EncodingSpeed``) a second: the median of the evaluations of all its trials.
+
+        None of sweeps of earlier versions. The settings of a trial do not change what its towers cost.
+        """
+        own = [row["trial_id"] for row in self.content["trials"] if row["config"].get("clip_model") == clip_model]
+        speeds = [stage[what] for trial_id in own for stage in self.curves[trial_id] if stage.get(what)]
+        return median(speeds) if speeds else None
 
     @cached_property
     def importance(self) -> Importance | None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from fashionclip_tune import report_plots, report_sections
+from fashionclip_tune import report_costs, report_plots, report_sections
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import OnProgress, counted_as
+from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.gallery import Gallery, make_gallery
 from fashionclip_tune.html_parts import answers, plot, section, table, text
+from fashionclip_tune.progress_bars import OnProgress, no_progress
 from fashionclip_tune.report import compare_trials
 from fashionclip_tune.report_data import SweepView, view_sweep
 
@@ -20,9 +21,7 @@ REPORT_NAME = "report.html"
 _POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
 
 
-def write_report(
-    sweep_dirs: Sequence[Path], *, gallery: bool = True, on_progress: OnProgress = lambda done, total: None
-) -> Path:
+def write_report(sweep_dirs: Sequence[Path], *, gallery: bool = True, on_progress: OnProgress = no_progress) -> Path:
     """Writes ``report.html`` into the first sweep's folder, beside the others' figures where several are given.
 
     Args:
@@ -79,10 +78,10 @@ def _body(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> Ite
         yield from report_sections.winner(view)
         yield section("Ranking", *report_sections.ranking(view))
         yield section("Gain over zero-shot", *report_sections.gains(view))
-        yield section("Learning curves", plot(report_plots.learning_curves(view), "no evaluation yet"))
+        yield section("Learning curves", *report_sections.curves(view))
         yield section("What mattered", *report_sections.what_mattered(view))
         yield section("Budget", *report_sections.budget(view))
-        yield section("Quality against its cost", *report_sections.costs(view))
+        yield section("Quality against its cost", *report_costs.costs(view))
         if view.failures:
             yield section("Failures", *report_sections.failures(view.failures))
         yield section("What the winner finds", *answers(gallery))

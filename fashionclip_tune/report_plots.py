@@ -1,18 +1,17 @@
 """The figures of a sweep's page, as plotly draws them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from fashionclip_tune.report import Row
 from fashionclip_tune.report_data import SweepView
 
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_INK, _FAINT, _GRID = "#1d2733", "#8a97a5", "#e6eaee"
+_INK, FAINT, _GRID = "#1d2733", "#8a97a5", "#e6eaee"
 _LABELS = {
     "clip_model": "model",
     "loss_function": "loss",
@@ -49,8 +48,8 @@ def learning_curves(view: SweepView) -> go.Figure | None:
     if not legend:
         return None
     for number, rung in enumerate(view.rungs, start=1):
-        figure.add_vline(x=rung, line={"color": _FAINT, "dash": "dash", "width": 1}, annotation_text=f"rung {number}")
-    return _styled(figure, 430, "photos seen", "Recall@10")
+        figure.add_vline(x=rung, line={"color": FAINT, "dash": "dash", "width": 1}, annotation_text=f"rung {number}")
+    return styled(figure, 430, "photos seen", "Recall@10")
 
 
 def importances(view: SweepView) -> go.Figure | None:
@@ -71,7 +70,7 @@ def importances(view: SweepView) -> go.Figure | None:
         )
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1.1 * max(*shares.values(), 0.01)])
-    return _styled(figure, 90 + 30 * len(shares), "share of what the settings explain", None)
+    return styled(figure, 90 + 30 * len(shares), "share of what the settings explain", None)
 
 
 def parallel_coordinates(view: SweepView) -> go.Figure | None:
@@ -89,7 +88,7 @@ def parallel_coordinates(view: SweepView) -> go.Figure | None:
     score = {"label": "Recall@10", "values": recalls, "tickformat": ".3f"}
     line = {"color": recalls, "colorscale": "Viridis", "reversescale": True, "showscale": False}
     figure = go.Figure(go.Parcoords(dimensions=[*axes, score], line=line, labelfont={"size": 13}, tickfont={"size": 12}))
-    _styled(figure, 380, None, None)
+    styled(figure, 380, None, None)
     figure.update_layout(margin={"l": 90, "r": 70, "t": 60, "b": 30})
     return figure
 
@@ -127,71 +126,7 @@ def budget(view: SweepView) -> go.Figure | None:
     figure.add_bar(x=saved, y=names, orientation="h", name="saved by stopping early", marker={"color": "#cfd8e0"})
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(type="category", title="trial")
-    return _styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "photos", None)
-
-
-def pareto(view: SweepView, weights_mb: Mapping[str, float]) -> go.Figure | None:
-    """Quality against what it costs; the line joins the trials that no other one beats in both."""
-    rows = [row for row in view.rows if row["state"] != "RUNNING"]
-    time_field, time_title = (
-        ("device_s", "device time, min")
-        if rows and all(row.get("device_s") for row in rows)
-        else ("duration_s", "trial's time, min")
-    )
-    speeds = {row["trial_id"]: _training_speed(view.curves[row["trial_id"]]) for row in rows}
-    panels = [
-        (time_title, [row[time_field] / 60 for row in rows], False),
-        ("training speed, photos/s", [speeds[row["trial_id"]] for row in rows], True),
-        ("weights file, MB", [weights_mb.get(row["trial_id"]) for row in rows], False),
-    ]
-    if not rows:
-        return None
-    figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.03)
-    colour_of = colours(view)
-    for column, (title, costs, more_is_better) in enumerate(panels, start=1):
-        known = [(cost, row) for cost, row in zip(costs, rows, strict=True) if cost is not None]
-        for model in dict.fromkeys(row["config"]["clip_model"] for _, row in known):
-            own = [(cost, row) for cost, row in known if row["config"]["clip_model"] == model]
-            figure.add_scatter(
-                x=[cost for cost, _ in own],
-                y=[row["recall_at_10"] for _, row in own],
-                mode="markers",
-                marker={"color": colour_of[model], "size": 9, "opacity": 0.8},
-                name=model,
-                legendgroup=model,
-                showlegend=column == 1,
-                text=[described(row) for _, row in own],
-                hovertemplate="%{text}<br>%{x:,.1f}: %{y:.4f}<extra></extra>",
-                row=1,
-                col=column,
-            )
-        front = pareto_front([(cost, row["recall_at_10"]) for cost, row in known], more_is_better=more_is_better)
-        figure.add_scatter(
-            x=[cost for cost, _ in front],
-            y=[recall for _, recall in front],
-            mode="lines",
-            line={"color": _FAINT, "width": 1.2, "dash": "dot"},
-            showlegend=False,
-            hoverinfo="skip",
-            row=1,
-            col=column,
-        )
-        figure.update_xaxes(title=title, row=1, col=column)
-    _styled(figure, 360, None, None)
-    figure.update_yaxes(title="Recall@10", row=1, col=1)
-    return figure
-
-
-def pareto_front(points: Sequence[tuple[float, float]], *, more_is_better: bool = False) -> list[tuple[float, float]]:
-    """Of (cost, quality), those that no other beats in one without losing in the other, cheapest first.
-
-    ``more_is_better``: the first figure is a speed, not a cost.
-    """
-    front: list[tuple[float, float]] = []
-    for cost, quality in sorted(points, key=lambda point: (-point[0] if more_is_better else point[0], -point[1])):
-        if not front or quality > front[-1][1]:
-            front.append((cost, quality))
-    return front
+    return styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "photos", None)
 
 
 def best_of_each(views: Sequence[SweepView]) -> go.Figure | None:
@@ -216,7 +151,7 @@ def best_of_each(views: Sequence[SweepView]) -> go.Figure | None:
         )
     )
     figure.update_yaxes(type="category", autorange="reversed")
-    return _styled(figure, 130 + 40 * len(found), "Recall@10 of the best trial, 95 % interval", None)
+    return styled(figure, 130 + 40 * len(found), "Recall@10 of the best trial, 95 % interval", None)
 
 
 def described(row: Row) -> str:
@@ -231,13 +166,7 @@ def colours(view: SweepView) -> dict[str, str]:
     return {model: _COLOURS[number % len(_COLOURS)] for number, model in enumerate(models)}
 
 
-def _training_speed(curve: Sequence[Row]) -> float | None:
-    """Photos a second while training, over all stages of a trial."""
-    speeds = [each["samples_per_second"] for each in curve if each.get("samples_per_second")]
-    return len(speeds) / sum(1 / speed for speed in speeds) if speeds else None
-
-
-def _styled(figure: go.Figure, height: int, x_title: str | None, y_title: str | None) -> go.Figure:
+def styled(figure: go.Figure, height: int, x_title: str | None, y_title: str | None) -> go.Figure:
     figure.update_layout(
         height=height,
         template="none",

@@ -3,16 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 from fashionclip_tune import report_plots
-from fashionclip_tune.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.evaluate import counted_as
-from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text
+from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text, wide
 from fashionclip_tune.plan_against_fact import plan_against_fact
-from fashionclip_tune.report import Row, refit_lines
+from fashionclip_tune.report import Row, end_of, refit_lines
 from fashionclip_tune.report_data import SweepView
 
 _LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
 _KS = (1, 5, 10)
-_MEGABYTE = 1_000_000
 
 
 def about(view: SweepView) -> str:
@@ -99,7 +97,7 @@ def ranking(view: SweepView) -> Iterator[str]:
             verdict,
             "" if row.get("gain") is None else f"{row['gain']:+.4f}",
             f"{row['examples_seen']:,}",
-            text((row["stop_reason"] or "running").replace("_", " ")),
+            text(end_of(row, view.content["state"]).replace("_", " ")),
         ]
         rows.append((cells, "best" if is_best else ""))
     yield table(headers, rows, numbers=(4, 5, 6, 7, 9, 10))
@@ -147,6 +145,14 @@ def gains(view: SweepView) -> Iterator[str]:
     yield table(("model (loss)", "zero-shot R@10", "best R@10", "at step", "gain", "trial"), rows, numbers=range(1, 5))
 
 
+def curves(view: SweepView) -> Iterator[str]:
+    yield (
+        '<p class="note">A line a trial from the untouched weights on, the best one thick. A cross: stopped before its '
+        "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
+    )
+    yield plot(report_plots.learning_curves(view), "no evaluation yet")
+
+
 def what_mattered(view: SweepView) -> Iterator[str]:
     found = view.importance
     if found is not None:
@@ -156,7 +162,7 @@ def what_mattered(view: SweepView) -> Iterator[str]:
         )
     yield plot(report_plots.importances(view), "too few trials to tell (or no study.journal)")
     yield "<h3>Settings of all trials</h3>"
-    yield plot(report_plots.parallel_coordinates(view), "at least two trials that differ are needed")
+    yield wide(plot(report_plots.parallel_coordinates(view), "at least two trials that differ are needed"))
 
 
 def budget(view: SweepView) -> Iterator[str]:
@@ -168,47 +174,13 @@ def budget(view: SweepView) -> Iterator[str]:
     hours = sum(row["duration_s"] for row in ended) / 3600
     stopped = sum((row["stop_reason"] or "").startswith("rung_") for row in ended)
     yield (
-        f"<p>{len(ended)} trials trained on {spent:,} photos of {whole:,} that they might have: {1 - spent / whole:.0%} was "
-        f"saved, {stopped} trials were stopped at a rung. Time of all trials together: {hours:.2f} h.</p>"
+        f"<p>Trials that have ended: {len(ended)}, stopped at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
+        f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
     )
     yield plot(report_plots.budget(view), "")
     if view.content["state"] == "FINISHED" and (compared := plan_against_fact(view.content, view.folder)):
         yield "<p>The plan against what came:</p>"
         yield table(("", "planned", "was", "difference"), [(list(map(text, each)), "") for each in compared], numbers=(1, 2, 3))
-
-
-def costs(view: SweepView) -> Iterator[str]:
-    yield (
-        '<p class="note">The dotted line joins the trials that no other one beats in both. Time and speed are of training on '
-        "the machine that ran it; how fast a model encodes was not measured.</p>"
-    )
-    yield plot(report_plots.pareto(view, _weights_mb(view)), "no trial has ended yet")
-    yield from _at_equal_time(view)
-
-
-def _at_equal_time(view: SweepView) -> Iterator[str]:
-    """What is paid for is time: the best of each architecture within what the one that spent least has spent."""
-    if any("device_s" not in stage for curve in view.curves.values() for stage in curve):
-        return
-    limit_s, found = architectures_at_equal_cost(view.content["trials"], view.curves)
-    if len(found) < 2:
-        return
-    rows = [
-        [text(each.clip_model), figure_or_nothing(each.recall_at_10, ".4f"), each.trial_id or "", f"{each.num_trials}",
-         f"{each.spent_s:,.0f} s"]
-        for each in found
-    ]  # fmt: skip
-    yield f"<h3>Best of each model within the same {limit_s:,.0f} seconds of the device</h3>"
-    yield table(("model", "Recall@10", "trial", "trials", "spent in all"), [(row, "") for row in rows], numbers=(1, 3, 4))
-
-
-def _weights_mb(view: SweepView) -> dict[str, float]:
-    """Of each trial, by its architecture: only the best ones' weights are kept."""
-    found = sorted(view.folder.glob("trials/*/checkpoints/*/model.safetensors"))
-    kept = {path.parents[2].name.split("-")[0]: round(path.stat().st_size / _MEGABYTE, 1) for path in found}
-    of_model = {row["config"]["clip_model"]: kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
-    models = {row["trial_id"]: row["config"]["clip_model"] for row in view.rows}
-    return {trial_id: of_model[model] for trial_id, model in models.items() if model in of_model}
 
 
 def failures(rows: Sequence[Row]) -> Iterator[str]:

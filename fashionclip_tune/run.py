@@ -21,11 +21,13 @@ from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights, tokenizer_name
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.progress_bars import OnPhase, no_phases
 from fashionclip_tune.protocols import QUERIES_FILE, save_retrieval
 from fashionclip_tune.resuming import checkpoint_to_resume
 from fashionclip_tune.run_metrics import RunEvaluator, memory_in_use
 from fashionclip_tune.stopping import StopRequest, children_without_sigterm
 from fashionclip_tune.trainer import StageStats, Trainer
+from fashionclip_tune.training_log import write_training_log
 
 OnEval = Callable[[Row], None]
 
@@ -85,6 +87,7 @@ class Run:
         durable: DurableRun | None = None,
         *,
         keep_best: bool = False,
+        on_phase: OnPhase = no_phases,
     ) -> None:
         self._started = time.perf_counter()
         self._config = config
@@ -93,6 +96,7 @@ class Run:
         self._stop = stop
         self._durable = durable
         self._keep_best = keep_best
+        self._on_phase = on_phase
         self._synced_step = 0
         self._is_ending = False
         storage = storage_of(config)
@@ -116,7 +120,7 @@ class Run:
         self._checkpoint_time = time.monotonic()
         self._run_plan = plan_run(config, len(self._index))
         self._trainer = Trainer(self._loaded, config, self._run_plan.total_steps, plan)
-        self._evaluator = RunEvaluator(config, shards, self._loaded, plan, self._trainer.free_gradients)
+        self._evaluator = RunEvaluator(config, shards, self._loaded, plan, self._trainer.free_gradients, on_phase)
         if resume_from is not None:
             network = self._trainer.network
             if found := checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network):
@@ -190,7 +194,9 @@ class Run:
         if (retrieval := self._evaluator.retrieval) is not None:
             save_retrieval(self._out_dir / QUERIES_FILE, retrieval, step=row["step"], data=self._valid.fingerprint)
         history.show(self._evaluator.answer_sheet(), memory_in_use(self._plan.device), row["examples_seen"])
-        if difference := history.record(row):
+        difference = history.record(row)
+        write_training_log(self._config, self._out_dir, self._rows)
+        if difference:
             message = f"a stage that was trained again came out otherwise: {difference}"
             if self._plan.device.type == "cpu":
                 message += " (same machine type, library versions and hardware.threads give equal numbers)"
@@ -202,6 +208,7 @@ class Run:
             raise
 
     def _should_pause(self) -> bool:
+        self._on_phase("training", self._trainer.step, self._run_plan.total_steps)
         self._is_ending = self._is_ending or self._stop.received()
         return self._is_ending or self._is_sync_due()
 

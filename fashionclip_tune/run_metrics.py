@@ -4,6 +4,7 @@ import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan
+from fashionclip_tune.progress_bars import OnPhase
 from fashionclip_tune.protocols import Retrieval
 
 _THUMBNAIL = 80
@@ -38,6 +40,7 @@ class RunEvaluator:
         loaded: LoadedModel,
         plan: PrecisionPlan,
         free_memory: Callable[[], None],
+        on_phase: OnPhase,
     ) -> None:
         self.retrieval: Retrieval | None = None
         self.bad_samples: dict[BadSample, None] = {}
@@ -47,6 +50,7 @@ class RunEvaluator:
         self._loaded = loaded
         self._plan = plan
         self._free_memory = free_memory
+        self._on_phase = on_phase
         self._shown: tuple[EvaluationSet, list[list[int]]] | None = None
         self._thumbnails: dict[int, Image.Image] = {}
         if plan.device.type == "cuda":
@@ -81,7 +85,7 @@ class RunEvaluator:
 
     def _metrics(self, measure: Callable[..., Evaluation]) -> Metrics:
         metrics: Metrics = {}
-        protocol = self._config.evaluation.protocol
+        protocol, speed = self._config.evaluation.protocol, None
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
                 photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
@@ -90,14 +94,22 @@ class RunEvaluator:
                 self.bad_samples |= dict.fromkeys(measured.bad_samples)
                 self.retrieval = measured.retrieval  # the validation set's is the last one
                 self._shown = (photos, measured.answers)
+                speed = measured.speed
+        metrics |= speed._asdict() if speed is not None else {}
         return metrics
 
     def _within_memory(self, measure: Callable[..., Evaluation]) -> Evaluation:
         """The evaluation's batch is fixed, or metrics would depend on the card: what else there is to free is freed once."""
         batch_size, reason = self._config.evaluation.batch_size, ""
+        settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "plan": self._plan,
+            "max_bad_share": self._config.training.max_bad_share,
+            "on_progress": partial(self._on_phase, "encoding photos"),
+        }
         for _ in range(2):
             try:
-                return measure(batch_size=batch_size, plan=self._plan, max_bad_share=self._config.training.max_bad_share)
+                return measure(**settings)
             except RuntimeError as error:
                 if not ran_out_of_memory(error):
                     raise

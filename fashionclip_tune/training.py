@@ -14,9 +14,9 @@ from fashionclip_tune.history import Row, read_history
 from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import plan_precision
+from fashionclip_tune.progress_bars import OnPhase, no_phases, phase_bars
 from fashionclip_tune.run import OnEval, Run, TrainResult
 from fashionclip_tune.stopping import StopRequest
-from fashionclip_tune.training_log import write_training_log
 
 
 def train(
@@ -28,12 +28,13 @@ def train(
     durable: DurableRun | None = None,
     should_stop: Callable[[], bool] | None = None,
     keep_best: bool = False,
+    on_phase: OnPhase = no_phases,
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
-    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each), ``checkpoints/`` (the last two),
-    TensorBoard events and, where photos could not be read, ``bad_samples.csv``. A stage ends with its evaluation, a
-    checkpoint, its record and ``on_eval(row)``, in this order.
+    Writes below ``out_dir``: ``config.json``, ``evaluations/`` (a JSON file each, and all of them in ``training_log.csv``, in
+    the columns of the published runs), ``checkpoints/`` (the last two), TensorBoard events and, where photos could not be
+    read, ``bad_samples.csv``. A stage ends with its evaluation, a checkpoint, its record and ``on_eval(row)``, in this order.
     SIGTERM ends the run at the next step with a checkpoint, if this is the main thread (a second one acts as ever).
 
     Args:
@@ -47,6 +48,8 @@ def train(
         should_stop: asked before each step; when it says so, the run ends as by SIGTERM.
         keep_best: ``checkpoints/best_NNNNNNNN/`` has the weights of the step with the highest recall_at_10, without a
             training state. A maximum over noisy evaluations flatters: trials are ranked by their last one.
+        on_phase: called before each step and after each block of an evaluation with what is being done, how much of it is
+            done, and how much there is (steps, photos).
 
     Raises:
         UserError: a wrong configuration, missing data or weights, or a checkpoint of another run.
@@ -69,7 +72,7 @@ def train(
     stop, too_small = StopRequest(should_stop), ""
     with stop.listening():
         try:
-            run = Run(config, out_dir, plan, shards, source, stop, durable, keep_best=keep_best)
+            run = Run(config, out_dir, plan, shards, source, stop, durable, keep_best=keep_best, on_phase=on_phase)
             return run.run(on_eval or (lambda row: None))
         except RuntimeError as error:
             if not ran_out_of_memory(error):
@@ -88,15 +91,10 @@ class PreparedTraining:
     def train(self) -> TrainResult:
         """Runs in ``config.base_path`` (its ``checkpoints/`` and ``evaluations/``), printing each evaluation.
 
-        ``evaluations/training_log.csv`` has them all in the columns of the published runs, ``checkpoints/best_NNNNNNNN/``
-        the weights of the best one.
+        ``checkpoints/best_NNNNNNNN/`` has the weights of the best one.
         """
-
-        def on_eval(row: Row) -> None:
-            print_row(row)
-            write_training_log(self.config, self.config.base_path)
-
-        result = train(self.config, self.config.base_path, on_eval=on_eval, keep_best=True)
+        with phase_bars() as on_phase:
+            result = train(self.config, self.config.base_path, on_eval=print_row, keep_best=True, on_phase=on_phase)
         print(f"best weights: {best_checkpoint(result.out_dir)}", flush=True)
         return result
 

@@ -1,10 +1,11 @@
 """A run's evaluations as one CSV file in the columns of the published runs, so that curves can be laid side by side."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from fashionclip_tune.config import LossFunctionOptions, ProjectConfig
-from fashionclip_tune.history import read_history
+from fashionclip_tune.history import Row
 
 _DIRECTIONS = ("text_to_image", "image_to_text")
 COLUMNS = (
@@ -19,8 +20,8 @@ COLUMNS = (
 )
 
 
-def write_training_log(config: ProjectConfig, out_dir: Path) -> Path:
-    """Writes ``evaluations/training_log.csv`` below ``out_dir`` from the evaluations there.
+def write_training_log(config: ProjectConfig, out_dir: Path, rows: Sequence[Row]) -> Path:
+    """Writes ``evaluations/training_log.csv`` below ``out_dir``, a line an evaluation.
 
     ``loss`` is the mean over the stage before an evaluation, and empty for the untouched weights.
     """
@@ -30,7 +31,7 @@ def write_training_log(config: ProjectConfig, out_dir: Path) -> Path:
     with open(unfinished, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in read_history(out_dir):
+        for row in rows:
             means = [row[f"recall_at_{k}"] for k in (5, 10)]
             directions = [row[f"recall_at_{k}_{direction}"] for k in (5, 10) for direction in _DIRECTIONS]
             about = [row["step"], config.model_name, config.loss_function.value]

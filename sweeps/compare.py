@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from fashionclip_tune.cli import progress_bar, user_errors
+from fashionclip_tune.cli import user_errors
+from fashionclip_tune.progress_bars import progress_bar
 
 
 def main() -> None:
@@ -22,11 +23,15 @@ def main() -> None:
             return
         from rich.console import Console
 
-        from fashionclip_tune.report import comparison
         from fashionclip_tune.report_html import write_report
+        from fashionclip_tune.report_terminal import comparison, print_lines
 
+        console = Console()
         for part in comparison(given.sweeps):
-            Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+            if isinstance(part, str):
+                print_lines(console, [part])
+            else:
+                console.print(part)
         with progress_bar("encoding photos") as on_progress:
             path = write_report(given.sweeps, gallery=not given.no_gallery, on_progress=on_progress)
         print(f"report: {path}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fashionclip_tune.cli import assignments, main, progress_bar, user_errors
+from fashionclip_tune.cli import assignments, main, user_errors
 from fashionclip_tune.errors import BadDataError, DivergedError, UserError
 from fashionclip_tune.index import index_path
 from fashionclip_tune.shards import find_dataset
@@ -231,12 +231,6 @@ def test_assignments() -> None:
     assert assignments(["a.b = 3 ", "c=x=y", "d="]) == {"a.b": "3", "c": "x=y", "d": ""}
     with pytest.raises(UserError, match=r"'a\.b'.*PATH=VALUE"):
         assignments(["a.b"])
-
-
-def test_without_a_terminal_the_bar_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("working") as on_progress:
-        on_progress(1, 2)
-    assert capsys.readouterr().out.strip() == ""
 
 
 def test_in_a_process_of_its_own_a_mistake_is_one_line_and_status_2(garments: Path, tmp_path: Path) -> None:

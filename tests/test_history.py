@@ -47,7 +47,10 @@ def test_a_run_without_a_row_has_an_empty_history(tmp_path: Path) -> None:
 
 def test_a_row_recorded_again_is_compared_and_the_first_one_stays(tmp_path: Path) -> None:
     record(tmp_path, [row(0, 0.1), row(2, 0.2, loss=1.5), row(4, 0.3)], first_new_examples=0)
-    again = [row(2, 0.2, loss=1.5), {**row(4, 0.3), "duration_s": 9.0, "samples_per_second": 4.0}]
+    again = [
+        row(2, 0.2, loss=1.5),
+        {**row(4, 0.3), "duration_s": 9.0, "samples_per_second": 4.0, "images_encoded_per_second": 7.0},
+    ]
     assert record(tmp_path, again, first_new_examples=32) == [None, None]
     before = read_history(tmp_path)
     (difference,) = record(tmp_path, [row(2, 0.2, loss=1.25)], first_new_examples=32)

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import median
 
 import pytest
 from test_report import write_sweep  # tests/test_report.py
 
 from fashionclip_tune import report_sections
+from fashionclip_tune.encoding import EncodingSpeed
+from fashionclip_tune.report_costs import pareto_front
 from fashionclip_tune.report_data import read_trials, view_sweep
 from fashionclip_tune.report_html import write_report
-from fashionclip_tune.report_plots import pareto_front
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ["Ranking", "Gain over zero-shot", "Learning curves", "What mattered", "Budget", "Quality against its cost"]
@@ -154,6 +156,30 @@ def test_a_running_sweep_is_not_disturbed_by_a_gallery(small_sweep: Path, tmp_pa
     page = Page(write_report([running]))
     assert "the sweep is running" in page.text
     assert "running: 3 of 5 trials ended" in page.text
+
+
+def test_quality_stands_against_time_encoding_speed_and_size(report: Path, small_sweep: Path) -> None:
+    panels = report.read_text().split('<div class="panels">')[1].split("</section>")[0]
+    titles = re.findall(r'"xaxis":\{"gridcolor":"#\w+","zeroline":false,"automargin":true,"title":\{"text":"([^"]+)"', panels)
+    assert titles == ["device time, min", "photos encoded a second", "captions encoded a second", "weights file, MB"]
+    view = view_sweep(small_sweep)
+    for field in EncodingSpeed._fields:
+        model = view.rows[0]["config"]["clip_model"]
+        own = [row["trial_id"] for row in view.rows if row["config"]["clip_model"] == model]
+        speeds = [each[field] for trial_id in own for each in view.curves[trial_id] if field in each]
+        assert view.encoding_speed(model, field) == median(speeds)
+
+
+def test_a_sweep_of_before_encoding_was_timed_has_the_other_costs(small_sweep: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(small_sweep, old, ignore=shutil.ignore_patterns("*.npz", "events*", "journal"))
+    for path in old.glob("trials/*/evaluations/*.json"):
+        row = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in row.items() if name not in EncodingSpeed._fields}))
+    content = write_report([old], gallery=False).read_text()
+    assert "How fast the models encode was not recorded." in content
+    assert "device time, min" in content
+    assert "photos encoded a second" not in content
 
 
 def test_sweeps_stand_side_by_side_with_the_test_between_their_best(tmp_path: Path) -> None:

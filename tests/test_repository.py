@@ -68,7 +68,8 @@ for name in found:
 print(json.dumps(imported))
 """
     # The page reads the study; the others by way of the first.
-    with_optuna = [f"fashionclip_tune.{name}" for name in ("report_data", "report_plots", "report_sections", "report_html")]
+    parts = ("data", "plots", "sections", "costs", "html")
+    with_optuna = [f"fashionclip_tune.report_{part}" for part in parts]
     imported = json.loads(python(code % with_optuna))
     assert {"fashionclip_tune.training", "fashionclip_tune.cli", "fashionclip_tune.report"} <= set(imported)
     assert {name: packages for name, packages in imported.items() if "ray" in packages} == {}

@@ -74,7 +74,7 @@ def test_curves_are_those_of_the_files(ask: Ask, small_sweep: Path) -> None:
         points = ask("data/plugin/scalars/scalars", tag="recall_at_10", run=folder.name)
         assert [(step, value) for _, step, value in points] == expected
         tags = ask("data/plugin/scalars/tags")[folder.name]
-        explaining = ("loss", "learning_rate", "logit_scale", "samples_per_second", "memory_gb")
+        explaining = ("loss", "learning_rate", "logit_scale", "samples_per_second", "images_encoded_per_second", "memory_gb")
         assert {f"train/{name}" for name in explaining} <= set(tags)
         memory = ask("data/plugin/scalars/scalars", tag="train/memory_gb", run=folder.name)
         assert all(0.05 < value < 64 for _, _, value in memory)

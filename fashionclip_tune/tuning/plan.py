@@ -155,7 +155,7 @@ class _Found:
 
 def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, say: Callable[[str], None]) -> _Found:
     space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
-    base = _base_config(settings, space, site.device, flags.seed, data_location(settings.data, say))
+    base = _base_config(settings, space, site.device, flags.seed, data_location(settings.data))
     shards = run_shards(base)
     train, valid = load_data(base, shards, say)
 

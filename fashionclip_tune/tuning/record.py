@@ -7,6 +7,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.encoding import EncodingSpeed
 from fashionclip_tune.evaluate import relative_gain
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import read_history
@@ -80,6 +81,7 @@ class SweepRecord:
             "max_recall_at_10": max((row[METRIC] for row in history), default=None),
             "recall_change": None if worthless or len(history) < 2 else last[METRIC] - history[-2][METRIC],
             "samples_per_second": last.get("samples_per_second"),
+            **{name: last.get(name) for name in EncodingSpeed._fields},
             "duration_s": last.get("duration_s", 0.0),
             "device_s": last.get("device_s", 0.0),
             **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},

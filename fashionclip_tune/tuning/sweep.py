@@ -16,15 +16,10 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.plan_against_fact import fact_lines, plan_against_fact
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import (
-    bad_sample_lines,
-    has_failed,
-    ranked,
-    ties_with_best,
-    trials_table,
-    winner_lines,
-)
+from fashionclip_tune.progress_bars import progress_bar
+from fashionclip_tune.report import has_failed, ranked, ties_with_best
 from fashionclip_tune.report_html import write_report
+from fashionclip_tune.report_terminal import bad_sample_lines, print_lines, trials_table, winner_lines
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.disk import KEPT_PER_MODEL, DiskBudget
@@ -101,8 +96,7 @@ def sweep(
     older = older_trials(plan) if found is None else []
     plan = plan.after(older) if older else plan
     two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
-    for line in (f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)):
-        say(line)
+    print_lines(console, [f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)])
     if older:
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if found is not None and saved["state"] != "FINISHED":
@@ -238,7 +232,7 @@ def _run(
         older=lambda: older_trials(plan),
     )
     record = SweepRecord(place.run_dir, study, header)
-    record.write("RUNNING")
+    started = record.write("RUNNING")
     retention = Retention(place.run_dir, plan.build, mirror)
     hparams = HParamsTab(place.run_dir, plan.check.settings)
     assert plan.settings.budget_examples
@@ -249,7 +243,9 @@ def _run(
         side_by_side=plan.slots.count,
         budget_examples=plan.settings.budget_examples,
         stage_examples=plan.settings.grace_examples,
+        expected_examples=plan.forecast.examples / plan.num_trials,
     ) as progress:
+        progress.show(started)  # Ray takes some seconds until it begins
 
         def on_event() -> None:
             with stop.on_storage_error():
@@ -358,19 +354,13 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
     sweep_dir = place.readable
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
-    console.print(trials_table(rows, f"{result['name']}, best first", ties))
-    for line in winner_lines(result, sweep_dir, ties):
-        console.print(line, highlight=False, soft_wrap=True)
-    for row in result["trials"]:
-        if has_failed(row):
-            console.print(
-                f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}", highlight=False, soft_wrap=True
-            )
+    console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
+    print_lines(console, winner_lines(result, sweep_dir, ties))
+    failed = [row for row in result["trials"] if has_failed(row)]
+    print_lines(console, [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed])
     if result["state"] == "FINISHED":
-        for line in fact_lines(plan_against_fact(result, sweep_dir)):
-            console.print(line, highlight=False, soft_wrap=True)
-    for line in bad_sample_lines(sweep_dir):
-        console.print(line, highlight=False, soft_wrap=True)
+        print_lines(console, fact_lines(plan_against_fact(result, sweep_dir)))
+    print_lines(console, bad_sample_lines(sweep_dir))
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
         console.print(f"{why}; {_how_to_go_on(place)}", highlight=False, soft_wrap=True)
@@ -380,7 +370,8 @@ def _print_result(result: dict[str, Any], place: Place, console: Console) -> Non
 def _write_report(place: Place, say: Any, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
     try:
-        path = write_report([place.run_dir], gallery=finished)
+        with progress_bar("encoding photos for the report's gallery") as on_progress:
+            path = write_report([place.run_dir], gallery=finished, on_progress=on_progress)
         if place.mirror is not None:
             place.mirror.publish()
     except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there

@@ -1,0 +1,131 @@
+"""The section of a sweep's page on what quality costs: device time, encoding speed, the size of the weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from fashionclip_tune.equal_cost import architectures_at_equal_cost
+from fashionclip_tune.html_parts import figure_or_nothing, panels, table, text
+from fashionclip_tune.report import Row
+from fashionclip_tune.report_data import SweepView
+from fashionclip_tune.report_plots import FAINT, colours, described, styled
+
+_MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of cost of all trials that have one, or, with ``more_is_better``, a speed."""
+
+    title: str
+    of_trials: Sequence[tuple[float, Row]]
+    more_is_better: bool = False
+
+
+def costs(view: SweepView) -> Iterator[str]:
+    known = [cost for cost in _kinds(view) if cost.of_trials]
+    if not known:
+        yield "<p>No trial has ended yet.</p>"
+        return
+    encoding = "" if any(cost.more_is_better for cost in known) else " How fast the models encode was not recorded."
+    yield (
+        '<p class="note">The dotted line joins the trials that no other one beats in both. Times and speeds are of the machine '
+        f"that ran the sweep, beside its other trials; encoding is that of the towers alone, without decoding photos.{encoding}"
+        "</p>"
+    )
+    yield panels([pareto(view, cost) for cost in known])
+    yield from _at_equal_time(view)
+
+
+def _kinds(view: SweepView) -> Iterator[Cost]:
+    rows = [row for row in view.rows if row["state"] != "RUNNING"]
+    if rows and all(row.get("device_s") for row in rows):
+        yield Cost("device time, min", [(row["device_s"] / 60, row) for row in rows])
+    else:
+        yield Cost("trial's time, min", [(row["duration_s"] / 60, row) for row in rows])
+    models = dict.fromkeys(row["config"]["clip_model"] for row in rows)
+    for title, field in (
+        ("photos encoded a second", "images_encoded_per_second"),
+        ("captions encoded a second", "texts_encoded_per_second"),
+    ):
+        speeds = {model: view.encoding_speed(model, field) for model in models}
+        yield Cost(title, _of_models(rows, speeds), more_is_better=True)
+    yield Cost("weights file, MB", _of_models(rows, _weights_mb(view)))
+
+
+def _of_models(rows: Sequence[Row], value_of: dict[str, float | None]) -> list[tuple[float, Row]]:
+    found = ((value_of.get(row["config"]["clip_model"]), row) for row in rows)
+    return [(value, row) for value, row in found if value is not None]
+
+
+def _weights_mb(view: SweepView) -> dict[str, float | None]:
+    """Of each architecture: only the best trials' weights are kept."""
+    files = sorted(view.folder.glob("trials/*/checkpoints/*/model.safetensors"))
+    kept = {path.parents[2].name.split("-")[0]: round(path.stat().st_size / _MEGABYTE, 1) for path in files}
+    return {row["config"]["clip_model"]: kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
+
+
+def pareto(view: SweepView, cost: Cost) -> go.Figure:
+    """Quality against one cost; the line joins the trials that no other one beats in both."""
+    figure = go.Figure()
+    front = pareto_front([(each, row["recall_at_10"]) for each, row in cost.of_trials], more_is_better=cost.more_is_better)
+    figure.add_scatter(
+        x=[each for each, _ in front],
+        y=[recall for _, recall in front],
+        mode="lines",
+        line={"color": FAINT, "width": 1.2, "dash": "dot"},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    for model, colour in colours(view).items():
+        own = [(each, row) for each, row in cost.of_trials if row["config"]["clip_model"] == model]
+        figure.add_scatter(
+            x=[each for each, _ in own],
+            y=[row["recall_at_10"] for _, row in own],
+            mode="markers",
+            marker={"color": colour, "size": 9, "opacity": 0.8},
+            name=model,
+            showlegend=bool(own),
+            text=[described(row) for _, row in own],
+            hovertemplate="%{text}<br>%{x:,.1f}: %{y:.4f}<extra></extra>",
+        )
+    styled(figure, 320, cost.title, "Recall@10")
+    figure.update_xaxes(range=(0, 1.08 * max(each for each, _ in cost.of_trials)))  # from 0: noise is to look small
+    figure.update_yaxes(range=_around([row["recall_at_10"] for _, row in cost.of_trials]))
+    return figure
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis, which has some width for a single value, too."""
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 0.1 * high or 0.1
+    return low - margin, high + margin
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, more_is_better: bool = False) -> list[tuple[float, float]]:
+    """Of (cost, quality), those that no other beats in one without losing in the other, cheapest first.
+
+    ``more_is_better``: the first figure is a speed, not a cost.
+    """
+    front: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (-point[0] if more_is_better else point[0], -point[1])):
+        if not front or quality > front[-1][1]:
+            front.append((cost, quality))
+    return front
+
+
+def _at_equal_time(view: SweepView) -> Iterator[str]:
+    """What is paid for is time: the best of each architecture within what the one that spent least has spent."""
+    if any("device_s" not in stage for curve in view.curves.values() for stage in curve):
+        return
+    limit_s, found = architectures_at_equal_cost(view.content["trials"], view.curves)
+    if len(found) < 2:
+        return
+    rows = [
+        [text(each.clip_model), figure_or_nothing(each.recall_at_10, ".4f"), each.trial_id or "", f"{each.num_trials}",
+         f"{each.spent_s:,.0f} s"]
+        for each in found
+    ]  # fmt: skip
+    yield f"<h3>Best of each model within the same {limit_s:,.0f} seconds of the device</h3>"
+    yield table(("model", "Recall@10", "trial", "trials", "spent in all"), [(row, "") for row in rows], numbers=(1, 3, 4))

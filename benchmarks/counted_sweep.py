@@ -95,10 +95,10 @@ def real_trial(ray_config: dict[str, Any]) -> None:
 
 def drive(toy: bool, arguments: list[str]) -> None:
     """sweeps/run_sweep.py in this process, with a trainable whose steps are counted."""
-    from fashionclip_tune.tuning import sweep
+    from fashionclip_tune.tuning import driver
     from fashionclip_tune.tuning.execution import run_trials
 
-    sweep.run_trials = functools.partial(run_trials, trainable=toy_trial if toy else real_trial)
+    driver.run_trials = functools.partial(run_trials, trainable=toy_trial if toy else real_trial)
     script = importlib.util.spec_from_file_location("run_sweep", _SCRIPT)
     assert script is not None
     assert script.loader is not None

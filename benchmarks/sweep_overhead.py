@@ -43,9 +43,10 @@ def settings_of(arguments: argparse.Namespace) -> Any:
 def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from rich.console import Console
 
-    from fashionclip_tune.tuning import sweep as sweep_module
+    from fashionclip_tune.tuning import driver
+    from fashionclip_tune.tuning.sweep import sweep
 
-    run_trials, engine_s = sweep_module.run_trials, []
+    run_trials, engine_s = driver.run_trials, []
 
     def timed(*args: Any, **kwargs: Any) -> bool:
         started = time.perf_counter()
@@ -54,11 +55,9 @@ def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         finally:
             engine_s.append(time.perf_counter() - started)
 
-    sweep_module.run_trials = timed
+    driver.run_trials = timed
     settings = settings_of(arguments)
-    result = sweep_module.sweep(
-        settings, results=folder, name="ours", resume=False, dry_run=False, console=Console(file=sys.stderr)
-    )
+    result = sweep(settings, results=folder, name="ours", resume=False, dry_run=False, console=Console(file=sys.stderr))
     assert result is not None
     return {"engine_s": engine_s[0], "device_s": [trial["device_s"] for trial in result["trials"]]}
 

@@ -1,0 +1,53 @@
+"""What a person is told of a sweep when its driver ends: the ranking, the winner, how to go on, the report."""
+
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from fashionclip_tune.errors import StorageError
+from fashionclip_tune.plan_against_fact import fact_lines, plan_against_fact
+from fashionclip_tune.progress_bars import progress_bar
+from fashionclip_tune.report import has_failed, ranked, ties_with_best
+from fashionclip_tune.report_html import write_report
+from fashionclip_tune.report_terminal import bad_sample_lines, print_lines, trials_table, winner_lines
+from fashionclip_tune.tuning.place import Place
+
+
+def how_to_go_on(place: Place, *how: str) -> str:
+    """The command, to be copied."""
+    results, _, name = place.shown.rpartition("/")
+    scratch = ["--scratch", str(place.run_dir.parents[1])] if place.mirror is not None else []
+    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *scratch, *(how or ("--resume",))]
+    return f"go on with: {shlex.join(command)}"
+
+
+def print_result(result: dict[str, Any], place: Place, console: Console) -> None:
+    sweep_dir = place.readable
+    rows = ranked(result["trials"])
+    ties = ties_with_best(sweep_dir, rows)
+    console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
+    print_lines(console, winner_lines(result, sweep_dir, ties))
+    failed = [row for row in result["trials"] if has_failed(row)]
+    print_lines(console, [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed])
+    if result["state"] == "FINISHED":
+        print_lines(console, fact_lines(plan_against_fact(result, sweep_dir)))
+    print_lines(console, bad_sample_lines(sweep_dir))
+    if result["state"] == "INTERRUPTED":
+        why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
+        console.print(f"{why}; {how_to_go_on(place)}", highlight=False, soft_wrap=True)
+    console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
+
+
+def write_sweep_report(place: Place, say: Callable[[str], None], *, finished: bool) -> None:
+    """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
+    try:
+        with progress_bar("encoding photos for the report's gallery") as on_progress:
+            path = write_report([place.run_dir], gallery=finished, on_progress=on_progress)
+        if place.mirror is not None:
+            place.mirror.publish()
+    except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there
+        say(f"no report ({error}); python sweeps/compare.py {place.readable} makes it")
+    else:
+        say(f"report: {place.readable / path.name}")

@@ -51,7 +51,7 @@ def outcome(results: Path) -> dict[str, Any]:
     content = json.loads((results / "it" / "sweep.json").read_text())
     histories = {}
     for folder in sorted((results / "it" / "trials").iterdir()):
-        rows = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
+        rows = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").glob("*.json"))]
         histories[folder.name] = [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
     rows = [{key: value for key, value in row.items() if key not in TIMING} for row in content["trials"]]
     return {"state": content["state"], "trials": rows, "histories": histories}

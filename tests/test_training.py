@@ -376,11 +376,11 @@ def test_stages_trained_again_are_compared_and_not_recorded_twice(
     tiny_config: ProjectConfig, tmp_path: Path, whole_runs: Callable[[ProjectConfig], Path]
 ) -> None:
     run = lost_since(tmp_path, tiny_config, 4)
-    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / "evaluations").iterdir()}
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / "evaluations").glob("*.json")}
     seen: list[int] = []
     train(tiny_config, run, on_eval=lambda row: seen.append(row["step"]), resume_from=run)  # a warning would be an error
     assert seen == [4, 6, 8, 10]
-    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / "evaluations").iterdir()} == before
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / "evaluations").glob("*.json")} == before
     assert_same_end(run, whole_runs(tiny_config))
     assert [step for step, _ in scalars(run, "recall_at_10")] == [16 * step for step in STEPS]
 
@@ -665,7 +665,7 @@ def test_training_shards_evaluated_too_have_rows_of_their_own(tiny_config: Proje
 def test_what_a_run_leaves(tiny_config: ProjectConfig, whole_runs: Callable[[ProjectConfig], Path]) -> None:
     run = whole_runs(tiny_config)
     assert ProjectConfig.from_dict(json.loads((run / "config.json").read_text())) == tiny_config
-    assert [path.name for path in sorted((run / "evaluations").iterdir())] == [f"step_{step:08d}.json" for step in STEPS]
+    assert [path.name for path in sorted((run / "evaluations").glob("*.json"))] == [f"step_{step:08d}.json" for step in STEPS]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000008", "step_00000010"]
     rows = read_history(run)
     assert [row["examples_seen"] for row in rows] == [16 * step for step in STEPS]

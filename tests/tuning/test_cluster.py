@@ -79,6 +79,6 @@ def test_a_lost_node_costs_its_trial_the_time_since_its_last_checkpoint(garments
     content = json.loads((tmp_path / "it" / "sweep.json").read_text())
     assert [(row["trial_id"], row["state"]) for row in content["trials"]] == [(f"{n:04d}", "COMPLETE") for n in range(3)]
     for folder in (tmp_path / "it" / "trials").iterdir():
-        steps = [json.loads(path.read_text())["step"] for path in sorted((folder / "evaluations").iterdir())]
+        steps = [json.loads(path.read_text())["step"] for path in sorted((folder / "evaluations").glob("*.json"))]
         assert steps == list(range(0, 19, 2)), "each stage once"
         assert not (folder / "warnings.log").exists(), "trained again from a checkpoint with the same figures"

@@ -74,7 +74,7 @@ def outcome(results: Path) -> dict:
     rows = [{name: value for name, value in row.items() if name not in NOISY} for row in content["trials"]]
     histories = {}
     for folder in sorted((results / "it" / "trials").iterdir()):
-        rows_of = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
+        rows_of = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").glob("*.json"))]
         histories[folder.name] = [{k: v for k, v in row.items() if k not in NOISY} for row in rows_of]
     return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
 

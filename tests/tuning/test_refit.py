@@ -21,7 +21,7 @@ from fashionclip_tune.tuning import refit
 
 
 def history(run: Path) -> list[dict]:
-    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
+    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
     return [{name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")} for row in rows]
 
 

@@ -57,7 +57,7 @@ def test_every_trial_is_in_every_file(finished):
         (folder,) = (finished / "trials").glob(f"{row['trial_id']}-*")
         loss = row["config"]["loss_function"]
         assert folder.name == f"{row['trial_id']}-{row['config']['clip_model']}-{loss}"
-        evaluations = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
+        evaluations = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").glob("*.json"))]
         assert [e["examples_seen"] for e in evaluations] == list(range(0, row["examples_seen"] + 1, 16))
         assert evaluations[-1]["recall_at_10"] == row["recall_at_10"]
         assert max(e["recall_at_10"] for e in evaluations) == row["max_recall_at_10"]
@@ -121,7 +121,7 @@ def test_tensorboard_shows_a_curve_of_every_trial(finished):
     for folder in sorted((finished / "trials").iterdir()):
         events = EventAccumulator(str(folder))
         events.Reload()
-        evaluations = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").iterdir())]
+        evaluations = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").glob("*.json"))]
         curve = [(event.step, event.value) for event in events.Scalars("recall_at_10")]
         expected = [(e["examples_seen"], pytest.approx(e["recall_at_10"], abs=1e-6)) for e in evaluations]
         assert curve == expected
@@ -355,7 +355,7 @@ def test_a_sweep_whose_data_have_changed_is_refused_with_what_is_other(begun, ru
 
 
 def untimed(run: Path) -> list[dict]:
-    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").iterdir())]
+    rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
     return [{name: value for name, value in row.items() if name not in TIMING} for row in rows]
 
 

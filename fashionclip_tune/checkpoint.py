@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fashionclip_tune.errors import StorageError, UserError
-from fashionclip_tune.files import remove_file, remove_folder, sync_folder, write_json
+from fashionclip_tune.files import sync_folder, write_json
 
 _VERSION = 3
 _KEPT = 2
@@ -71,7 +71,7 @@ def save_checkpoint(
     # Later ones were refused on resume; among the newest two they would push this one out.
     leftovers = [folder for folder in _folders(checkpoints) if folder.name > final.name]
     for folder in [*leftovers, *checkpoints.glob(".*.tmp")]:
-        remove_folder(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     _remove_older(checkpoints, keep=_KEPT)
     return final
 
@@ -86,7 +86,7 @@ def save_best(checkpoints: Path, weights: Mapping[str, Tensor], record: Mapping[
     _write_whole(final, weights, None, record)
     for folder in checkpoints.glob("best_*"):
         if folder != final:
-            remove_folder(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     return final
 
 
@@ -96,7 +96,7 @@ def _write_whole(
     """Under another name first: what has the final name is whole."""
     checkpoints = final.parent
     unfinished = checkpoints / f".{final.name}.{os.getpid()}.tmp"
-    remove_folder(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     num_bytes = _num_bytes(weights) + _num_bytes(training_state)
     names = (WEIGHTS_NAME,) if training_state is None else (WEIGHTS_NAME, STATE_NAME)
@@ -109,11 +109,11 @@ def _write_whole(
         write_json(unfinished / RECORD_NAME, {"version": _VERSION, "files": hashes, **record})
     except Exception:  # torch and safetensors have exceptions of their own for a full disk
         _require_room(unfinished, num_bytes)
-        remove_folder(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
     sync_folder(unfinished)
     if final.exists():  # one that was refused, or a stage that is trained again
-        remove_folder(final)
+        shutil.rmtree(final, ignore_errors=True)
     unfinished.replace(final)
     sync_folder(checkpoints)
 
@@ -123,7 +123,7 @@ def _require_room(folder: Path, num_bytes: int) -> None:
     present = sum(path.stat().st_size for path in folder.iterdir())
     free = shutil.disk_usage(folder).free
     if present + free < num_bytes + _RECORD_BYTES:
-        remove_folder(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         raise StorageError(
             f"the disk is full: a checkpoint of {num_bytes / 1e6:,.0f} MB does not fit {folder.parent}, which has "
             f"{(present + free) / 1e6:,.0f} MB free. The one before it is valid: make room, then go on from it"
@@ -243,12 +243,12 @@ def strip_training_state(run_dir: Path) -> None:
     checkpoints = run_dir / "checkpoints"
     _remove_older(checkpoints, keep=1)
     for folder in _folders(checkpoints):
-        remove_file(folder / STATE_NAME)
+        (folder / STATE_NAME).unlink(missing_ok=True)
 
 
 def remove_checkpoints(run_dir: Path) -> None:
     """For a run of which only the figures are to be kept."""
-    remove_folder(run_dir / "checkpoints")
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
 
 def _folders(checkpoints: Path) -> list[Path]:
@@ -257,7 +257,7 @@ def _folders(checkpoints: Path) -> list[Path]:
 
 def _remove_older(checkpoints: Path, *, keep: int) -> None:
     for folder in _folders(checkpoints)[:-keep]:
-        remove_folder(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def file_hash(path: Path) -> str:

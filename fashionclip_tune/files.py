@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +22,6 @@ def write_json(path: Path, value: Any) -> None:
 def is_full(error: OSError) -> bool:
     """Whether there was no room, on the disk or for this user."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def remove_file(path: Path) -> None:
-    """Deletes a file if it is there, emptied before: a drive keeps what was deleted in its trash, which counts."""
-    with suppress(FileNotFoundError):
-        os.truncate(path, 0)
-        path.unlink()
-
-
-def remove_folder(folder: Path) -> None:
-    """Deletes a folder as far as it can be, its files emptied before."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with suppress(OSError):
-                os.truncate(path, 0)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

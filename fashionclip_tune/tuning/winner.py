@@ -1,5 +1,6 @@
 """The best single trial of a sweep, as a folder that any OpenCLIP user loads."""
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.files import remove_folder
 from fashionclip_tune.model import LoadedModel, export_openclip, load_model
 from fashionclip_tune.report import best_row
 from fashionclip_tune.tuning.engine import trial_dir
@@ -42,9 +42,9 @@ def export_best(
 def export_whole(loaded: LoadedModel, folder: Path) -> None:
     """An OpenCLIP folder, in place of an older one, whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.tmp")
-    remove_folder(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     export_openclip(loaded, unfinished)
-    remove_folder(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 

@@ -138,8 +138,8 @@ class DiskBudget:
                 "raise it, or choose smaller models or frozen towers (--set clip_model=..., --set freeze.text_tower=true)"
             )
 
-    def has_room(self, model: str, running: Sequence[tuple[int, str]]) -> bool:
-        """Whether a trial of a model may start beside running ones, given as number and model."""
+    def has_room(self, number: int, model: str, running: Sequence[tuple[int, str]]) -> bool:
+        """Whether a trial may start, or go on, beside running ones, given as number and model."""
         models = [self._plan.models[each] for each in (model, *(each for _, each in running))]
         winner = self._plan.winner_bytes(is_durable=self._is_durable)
         if self._is_durable:
@@ -148,7 +148,7 @@ class DiskBudget:
         else:
             grown = _LOCAL_STATES * sum(each.state for each in models)
             ended = sum(each.weights for each in models) + winner
-        return self._used([number for number, _ in running]) + max(grown, ended) <= self._budget_bytes
+        return self._used([number, *(each for each, _ in running)]) + max(grown, ended) <= self._budget_bytes
 
     @property
     def refusal(self) -> str:

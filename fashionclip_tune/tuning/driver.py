@@ -33,9 +33,15 @@ from fashionclip_tune.tuning.winner import export_best
 
 
 @contextmanager
-def driving(place: Place, say: Callable[[str], None]) -> Iterator[None]:
-    """On this machine no other driver may be at it; one on another machine is told to stop."""
+def driving(place: Place, say: Callable[[str], None], *, is_new: bool = False) -> Iterator[None]:
+    """On this machine no other driver may be at it; one on another machine is told to stop.
+
+    ``is_new``: the sweep was not there when it was planned.
+    """
     with only_driver(place.run_dir):
+        if is_new and place.mirror is not None and place.mirror.is_started():
+            # With other settings, it may be: these would go on under the name, and the record, of those.
+            raise UserError(f"sweep {place.shown} was started by another machine meanwhile: give another --name, or --resume")
         if (before := place.take_over()) is not None:
             say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
         yield
@@ -109,6 +115,7 @@ def drive(
     """
     header, stop = sweep_header(plan, place), StopSignal()
     study = _open_study(plan, place, header)
+    is_new = not study.trials()  # after a loss, times of an earlier life are another machine's
     books = _Bookkeeping(plan, place, study, header, stop)
     started = books.record("RUNNING")
     assert plan.settings.budget_examples
@@ -144,7 +151,7 @@ def drive(
             raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{how_to_go_on(place)}")
         result = books.finish("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
-    _keep_for_later_plans(plan, place, study, result, in_one_go=completed and "elapsed_s" not in header)
+    _keep_for_later_plans(plan, place, study, result, in_one_go=completed and is_new)
     if place.mirror is not None:
         place.mirror.publish()
     time_is_up = time_budget is not None and time_budget.is_over and not completed

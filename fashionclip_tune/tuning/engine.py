@@ -125,7 +125,7 @@ class StudySearcher(_NotPickled, Searcher):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
             running = [(other, self._models[other]) for other in self._running.values()]
-            if self._disk_budget is not None and not self._disk_budget.has_room(config.model_name, running):
+            if self._disk_budget is not None and not self._disk_budget.has_room(number, config.model_name, running):
                 self._to_continue.insert(0, number)  # when a running one has ended, or in a later life of the sweep
                 if not running:
                     self._stop.ask(self._disk_budget.refusal)

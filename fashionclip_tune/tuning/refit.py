@@ -34,6 +34,7 @@ def refit_winner(
     *,
     durable: DurablePlan | None = None,
     should_stop: Callable[[], bool] | None = None,
+    publish: Callable[[], None] = lambda: None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains in ``SWEEP/refit/``, goes on there if it was stopped, and leaves ``refit/best/`` as an OpenCLIP folder.
@@ -41,6 +42,7 @@ def refit_winner(
     Args:
         durable: where its state and its figures are kept as well, as those of a trial.
         should_stop: as of ``train``.
+        publish: keeps the result on the durable side, before the state is forgotten there.
 
     Returns:
         The content of sweep.json, in which ``refit`` has what came of it.
@@ -49,10 +51,7 @@ def refit_winner(
         UserError: the sweep has no winner or is unfinished, ``times`` is below 1, or the folder has another refit.
         StoppedError: as ``train``.
     """
-    if times < 1:
-        raise UserError(f"--refit {times} is not allowed: at least 1")
-    if saved["state"] != "FINISHED" or saved["best"] is None:
-        raise UserError(f"sweep {saved['name']} has no winner yet: --refit wants a finished sweep (finish it with --resume)")
+    check_refit(saved, times)
     best, folder = saved["best"], sweep_dir / "refit"
     config = _refit_config(plan, best["config"], times)
     say(f"refit:    trial {best['trial_id']}, {config.model_name}, {config.training.budget_examples:,} examples, in {folder}")
@@ -81,9 +80,18 @@ def refit_winner(
     write_json(sweep_dir / "sweep.json", sweep)
     for line in refit_lines(sweep, sweep_dir):
         say(line)
+    publish()
     if sync is not None:
         sync.run.forget_state()
     return sweep
+
+
+def check_refit(saved: Mapping[str, Any], times: int) -> None:
+    """Raises UserError for a sweep that cannot be refitted: before its driver on another machine is told to stop."""
+    if times < 1:
+        raise UserError(f"--refit {times} is not allowed: at least 1")
+    if saved["state"] != "FINISHED" or saved["best"] is None:
+        raise UserError(f"sweep {saved['name']} has no winner yet: --refit wants a finished sweep (finish it with --resume)")
 
 
 def _refit_config(plan: SweepPlan, settings: Mapping[str, Any], times: int) -> ProjectConfig:

@@ -10,7 +10,6 @@ from rich.console import Console
 from fashionclip_tune.errors import StoppedError, UserError
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report_html import write_report
 from fashionclip_tune.report_terminal import print_lines
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
@@ -19,7 +18,7 @@ from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, write_sw
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
-from fashionclip_tune.tuning.refit import refit_winner
+from fashionclip_tune.tuning.refit import check_refit, refit_winner
 from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.warm_start import older_trials
@@ -69,6 +68,7 @@ def sweep(
         place = sweeps.place(name, settings.scratch)
         plan = plan_sweep(settings, say, dry_run=dry_run)
     if refit is not None:
+        check_refit(saved, refit)
         if dry_run:
             return refit_winner(plan, saved, place.readable, refit, say, dry_run=True)
         return _refit(plan, saved, place, refit, say, time_budget_of(plan, place, started))
@@ -93,7 +93,7 @@ def sweep(
         print_result(saved, place, console)
         return saved
     _prepare_models(plan, say)
-    with driving(place, say):
+    with driving(place, say, is_new=found is None):
         place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)
         print_result(result, place, console)
@@ -114,23 +114,24 @@ def _refit(
     def is_late() -> bool:
         return time_budget is not None and time_budget.left_s() == 0
 
+    def publish() -> None:
+        if place.mirror is not None:
+            place.mirror.publish_run(place.run_dir / "refit")
+            place.mirror.publish()
+            say(f"      kept in {place.shown}/refit/best")
+
     with driving(place, say):
         if place.mirror is not None:
             place.fetch_result()
         durable = durable_plan(plan, place, kept_at=())
         try:
-            result = refit_winner(plan, saved, place.run_dir, times, say, durable=durable, should_stop=is_late)
+            result = refit_winner(plan, saved, place.run_dir, times, say, durable=durable, should_stop=is_late, publish=publish)
         except StoppedError as error:
             if is_late():
                 say(f"the time of this run is up; {go_on}")
                 return {**saved, "time_is_up": True}
             raise StoppedError(f"{error}; {go_on}") from error
-        report = write_report([place.run_dir])
-        if place.mirror is not None:
-            place.mirror.publish_run(place.run_dir / "refit")
-            place.mirror.publish()
-            say(f"      kept in {place.shown}/refit/best")
-    say(f"report: {place.readable / report.name}")
+        write_sweep_report(place, say, finished=True)
     return result
 
 

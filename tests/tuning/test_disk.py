@@ -76,8 +76,8 @@ def test_where_little_is_trained_the_winner_is_the_most():
     def budget(gigabytes: float) -> DiskBudget:
         return DiskBudget(int(gigabytes * GB), plan, is_durable=True, used=lambda but: int(GB * sum(used.values())))
 
-    assert budget(1.12).has_room("a", [(1, "a")])
-    assert not budget(1.10).has_room("a", [(1, "a")])
+    assert budget(1.12).has_room(7, "a", [(1, "a")])
+    assert not budget(1.10).has_room(7, "a", [(1, "a")])
 
 
 def plan() -> DiskPlan:
@@ -92,14 +92,15 @@ def budget(gigabytes: float, used_by: dict[int, float], *, is_durable: bool = Fa
 
 
 def test_a_trial_starts_where_it_and_the_running_ones_can_grow_to_their_most():
-    assert budget(40, {0: 5}).has_room("a", [])
-    assert budget(40, {0: 5, 1: 1}).has_room("b", [(1, "a")])  # 5 + 9 + 12
-    assert not budget(40, {0: 20, 1: 1}).has_room("b", [(1, "a")])
-    assert budget(40, {0: 20}).has_room("b", [])
-    assert budget(16, {0: 9}, is_durable=True).has_room("a", [])  # 9 + 3.5 + 3
-    assert not budget(16, {0: 10}, is_durable=True).has_room("a", [])
-    assert budget(16, {0: 5.5, 1: 3}, is_durable=True).has_room("a", [(1, "a")])  # 5.5 + 2 * 3.5 + 3
-    assert not budget(16, {0: 6.5, 1: 3}, is_durable=True).has_room("a", [(1, "a")])
+    assert budget(40, {0: 5}).has_room(7, "a", [])
+    assert budget(40, {0: 5, 1: 1}).has_room(7, "b", [(1, "a")])  # 5 + 9 + 12
+    assert not budget(40, {0: 20, 1: 1}).has_room(7, "b", [(1, "a")])
+    assert budget(40, {0: 20}).has_room(7, "b", [])
+    assert budget(40, {0: 20, 7: 9}).has_room(7, "b", [])  # one that goes on: its own are not added to what it may grow to
+    assert budget(16, {0: 9}, is_durable=True).has_room(7, "a", [])  # 9 + 3.5 + 3
+    assert not budget(16, {0: 10}, is_durable=True).has_room(7, "a", [])
+    assert budget(16, {0: 5.5, 1: 3}, is_durable=True).has_room(7, "a", [(1, "a")])  # 5.5 + 2 * 3.5 + 3
+    assert not budget(16, {0: 6.5, 1: 3}, is_durable=True).has_room(7, "a", [(1, "a")])
 
 
 def test_a_budget_that_not_one_trial_fits_is_refused():

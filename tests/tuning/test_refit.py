@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.history import TIMING
-from fashionclip_tune.report import comparison
+from fashionclip_tune.report_terminal import comparison
 from fashionclip_tune.training import print_row, train
 from fashionclip_tune.tuning import refit
 

@@ -9,7 +9,6 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.remote import scheme_of
 from fashionclip_tune.tuning.owned import require_positive
 from fashionclip_tune.tuning.presets import preset_trials
-from fashionclip_tune.tuning.space import load_space
 from fashionclip_tune.tuning.stopping_rule import check_scheduler
 
 # Flags that a resumed sweep keeps.
@@ -73,7 +72,9 @@ class SweepSettings:
                 raise _differs(name, "--" + flag.replace("_", "-"), before, now)
         if given.device not in (None, "auto", self.device):
             raise _differs(name, "--device", self.device, given.device)
-        if given.space is not None and self.space is not None and load_space(given.space).file != load_space(self.space).file:
+        # The same file may lie elsewhere now: that its content is the same is checked like the data's.
+        space = given.space if _is_file(given.space) and _is_file(self.space) else self.space
+        if given.space is not None and self.space is not None and given.space != space:
             raise _differs(name, "--space", self.space, given.space)
         if given.warm_start is not None and absolute(given.warm_start) != self.warm_start:
             raise _differs(name, "--warm-start", self.warm_start, given.warm_start)
@@ -81,7 +82,11 @@ class SweepSettings:
             if self.overrides.get(path) != value:
                 raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
         changes = {flag: getattr(given, flag) for flag in _MAY_CHANGE if getattr(given, flag) is not None}
-        return replace(self, **changes, time_budget=given.time_budget)
+        return replace(self, **changes, space=space, time_budget=given.time_budget)
+
+
+def _is_file(space: str | None) -> bool:
+    return space is not None and space.endswith(".py")
 
 
 def _differs(name: str, flag: str, before: object, now: object) -> UserError:

@@ -345,6 +345,14 @@ def test_a_sweep_whose_space_has_changed_is_refused_with_the_lines(begun, run_sw
     assert f"{line.format('1e-2')} -> {line.format('1e-3')}. Put it back" in err
 
 
+def test_a_space_file_may_lie_elsewhere_when_a_sweep_goes_on(begun, run_sweep):
+    moved = begun.space.rename(begun.space.with_name("moved.py"))
+    code, _, err = run_sweep(*begun.resume, "--space", moved)
+    assert (code, err) == (0, "")
+    code, _, err = run_sweep(*begun.resume, "--space", "openclip")
+    assert (code, f"was started with --space {begun.space}, not openclip" in err) == (2, True)
+
+
 def test_a_sweep_whose_data_have_changed_is_refused_with_what_is_other(begun, run_sweep):
     shutil.copy(begun.data / "clip_dataset_test_aug.000000.tar", begun.data / "clip_dataset_valid_aug.000000.tar")
     code, _, err = run_sweep(*begun.resume)

@@ -101,10 +101,6 @@ class DurableFolder:
         found = self._infos(fs.FileSelector(self._root, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
-    def num_bytes(self) -> int:
-        """Of all files."""
-        return sum(self.sizes().values())
-
     def sizes(self, under: str = "") -> dict[str, int]:
         """Name and bytes of each file below a folder; none where there is no such folder."""
         selector = fs.FileSelector(self._path(under), allow_not_found=True, recursive=True)

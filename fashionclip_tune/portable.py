@@ -7,6 +7,7 @@ last; ``TRIAL/weights/step_N.safetensors`` are the weights in half precision, to
 
 import json
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ class DurableRun:
         """Writes a checkpoint, then removes older ones."""
         record = json.loads((checkpoint / RECORD_NAME).read_text())
         place = f"{self._name}/state/{checkpoint.name}"
-        with self._turn, tempfile.TemporaryDirectory(prefix="portable-", dir=checkpoint.parent) as scratch:
+        with self._turn, _scratch(checkpoint) as scratch:
             weights = Path(scratch) / WEIGHTS_NAME
             record["base"] = self._write_changed(checkpoint / WEIGHTS_NAME, weights, torch.float32)
             record["files"][WEIGHTS_NAME] = file_hash(weights)
@@ -82,7 +83,7 @@ class DurableRun:
     def put_weights(self, checkpoint: Path) -> None:
         """Writes the weights of a checkpoint in half precision, then removes older ones."""
         place = f"{self._name}/weights/{checkpoint.name}.safetensors"
-        with self._turn, tempfile.TemporaryDirectory(prefix="portable-", dir=checkpoint.parent) as scratch:
+        with self._turn, _scratch(checkpoint) as scratch:
             weights = Path(scratch) / WEIGHTS_NAME
             self._write_changed(checkpoint / WEIGHTS_NAME, weights, torch.float16)
             self._folder.put_file(place, weights)
@@ -101,6 +102,8 @@ class DurableRun:
             if int(place.rpartition("_")[2]) <= own:
                 return False
             run_dir.mkdir(parents=True, exist_ok=True)
+            for leftover in run_dir.glob("fetched-*"):  # of a worker that was killed here
+                shutil.rmtree(leftover, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix="fetched-", dir=run_dir) as fetched:
                 try:
                     for name in (WEIGHTS_NAME, STATE_NAME, RECORD_NAME):
@@ -167,3 +170,8 @@ class DurableRun:
                 f"{expected['weights']}, fingerprint {expected['fingerprint']}), not those here ({fingerprint}): bring them"
             )
         return tensors
+
+
+def _scratch(checkpoint: Path) -> tempfile.TemporaryDirectory[str]:
+    """Beside a checkpoint, by a name that the next one's writing clears away after a kill."""
+    return tempfile.TemporaryDirectory(prefix=".portable-", suffix=".tmp", dir=checkpoint.parent)

@@ -335,23 +335,6 @@ def test_the_fingerprint_covers_data_and_weights_and_tells_them_apart() -> None:
     assert fingerprint(config) == fingerprint(ProjectConfig.from_dict(config.to_dict()))
 
 
-def test_the_published_example_constructs_as_it_stands(tmp_path: Path) -> None:
-    aug_root = tmp_path
-    config = ProjectConfig(
-        clip_model=ClipModelOptions.ViT_SigLIP_2_16, loss_function=LossFunctionOptions.SIGLIP,
-        on_colab=True, dataset_root=aug_root,
-        training=TrainingConfig(batch_size=64, num_workers=2, learning_rate=1e-5,
-                                checkpoint_interval=500, max_steps=None, epochs=5),
-        train_shards_pattern="clip_dataset_train_aug.{000000..000260}.tar",
-        valid_shards_pattern="clip_dataset_valid_aug.{000000..000006}.tar",
-        train_eval_shards_pattern="clip_dataset_train_aug.{000000..000006}.tar",
-        valid_eval_shards_pattern="clip_dataset_valid_aug.{000000..000006}.tar",
-        shardshuffle=False)  # fmt: skip
-    assert config.dataset_dir == tmp_path
-    assert config.model_name == "ViT-B-16-SigLIP2-256"
-    assert config.checkpoint_dir == Path("/content/drive/MyDrive/fashionclip_tune/checkpoints")
-
-
 @pytest.mark.parametrize("on_colab", [False, True])
 def test_folders_lie_below_the_drive_on_colab_and_else_below_the_working_directory(
     on_colab: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -62,7 +62,7 @@ def test_a_file_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch):
     folder.put_file("state", tmp_path / "new")  # in the place of what is there
     monkeypatch.setattr(durable.shutil, "disk_usage", lambda path: usage(0, 0, 0))  # it cannot say
     folder.put_file("weights", tmp_path / "new")
-    assert folder.num_bytes() == 6_000_000
+    assert sum(folder.sizes().values()) == 6_000_000
 
 
 def test_a_hiccup_is_waited_out_in_reading_and_removing_too(tmp_path, monkeypatch):

@@ -92,6 +92,13 @@ def published(aug_root: Path) -> ProjectConfig:
         shardshuffle=False)  # fmt: skip
 
 
+def test_the_published_example_constructs_as_it_stands(tmp_path: Path) -> None:
+    config = published(tmp_path)
+    assert config.dataset_dir == tmp_path
+    assert config.model_name == "ViT-B-16-SigLIP2-256"
+    assert config.checkpoint_dir == Path("/content/drive/MyDrive/fashionclip_tune/checkpoints")
+
+
 @pytest.mark.slow
 def test_the_published_example_runs_as_it_stands(aug_root: Path, drive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = published(aug_root)

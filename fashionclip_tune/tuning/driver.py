@@ -151,9 +151,10 @@ def drive(
             raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{how_to_go_on(place)}")
         result = books.finish("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
-    _keep_for_later_plans(plan, place, study, result, in_one_go=completed and is_new)
     if place.mirror is not None:
         place.mirror.publish()
+    with suppress(OSError):  # of the cache: the sweep itself is whole
+        _keep_for_later_plans(plan, place, study, result, in_one_go=completed and is_new)
     time_is_up = time_budget is not None and time_budget.is_over and not completed
     _say_why(console, stop, time_budget if time_is_up else None, books.freed_bytes)
     return {**result, "time_is_up": True} if time_is_up else result

@@ -37,7 +37,10 @@ class SweepMirror:
 
     def is_started(self) -> bool:
         """Whether there is a sweep to go on with."""
-        return self.folder.exists(HEADER_NAME)
+        try:
+            return bool(json.loads(self.folder.read(HEADER_NAME)))
+        except (FileNotFoundError, ValueError):  # none, or torn: nothing has come after it
+            return False
 
     def take_over(self) -> Writer | None:
         """Makes this process the one that writes; returns the one before it where that may be running still."""
@@ -99,7 +102,8 @@ class SweepMirror:
         """Copies evaluations that are not in the local folder: those of an earlier machine, or of another node."""
         for name in self.folder.sizes(under):
             parts = name.split("/")
-            is_wanted = parts[-1].endswith(".json") if "evaluations" in parts else len(parts) == 3 and parts[-1] in _PER_TRIAL
+            is_of_run = parts[-1] in _PER_TRIAL and len(parts) == (2 if under == "refit" else 3)
+            is_wanted = parts[-1].endswith(".json") if "evaluations" in parts else is_of_run
             target = self._sweep_dir / name
             if not is_wanted or target.exists():
                 continue
@@ -116,8 +120,12 @@ class SweepMirror:
         for name, size in self.folder.sizes().items():
             target = self._sweep_dir / name
             is_wanted = name in _FOR_PEOPLE or name.startswith(_FOLDERS_FOR_PEOPLE) or f"/{_EVENTS}" in name
-            if is_wanted and not (name != "sweep.json" and target.is_file() and target.stat().st_size == size):
+            if not is_wanted:
+                continue
+            if name == "sweep.json" or not target.is_file() or target.stat().st_size != size:
                 self.folder.fetch(name, target)
+            # What a refit leaves as it was is not written over: the only durable copy would be torn for that long.
+            self._published[name] = _version(target)
 
     def publish_run(self, run_dir: Path) -> None:
         """Curves and tables of a trial that has ended, or of a refit."""

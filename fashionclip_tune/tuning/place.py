@@ -109,8 +109,11 @@ class Results:
         return Place(shown, run_dir, SweepMirror(DurableFolder(shown), run_dir))
 
     def _never_began(self, name: str) -> bool:
-        """It was killed before sweep.json, the first file: its lock and that file's beginning are all there can be."""
-        return all(Path(path).name.startswith(".") for path in self._folder.sizes(name))
+        """It was killed before or within its first file: its lock and that file's beginning are all there can be.
+
+        Only asked of one of which nothing can be read.
+        """
+        return all(Path(path).name.startswith(".") or path == f"{name}/{HEADER_NAME}" for path in self._folder.sizes(name))
 
     def _has(self, name: str) -> bool:
         return name in self._folder.folders()

@@ -13,7 +13,7 @@ from ray import tune
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StorageError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StorageError, UserError
 from fashionclip_tune.files import is_full
 from fashionclip_tune.history import Row
 from fashionclip_tune.portable import DurableRun
@@ -62,7 +62,7 @@ def run_trial(ray_config: dict[str, Any]) -> None:
             if plan.share.gpu_memory_bytes is not None and plan.share.gpu_needed_bytes is not None:
                 claim_gpu_share(plan.share.gpu_memory_bytes, plan.share.gpu_needed_bytes)
             if durable is not None:
-                durable.run.fetch_state(trial_dir)
+                _fetch_state(durable.run, trial_dir)
             train(
                 config,
                 trial_dir,
@@ -89,6 +89,14 @@ def run_trial(ray_config: dict[str, Any]) -> None:
                 stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
         if stop_reason:
             tune.report({**reported, "stop_reason": stop_reason, "message": message})
+
+
+def _fetch_state(run: DurableRun, trial_dir: Path) -> None:
+    """Other base weights than the state's are this machine's fault: the trial waits for them, instead of ending as failed."""
+    try:
+        run.fetch_state(trial_dir)
+    except UserError as error:
+        raise StorageError(str(error)) from error
 
 
 class RunSync:

@@ -190,3 +190,19 @@ def test_a_finished_sweep_is_brought_to_another_machine_for_people(tmp_path, beg
     assert {name: (other_dir / name).read_text() for name in files} == files
     found = {str(path.relative_to(other_dir)) for path in other_dir.rglob("*") if path.is_file()} - files.keys()
     assert found == {"study.journal", f"{trial}/events.out.tfevents.1", "refit/evaluations/step_00000001.json"}
+
+
+def test_a_refit_elsewhere_leaves_the_winner_as_it_is_and_knows_the_refit_before(tmp_path, begun, monkeypatch):
+    mirror, run_dir, _ = begun
+    write(run_dir, {"best/model.safetensors": "winner", "refit/config.json": "{}", "sweep.json": "{}"})
+    mirror.publish_run(run_dir / "refit")
+    mirror.publish()
+    other, other_dir = mirrored(tmp_path, "second")
+    assert other.restore()
+    other.fetch_for_people()
+    assert (other_dir / "refit" / "config.json").is_file()
+    written, put_file = [], other.folder.put_file
+    monkeypatch.setattr(other.folder, "put_file", lambda name, path: (written.append(name), put_file(name, path)))
+    write(other_dir, {"refit/best/model.safetensors": "refit", "sweep.json": '{"refit": 4}'})
+    other.publish()
+    assert written == ["refit/best/model.safetensors", "sweep.json"]

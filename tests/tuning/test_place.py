@@ -46,6 +46,11 @@ def test_names_of_new_sweeps(tmp_path):
     with pytest.raises(UserError, match="exists"):
         results.new("killed", may_be_begun=False)
     assert results.new("killed", may_be_begun=True) == "killed"
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "header.json").write_text('{"created": "20')  # the machine went while its first file was written
+    assert results.to_resume("lost") is None
+    assert results.new("lost", may_be_begun=True) == "lost"
+    assert not results.place("lost", str(tmp_path / "scratch")).mirror.is_started()
     for name in ("", "a/b", ".."):
         with pytest.raises(UserError, match="is not allowed: one folder name"):
             results.new(name, may_be_begun=False)

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, UserError
+from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.tuning import trainable
-from fashionclip_tune.tuning.engine import TrialPlan
+from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,19 @@ def test_a_trial_reports_how_it_failed_with_its_last_row(
     assert {name: end[name] for name in row} == row
     assert end["stop_reason"] == stop_reason
     assert end["message"].startswith(message)
+
+
+def test_a_trial_whose_base_weights_are_not_here_waits_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As "storage" stops the sweep and records nothing; as a failure the trial would be lost, and each one after it."""
+
+    def fetch_state(self: DurableRun, run_dir: Path) -> bool:
+        raise UserError("started from other weights: bring them")
+
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(DurableRun, "fetch_state", fetch_state)
+    monkeypatch.setattr(trainable, "train", lambda *_, **__: pytest.fail("it must not begin anew"))
+    monkeypatch.setattr(trainable.tune, "report", reported.append)
+    durable = DurablePlan(str(tmp_path / "drive"), 60.0, (), "000001-a", str(tmp_path / "lock"))
+    trainable.run_trial(TrialPlan(3, str(tmp_path / "trial"), ProjectConfig().to_dict(), durable).to_ray())
+    (end,) = reported
+    assert (end["stop_reason"], end["message"]) == ("storage", "started from other weights: bring them")

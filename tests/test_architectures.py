@@ -1,6 +1,7 @@
 """The three published architectures, from random weights: a step runs, is saved, resumed and exported."""
 
 import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,7 @@ def test_a_step_runs_is_saved_resumed_and_exported(option: ClipModelOptions, tmp
     second = resumed.run_stage(iter([batch]), 1, lambda batch: None)
     assert second is not None
     assert 0 < second.loss != stats.loss
+    shutil.rmtree(tmp_path / "checkpoints")
     export_openclip(loaded, tmp_path / "best")
     again = open_clip.factory.load_state_dict(str(tmp_path / "best" / "open_clip_model.safetensors"))
     assert again.keys() == network.state_dict().keys()

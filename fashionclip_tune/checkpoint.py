@@ -98,7 +98,7 @@ def _write_whole(
     unfinished = checkpoints / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    num_bytes = _num_bytes(weights) + _num_bytes(training_state)
+    num_bytes = checkpoint_bytes(weights, training_state)
     names = (WEIGHTS_NAME,) if training_state is None else (WEIGHTS_NAME, STATE_NAME)
     _require_room(unfinished, num_bytes)
     try:
@@ -128,6 +128,11 @@ def _require_room(folder: Path, num_bytes: int) -> None:
             f"the disk is full: a checkpoint of {num_bytes / 1e6:,.0f} MB does not fit {folder.parent}, which has "
             f"{(present + free) / 1e6:,.0f} MB free. The one before it is valid: make room, then go on from it"
         )
+
+
+def checkpoint_bytes(weights: Mapping[str, Tensor], training_state: Mapping[str, Any] | None) -> int:
+    """What a checkpoint takes on a disk, but for its record."""
+    return _num_bytes(weights) + _num_bytes(training_state)
 
 
 def _num_bytes(value: object) -> int:
@@ -240,10 +245,17 @@ def checkpoint_steps(run_dir: Path) -> list[int]:
 
 def strip_training_state(run_dir: Path) -> None:
     """Keeps the newest checkpoint's weights only: for a run that will not go on (two thirds of its bytes are Adam's)."""
-    checkpoints = run_dir / "checkpoints"
-    _remove_older(checkpoints, keep=1)
-    for folder in _folders(checkpoints):
+    keep_newest(run_dir)
+    for folder in _folders(run_dir / "checkpoints"):
         (folder / STATE_NAME).unlink(missing_ok=True)
+
+
+def keep_newest(run_dir: Path) -> None:
+    """Removes older checkpoints, and what a killed process had begun to write."""
+    checkpoints = run_dir / "checkpoints"
+    for unfinished in checkpoints.glob(".*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _remove_older(checkpoints, keep=1)
 
 
 def remove_checkpoints(run_dir: Path) -> None:

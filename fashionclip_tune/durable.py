@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 _WAITS_S = (1.0, 4.0, 15.0)
 _CHUNK = 2**22
 _MAKE_ROOM = "make room or bring it back; all that was written before stays valid, and --resume goes on from there"
+_SMALL_BYTES = 2**20  # not worth a look at all that is in the folder
 
 
 class DurableFolder:
@@ -33,6 +34,7 @@ class DurableFolder:
         """
         self.location = str(location)
         self._before_change: Callable[[], None] = lambda: None
+        self._max_bytes: int | None = None
         self._is_local = scheme_of(self.location) is None
         if filesystem is not None:
             self._fs, self._root = filesystem, self.location
@@ -48,6 +50,10 @@ class DurableFolder:
         """From now on called before a file is written or removed; what it raises keeps that from happening."""
         self._before_change = before_change
 
+    def keep_below(self, max_bytes: int) -> None:
+        """From now on no file of a MB or more is written that would take all that is in the folder over so many bytes."""
+        self._max_bytes = max_bytes
+
     def put(self, name: str, content: bytes) -> None:
         """Writes a file.
 
@@ -58,7 +64,7 @@ class DurableFolder:
 
     def put_file(self, name: str, source: Path) -> None:
         """Writes a file with the content of a local one, or raises as ``put``; at once where there is no room for it."""
-        self._require_room(name, source.stat().st_size)
+        self.require_room(name, source.stat().st_size)
 
         def copy(stream: NativeFile) -> None:
             with open(source, "rb") as file:
@@ -144,16 +150,48 @@ class DurableFolder:
                 f"{self.location} cannot be reached ({name}: {error}): bring it back, then go on with --resume"
             ) from error
 
-    def _require_room(self, name: str, num_bytes: int) -> None:
-        """Where a folder can say how much is free: one that is full to the brim takes no record of the journal either."""
+    def require_room(self, name: str, num_bytes: int, free_obsolete: Callable[[], object] = lambda: None) -> None:
+        """To be asked before something large is written; it counts in place of what has the name, or lies below it, already.
+
+        Args:
+            free_obsolete: removes what is of no use any more; called only where there is no room otherwise.
+
+        Raises:
+            StorageError: there is none: on the disk, where it can say so (one that is full to the brim takes no record of the
+                journal either), or within ``keep_below``, not even after others have had time to free what they hold.
+        """
+        if self._lack_of_disk(name, num_bytes) or self._lack_of_budget(name, num_bytes):
+            free_obsolete()
+        if lack := self._lack_of_disk(name, num_bytes):
+            raise StorageError(lack)
+        for wait_s in _WAITS_S:
+            if not self._lack_of_budget(name, num_bytes):
+                return
+            time.sleep(wait_s)
+        if lack := self._lack_of_budget(name, num_bytes):
+            raise StorageError(lack)
+
+    def _lack_of_disk(self, name: str, num_bytes: int) -> str:
+        """What is wrong, and what to do; empty where there is room."""
         if not self._is_local or not Path(self._root).is_dir():
-            return
+            return ""
         usage, path = shutil.disk_usage(self._root), Path(self._path(name))
-        free = usage.free + (path.stat().st_size if path.exists() else 0)
-        if usage.total and free < num_bytes:  # some mounts say 0 of 0
-            raise StorageError(
-                f"{self.location} is full: {name} takes {num_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: {_MAKE_ROOM}"
-            )
+        free = usage.free + (path.stat().st_size if path.is_file() else 0)
+        if not usage.total or free >= num_bytes:  # some mounts say 0 of 0
+            return ""
+        return f"{self.location} is full: {name} takes {num_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: {_MAKE_ROOM}"
+
+    def _lack_of_budget(self, name: str, num_bytes: int) -> str:
+        if self._max_bytes is None or num_bytes < _SMALL_BYTES:
+            return ""
+        others = sum(size for each, size in self.sizes().items() if each != name and not each.startswith(f"{name}/"))
+        if others + num_bytes <= self._max_bytes:
+            return ""
+        return (
+            f"the disk budget of {self._max_bytes / 1e9:g} GB is used up: {self.location} has {others / 1e9:.3g} GB beside "
+            f"{name}, which takes {num_bytes / 1e6:,.0f} MB. What was obsolete is gone, all that was written before stays "
+            "valid: go on with a larger --disk-budget-gb"
+        )
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

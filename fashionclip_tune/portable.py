@@ -74,6 +74,8 @@ class DurableRun:
             weights = Path(scratch) / WEIGHTS_NAME
             record["base"] = self._write_changed(checkpoint / WEIGHTS_NAME, weights, torch.float32)
             record["files"][WEIGHTS_NAME] = file_hash(weights)
+            num_bytes = weights.stat().st_size + (checkpoint / STATE_NAME).stat().st_size
+            self._folder.require_room(place, num_bytes, self._remove_torn_states)
             self._folder.put_file(f"{place}/{WEIGHTS_NAME}", weights)
             self._folder.put_file(f"{place}/{STATE_NAME}", checkpoint / STATE_NAME)
             self._folder.put(f"{place}/{RECORD_NAME}", json.dumps(record).encode())
@@ -86,6 +88,8 @@ class DurableRun:
         with self._turn, _scratch(checkpoint) as scratch:
             weights = Path(scratch) / WEIGHTS_NAME
             self._write_changed(checkpoint / WEIGHTS_NAME, weights, torch.float16)
+            # Those of an earlier stage are of no use: the trial has gone on from there, and is back there after a loss.
+            self._folder.require_room(place, weights.stat().st_size, lambda: self._remove("weights", but=place))
             self._folder.put_file(place, weights)
             self._remove("weights", but=place)
 
@@ -139,6 +143,14 @@ class DurableRun:
     def forget_weights(self) -> int:
         """Removes the weights; returns the number of bytes freed."""
         return self._remove("weights", but=None)
+
+    def _remove_torn_states(self) -> None:
+        """What was being written when a machine was lost; whole ones go when there is a newer one."""
+        sizes = self._folder.sizes(f"{self._name}/state")
+        whole = {name.rpartition("/")[0] for name in sizes if name.endswith(f"/{RECORD_NAME}")}
+        for name in sizes:
+            if name.rpartition("/")[0] not in whole:
+                self._folder.remove(name)
 
     def _remove(self, kind: str, *, but: str | None) -> int:
         """Records go first: a state without one is none."""

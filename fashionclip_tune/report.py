@@ -36,6 +36,9 @@ _COLUMNS = (
     "device_s",
 )
 
+FREED = ("freed_bytes", "freed_durable_bytes")
+"""Of sweep.json: what was removed of ended trials, where the sweep ran, and with a scratch folder in the results."""
+
 
 def read_sweep(sweep_dir: Path) -> dict[str, Any]:
     """The contents of a sweep's ``sweep.json``.
@@ -111,6 +114,15 @@ def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
     ended = [row for row in ranked(rows) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
     tests = {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row) for row in ended}
     return {trial_id for trial_id, test in tests.items() if test is not None and test.is_tie}
+
+
+def freed_line(sweep: Mapping[str, Any]) -> str | None:
+    """What room was made in the life of a sweep; None where nothing was removed."""
+    here, durable = (sweep.get(name, 0) / 1e6 for name in FREED)
+    if not here and not durable:
+        return None
+    where = f"{durable:,.0f} MB in the results, {here:,.0f} MB in the scratch folder" if durable else f"{here:,.0f} MB"
+    return f"freed {where}: states of ended trials, and weights of those that are not among the best of their model"
 
 
 def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:

@@ -6,7 +6,7 @@ from fashionclip_tune import report_plots
 from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text, wide
 from fashionclip_tune.plan_against_fact import plan_against_fact
-from fashionclip_tune.report import Row, end_of, refit_lines
+from fashionclip_tune.report import Row, end_of, freed_line, refit_lines
 from fashionclip_tune.report_data import SweepView
 
 _LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
@@ -178,6 +178,8 @@ def budget(view: SweepView) -> Iterator[str]:
         f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
     )
     yield plot(report_plots.budget(view), "")
+    if (freed := freed_line(view.content)) is not None:
+        yield f"<p>Disk: {text(freed)}.</p>"
     if view.content["state"] == "FINISHED" and (compared := plan_against_fact(view.content, view.folder)):
         yield "<p>The plan against what came:</p>"
         yield table(("", "planned", "was", "difference"), [(list(map(text, each)), "") for each in compared], numbers=(1, 2, 3))

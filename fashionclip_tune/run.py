@@ -3,12 +3,12 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fashionclip_tune.checkpoint import Checkpoint, save_best, save_checkpoint, weights_at
+from fashionclip_tune.checkpoint import Checkpoint, checkpoint_bytes, save_best, save_checkpoint, weights_at
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
@@ -30,9 +30,16 @@ from fashionclip_tune.trainer import StageStats, Trainer
 from fashionclip_tune.training_log import write_training_log
 
 OnEval = Callable[[Row], None]
+RoomFor = Callable[[int], AbstractContextManager[None]]
+"""Within, a checkpoint of so many bytes may be written; raises StorageError where there is no room for it."""
 
 # Cosine similarities of real models lie tenths apart; those of one that says the same of everything, rounding errors.
 _COLLAPSED_SPREAD = 1e-4
+
+
+def any_room(num_bytes: int) -> AbstractContextManager[None]:
+    """As much as the disk has."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Run:
         *,
         keep_best: bool = False,
         on_phase: OnPhase = no_phases,
+        room_for: RoomFor = any_room,
     ) -> None:
         self._started = time.perf_counter()
         self._config = config
@@ -97,6 +105,7 @@ class Run:
         self._durable = durable
         self._keep_best = keep_best
         self._on_phase = on_phase
+        self._room_for = room_for
         self._synced_step = 0
         self._is_ending = False
         storage = storage_of(config)
@@ -292,7 +301,8 @@ class Run:
         training_state = self._trainer.state_dict()
         with self._trainer.averaged():
             weights = self._trainer.network.state_dict()
-            self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, self._record())
+            with self._room_for(checkpoint_bytes(weights, training_state)):
+                self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, self._record())
         self._checkpoint_step = self._trainer.step
         self._checkpoint_time = time.monotonic()
 

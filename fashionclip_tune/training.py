@@ -15,7 +15,7 @@ from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.progress_bars import OnPhase, no_phases, phase_bars
-from fashionclip_tune.run import OnEval, Run, TrainResult
+from fashionclip_tune.run import OnEval, RoomFor, Run, TrainResult, any_room
 from fashionclip_tune.stopping import StopRequest
 
 
@@ -29,6 +29,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     keep_best: bool = False,
     on_phase: OnPhase = no_phases,
+    room_for: RoomFor = any_room,
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
@@ -50,6 +51,8 @@ def train(
             training state. A maximum over noisy evaluations flatters: trials are ranked by their last one.
         on_phase: called before each step and after each block of an evaluation with what is being done, how much of it is
             done, and how much there is (steps, photos).
+        room_for: entered with the number of bytes before a checkpoint is written, left after it; what it raises keeps the
+            checkpoint from being written, and ends the run.
 
     Raises:
         UserError: a wrong configuration, missing data or weights, or a checkpoint of another run.
@@ -72,7 +75,12 @@ def train(
     stop, too_small = StopRequest(should_stop), ""
     with stop.listening():
         try:
-            run = Run(config, out_dir, plan, shards, source, stop, durable, keep_best=keep_best, on_phase=on_phase)
+            run = Run(
+                *(config, out_dir, plan, shards, source, stop, durable),
+                keep_best=keep_best,
+                on_phase=on_phase,
+                room_for=room_for,
+            )
             return run.run(on_eval or (lambda row: None))
         except RuntimeError as error:
             if not ran_out_of_memory(error):

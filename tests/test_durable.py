@@ -116,3 +116,54 @@ def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
 def test_an_address_of_no_known_kind_is_refused():
     with pytest.raises(UserError, match="nfs://x/y cannot be opened"):
         DurableFolder("nfs://x/y")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch) -> list[float]:
+    """Seconds that were to be waited."""
+    waited: list[float] = []
+    monkeypatch.setattr(durable.time, "sleep", waited.append)
+    return waited
+
+
+def test_a_budget_is_kept_at_each_write_and_small_files_pass(folder, tmp_path, no_waiting):
+    (tmp_path / "weights").write_bytes(b"x" * 3_000_000)
+    folder.keep_below(7_000_000)
+    folder.put_file("trials/a/weights", tmp_path / "weights")
+    folder.put_file("trials/b/weights", tmp_path / "weights")
+    folder.put_file("trials/b/weights", tmp_path / "weights")  # in place of itself
+    with pytest.raises(
+        StorageError, match=r"the disk budget of 0\.007 GB is used up: .* has 0\.006 GB beside trials/c/weights, whi"
+    ):
+        folder.put_file("trials/c/weights", tmp_path / "weights")
+    assert folder.sizes() == {"trials/a/weights": 3_000_000, "trials/b/weights": 3_000_000}
+    folder.put("journal/0", b"x" * 1_000_000)  # else a sweep could not record that it stops
+
+
+def test_what_is_obsolete_goes_before_a_write_is_refused(folder, no_waiting):
+    freed = []
+
+    def free() -> None:
+        freed.append("old")
+        folder.remove("old")
+
+    folder.keep_below(7_000_000)
+    folder.put("old", b"x" * 3_000_000)
+    folder.put("new", b"x" * 1_000_000)
+    folder.require_room("state", 3_000_000, free)
+    assert freed == [], "there was room"
+    folder.require_room("state", 4_000_000, free)
+    assert freed == ["old"]
+    assert sum(no_waiting) == 0
+
+
+def test_others_are_given_time_to_free_what_they_hold(folder, no_waiting, monkeypatch):
+    folder.keep_below(5_000_000)
+    folder.put("ended", b"x" * 3_000_000)
+    monkeypatch.setattr(durable.time, "sleep", lambda seconds: folder.remove("ended") if seconds > 1 else None)
+    folder.require_room("state", 4_000_000)
+    folder.put("ended", b"x" * 3_000_000)
+    monkeypatch.setattr(durable.time, "sleep", no_waiting.append)
+    with pytest.raises(StorageError, match="go on with a larger --disk-budget-gb"):
+        folder.require_room("state", 4_000_000)
+    assert 10 < sum(no_waiting) < 60

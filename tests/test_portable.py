@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fashionclip_tune.checkpoint import newest_checkpoint
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.history import TIMING
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.training import train
@@ -144,3 +144,39 @@ def test_a_state_of_other_base_weights_is_refused(tiny_config, tmp_path):
     other = tiny_config.with_overrides({"training.seed": 1})  # random weights of another seed
     with pytest.raises(UserError, match=r"trials/a started from other weights of tiny-clip.*bring them"):
         durable(tmp_path, other).fetch_state(tmp_path / "run")
+
+
+def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(tiny_config, tmp_path, monkeypatch):
+    train(tiny_config, tmp_path / "run")
+    older, newer = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    folder = DurableFolder(tmp_path / "drive")
+    run = DurableRun(folder, "trials/a", tiny_config)
+    run.put_state(older)
+    whole = folder.sizes()
+    num_bytes = sum(whole.values())
+    monkeypatch.setattr("fashionclip_tune.durable.time.sleep", lambda seconds: None)
+    folder.keep_below(2 * num_bytes - 2**20)
+    with pytest.raises(StorageError, match=r"trials/a/state/step_00000010, which takes .* larger --disk-budget-gb"):
+        run.put_state(newer)
+    assert folder.sizes() == whole
+    folder.put("trials/a/state/step_00000009/training_state.pt", b"x" * 2**21)  # torn: no record came after it
+    folder.keep_below(2 * num_bytes + 2**20)
+    run.put_state(newer)
+    assert {Path(name).parent.name for name in folder.sizes()} == {"step_00000010"}
+
+
+def test_weights_of_an_earlier_stage_make_room_for_the_next(tiny_config, tmp_path, monkeypatch):
+    train(tiny_config, tmp_path / "run")
+    older, newer = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    folder = DurableFolder(tmp_path / "drive")
+    run = DurableRun(folder, "trials/a", tiny_config)
+    run.put_weights(older)
+    (num_bytes,) = folder.sizes().values()
+    folder.keep_below(num_bytes + 2**10)
+    run.put_weights(newer)
+    assert list(folder.sizes()) == ["trials/a/weights/step_00000010.safetensors"]
+    monkeypatch.setattr("fashionclip_tune.durable.time.sleep", lambda seconds: None)
+    folder.keep_below(num_bytes - 2**10)
+    with pytest.raises(StorageError, match="disk budget"):
+        DurableRun(folder, "trials/b", tiny_config).put_weights(newer)
+    assert list(folder.sizes()) == ["trials/a/weights/step_00000010.safetensors"]

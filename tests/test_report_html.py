@@ -263,8 +263,9 @@ def test_the_plan_stands_beside_what_came(small_sweep, tmp_path):
     folder = shutil.copytree(small_sweep, tmp_path / "small")
     content = json.loads((folder / "sweep.json").read_text())
     plan = {"hours": 1 / 60, "examples": 100.0, "trials_to_budget": 4.0, "samples_per_second": {}}
-    (folder / "sweep.json").write_text(json.dumps({**content, "plan": plan, "elapsed_s": 90.0}))
+    (folder / "sweep.json").write_text(json.dumps({**content, "plan": plan, "elapsed_s": 90.0, "freed_bytes": 2_000_000}))
     html = "".join(report_sections.budget(view_sweep(folder)))
     cells = ("<td>time</td>", *(f"<td class=number>{cell}</td>" for cell in ("1.0", "1.5 min", "+50%")))
     assert "".join(cells) in html
+    assert "Disk: freed 2 MB: states of ended trials" in html
     assert "The plan against what came" not in "".join(report_sections.budget(view_sweep(small_sweep)))

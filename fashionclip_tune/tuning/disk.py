@@ -1,13 +1,20 @@
 """Disk of a sweep, planned before it starts and watched while it runs (``--disk-budget-gb``)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
+from filelock import FileLock
+
+from fashionclip_tune.checkpoint import STATE_NAME, WEIGHTS_NAME, keep_newest
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model_check import without_numbers
 from fashionclip_tune.recipe import FreezeConfig
+from fashionclip_tune.run import RoomFor, any_room
 from fashionclip_tune.towers import prepare_towers
 from fashionclip_tune.tuning.shares import GB, is_described_here, weights_bytes
 
@@ -116,43 +123,84 @@ def _counted(name: str, freeze: FreezeConfig) -> tuple[int, int]:
 
 
 class DiskBudget:
-    """Lets no trial start that would take a sweep over its budget."""
+    """Lets no trial start beside others that could take a sweep over its budget; each large write is checked again.
 
-    def __init__(self, budget_bytes: int, plan: DiskPlan, *, is_durable: bool, used: Callable[[Sequence[int]], int]) -> None:
+    A trial that would be alone may always start: by the plan it fits, and what is not as planned is found when it writes.
+    """
+
+    def __init__(self, budget_bytes: int, plan: DiskPlan, folder: DurableFolder, *, is_durable: bool) -> None:
         """
         Args:
-            is_durable: the budget is that of the durable side.
-            used: bytes in the sweep's folder, but for the winner and the trials of these numbers.
+            folder: the sweep's, which the budget is of; from now on it refuses what would pass it.
+            is_durable: that is the durable side.
 
         Raises:
             UserError: not even one trial at a time fits.
         """
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
+        self.folder = folder
         self._plan = plan
         self._is_durable = is_durable
-        self._used = used
         needed = (plan.durable_bytes if is_durable else plan.local_bytes)(plan.one_at_a_time)
         if needed > budget_bytes:
             raise UserError(
                 f"--disk-budget-gb {budget_bytes / GB:g} is too little: one trial at a time takes up to {needed / GB:.1f} GB; "
                 "raise it, or choose smaller models or frozen towers (--set clip_model=..., --set freeze.text_tower=true)"
             )
+        folder.keep_below(budget_bytes)
 
-    def has_room(self, number: int, model: str, running: Sequence[tuple[int, str]]) -> bool:
+    def has_room(self, number: int, model: str, running: Sequence[tuple[int, str]], ended: Collection[int]) -> bool:
         """Whether a trial may start, or go on, beside running ones, given as number and model."""
+        if not running:
+            return True
         models = [self._plan.models[each] for each in (model, *(each for _, each in running))]
         winner = self._plan.winner_bytes(is_durable=self._is_durable)
         if self._is_durable:
             grown = sum(each.durable_run for each in models) + max(each.durable_state for each in models)
-            ended = sum(each.durable_weights for each in models) + winner
+            finished = sum(each.durable_weights for each in models) + winner
         else:
             grown = _LOCAL_STATES * sum(each.state for each in models)
-            ended = sum(each.weights for each in models) + winner
-        return self._used([number, *(each for each, _ in running)]) + max(grown, ended) <= self._budget_bytes
+            finished = sum(each.weights for each in models) + winner
+        growing = {number, *(each for each, _ in running)}
+        return used_bytes(self.folder.sizes(), growing, ended) + max(grown, finished) <= self.budget_bytes
 
-    @property
-    def refusal(self) -> str:
-        return (
-            f"the disk budget of {self._budget_bytes / GB:g} GB is used up: what has ended is stripped to the best "
-            f"{KEPT_PER_MODEL} of each model already; go on with a larger --disk-budget-gb"
-        )
+
+def used_bytes(sizes: Mapping[str, int], growing: Collection[int], ended: Collection[int]) -> int:
+    """Of a sweep's files, but for the winner, trials that may grow yet, and what goes of those that have ended.
+
+    A trial's process holds its folder until it begins the next one, or ends: till then its state is there still.
+    """
+    total, newest_weights = 0, dict[int, tuple[str, int]]()
+    for name, size in sizes.items():
+        top, *below = name.split("/")
+        number = int(below[0].split("-")[0]) if top == "trials" and len(below) > 1 else -1
+        if top == "best" or number in growing:
+            continue
+        if number not in ended:
+            total += size
+        elif below[1] == "checkpoints" and below[-1] == WEIGHTS_NAME:
+            newest_weights[number] = max(newest_weights.get(number, ("", 0)), (name, size))
+        elif below[1] != "state" and below[-1] != STATE_NAME:
+            total += size
+    return total + sum(size for _, size in newest_weights.values())
+
+
+def room_within(budget_bytes: int | None, sweep_dir: Path, run_dir: Path) -> RoomFor:
+    """For the checkpoints of a run in a sweep's folder; None: as much as the disk has.
+
+    Who writes has the others wait, so that they see what is there.
+    """
+    if budget_bytes is None:
+        return any_room
+    folder = DurableFolder(sweep_dir)
+    folder.keep_below(budget_bytes)
+    turn = FileLock(sweep_dir / ".disk.lock")
+
+    @contextmanager
+    def room_for(num_bytes: int) -> Iterator[None]:
+        with turn:
+            name = f"{run_dir.relative_to(sweep_dir).as_posix()}/checkpoints/next"
+            folder.require_room(name, num_bytes, lambda: keep_newest(run_dir))
+            yield
+
+    return room_for

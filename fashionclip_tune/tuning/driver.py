@@ -1,6 +1,6 @@
 """One life of a sweep: its driver, alone at its folder, from the journal as it is to the last event."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from rich.console import Console
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import write_json
-from fashionclip_tune.tuning.disk import KEPT_PER_MODEL, DiskBudget
+from fashionclip_tune.report import freed_line
+from fashionclip_tune.tuning.disk import DiskBudget
 from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.header import sweep_header
@@ -76,13 +77,9 @@ class _Bookkeeping:
         self._retention = Retention(place.run_dir, plan.build, place.mirror)
         self._hparams = HParamsTab(place.run_dir, plan.check.settings)
 
-    @property
-    def freed_bytes(self) -> int:
-        return self._retention.freed_bytes
-
     def record(self, state: str) -> dict[str, Any]:
         """Writes sweep.json and its tables, and returns the content."""
-        return self._record.write(state)
+        return self._record.write(state, (self._retention.freed_bytes, self._retention.freed_durable_bytes))
 
     def on_event(self, progress: Progress) -> None:
         mirror = self._place.mirror
@@ -96,12 +93,12 @@ class _Bookkeeping:
             if mirror is not None:
                 mirror.publish(not_before_s=self._plan.sync_every_s)
 
-    def finish(self, state: str) -> dict[str, Any]:
-        """The winner, before the record says that there is one."""
+    def finish(self, state: str, limited: DurableFolder | None) -> dict[str, Any]:
+        """The winner, before the record says that there is one. ``limited``: as for ``export_best``."""
         rows = self._record.rows()
         self._hparams.add(rows)
         self._retention.apply(rows)
-        export_best(self._place.run_dir, rows, self._plan.build, self._place.mirror)
+        export_best(self._place.run_dir, rows, self._plan.build, self._place.mirror, limited)
         return self.record(state)
 
 
@@ -149,14 +146,15 @@ def drive(
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
             raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{how_to_go_on(place)}")
-        result = books.finish("FINISHED" if completed else "INTERRUPTED")
+        limited = disk_budget.folder if disk_budget is not None and place.mirror is None else None
+        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited)
         progress.show(result)
     if place.mirror is not None:
         place.mirror.publish()
     with suppress(OSError):  # of the cache: the sweep itself is whole
         _keep_for_later_plans(plan, place, study, result, in_one_go=completed and is_new)
     time_is_up = time_budget is not None and time_budget.is_over and not completed
-    _say_why(console, stop, time_budget if time_is_up else None, books.freed_bytes)
+    _say_why(console, stop, time_budget if time_is_up else None, result)
     return {**result, "time_is_up": True} if time_is_up else result
 
 
@@ -177,7 +175,7 @@ def _open_study(plan: SweepPlan, place: Place, header: dict[str, Any]) -> SweepS
     )
 
 
-def _say_why(console: Console, stop: StopSignal, over: TimeBudget | None, freed_bytes: int) -> None:
+def _say_why(console: Console, stop: StopSignal, over: TimeBudget | None, result: dict[str, Any]) -> None:
     """Why it ended early, and what was freed. ``over``: the budget of the time that is up."""
 
     def say(text: str) -> None:
@@ -187,9 +185,8 @@ def _say_why(console: Console, stop: StopSignal, over: TimeBudget | None, freed_
         say(over.refusal)
     if stop.reason is not None:
         say(f"stopped: {stop.reason}")
-    if freed_bytes:
-        kept = f"weights but for the best {KEPT_PER_MODEL} of each model"
-        say(f"freed {freed_bytes / 1e6:,.0f} MB: states of ended trials, and {kept}")
+    if (freed := freed_line(result)) is not None:
+        say(freed)
 
 
 def _keep_for_later_plans(plan: SweepPlan, place: Place, study: SweepStudy, result: dict[str, Any], *, in_one_go: bool) -> None:
@@ -208,14 +205,9 @@ def durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> Dur
 def disk_budget_of(plan: SweepPlan, place: Place) -> DiskBudget | None:
     if plan.settings.disk_budget_gb is None:
         return None
-    folder = DurableFolder(place.shown)
-
-    def used(running: Sequence[int]) -> int:
-        left_out = ("best/", *(f"trials/{number:04d}-" for number in running))
-        return sum(size for name, size in folder.sizes().items() if not name.startswith(left_out))
-
-    budget_bytes = int(plan.settings.disk_budget_gb * GB)
-    return DiskBudget(budget_bytes, plan.disk, is_durable=place.mirror is not None, used=used)
+    is_durable = place.mirror is not None
+    folder = place.mirror.folder if place.mirror is not None else DurableFolder(place.run_dir)
+    return DiskBudget(int(plan.settings.disk_budget_gb * GB), plan.disk, folder, is_durable=is_durable)
 
 
 def time_budget_of(plan: SweepPlan, place: Place, started: float) -> TimeBudget | None:

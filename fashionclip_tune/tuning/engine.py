@@ -51,6 +51,8 @@ class TrialPlan:
     config: dict[str, Any]
     durable: DurablePlan | None = None
     share: Share = Share(0.0, 1.0)  # noqa: RUF009  (frozen)
+    disk_budget_bytes: int | None = None
+    """Of all that the sweep's folder in the results may hold; asked at each large write."""
 
     def to_ray(self) -> dict[str, Any]:
         # As text: Ray would take dots in the keys for nesting.
@@ -124,17 +126,23 @@ class StudySearcher(_NotPickled, Searcher):
             if settings is None or config is None or not self._may_start(config.model_name):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
-            running = [(other, self._models[other]) for other in self._running.values()]
-            if self._disk_budget is not None and not self._disk_budget.has_room(number, config.model_name, running):
-                self._to_continue.insert(0, number)  # when a running one has ended, or in a later life of the sweep
-                if not running:
-                    self._stop.ask(self._disk_budget.refusal)
+            if not self._has_room(number, config.model_name):
+                self._to_continue.insert(0, number)  # when a running one has ended
                 return None
             share = self._share_of(config)
             self._running[trial_id], self._gpus[trial_id], self._models[number] = number, share.gpus, config.model_name
             folder = trial_dir(self._sweep_dir, number, settings)
-            return TrialPlan(number, str(folder), config.to_dict(), self._durable, share).to_ray()
+            budget_bytes = self._disk_budget.budget_bytes if self._disk_budget is not None else None
+            return TrialPlan(number, str(folder), config.to_dict(), self._durable, share, budget_bytes).to_ray()
         return None
+
+    def _has_room(self, number: int, model: str) -> bool:
+        """On the disk, beside the trials that run."""
+        if self._disk_budget is None:
+            return True
+        running = [(other, self._models[other]) for other in self._running.values()]
+        ended = {trial.number for trial in self._study.trials()} - set(self._study.unfinished())
+        return self._disk_budget.has_room(number, model, running, ended)
 
     def _gpus_are_taken(self) -> bool:
         """A trial that waits for a card of its own is not to be overtaken by small ones for ever: one waits at most."""

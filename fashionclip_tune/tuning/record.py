@@ -11,7 +11,7 @@ from fashionclip_tune.encoding import EncodingSpeed
 from fashionclip_tune.evaluate import relative_gain
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import read_history
-from fashionclip_tune.report import best_row, write_trials_csv
+from fashionclip_tune.report import FREED, best_row, write_trials_csv
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.study import METRIC, SweepStudy, message, scores_nothing, settings, stop_reason
 
@@ -26,17 +26,22 @@ class SweepRecord:
         self._study = study
         self._header = header
         self._earlier_s = float(header.get("elapsed_s", 0.0))
+        self._earlier_freed = [int(header.get(name, 0)) for name in FREED]
         self._started = time.monotonic()
         self._ended_rows: dict[int, dict[str, Any]] = {}  # these change no more: a long sweep does not read them again
         self._zero_shot: dict[str, dict[str, Any]] = {}
 
-    def write(self, state: str) -> dict[str, Any]:
-        """Writes both files and returns the content of sweep.json."""
+    def write(self, state: str, freed: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+        """Writes both files and returns the content of sweep.json.
+
+        ``freed``: bytes of ended trials that were removed since this object was made, here and on the durable side.
+        """
         rows = self.rows()
         best = best_row(rows)
         sweep = {
             **self._header,
             "elapsed_s": self._earlier_s + time.monotonic() - self._started,
+            **{name: before + now for name, before, now in zip(FREED, self._earlier_freed, freed, strict=True)},
             "state": state,
             "best": best and {name: best[name] for name in ("trial_id", "config", "metrics")},
             "zero_shot": self._zero_shot,

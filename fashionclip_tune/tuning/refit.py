@@ -18,6 +18,7 @@ from fashionclip_tune.history import Row
 from fashionclip_tune.model import load_model
 from fashionclip_tune.report import read_sweep, refit_lines
 from fashionclip_tune.training import print_row, train
+from fashionclip_tune.tuning.disk import DiskBudget, room_within
 from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.record import recalls
@@ -33,6 +34,7 @@ def refit_winner(
     say: Callable[[str], None],
     *,
     durable: DurablePlan | None = None,
+    disk_budget: DiskBudget | None = None,
     should_stop: Callable[[], bool] | None = None,
     publish: Callable[[], None] = lambda: None,
     dry_run: bool = False,
@@ -41,6 +43,7 @@ def refit_winner(
 
     Args:
         durable: where its state and its figures are kept as well, as those of a trial.
+        disk_budget: of the sweep's folder in the results.
         should_stop: as of ``train``.
         publish: keeps the result on the durable side, before the state is forgotten there.
 
@@ -50,6 +53,7 @@ def refit_winner(
     Raises:
         UserError: the sweep has no winner or is unfinished, ``times`` is below 1, or the folder has another refit.
         StoppedError: as ``train``.
+        StorageError: it does not fit the disk, or the budget.
     """
     check_refit(saved, times)
     best, folder = saved["best"], sweep_dir / "refit"
@@ -58,7 +62,8 @@ def refit_winner(
     _check_same_length(folder, config)
     if dry_run:
         return dict(saved)
-    sync = RunSync(durable, config, folder, "refit") if durable is not None else None
+    budget_bytes = disk_budget.budget_bytes if disk_budget is not None else None
+    sync = RunSync(durable, config, folder, "refit", budget_bytes) if durable is not None else None
     if sync is not None:
         sync.run.fetch_state(folder)
 
@@ -68,12 +73,15 @@ def refit_winner(
             sync.keep(row)
 
     durable_run = sync.run if sync is not None else None
-    row = train(config, folder, on_eval=report, resume_from=folder, durable=durable_run, should_stop=should_stop).metrics
+    room_for = room_within(budget_bytes if durable is None else None, sweep_dir, folder)
+    row = train(
+        *(config, folder), on_eval=report, resume_from=folder, durable=durable_run, should_stop=should_stop, room_for=room_for
+    ).metrics
     weights = newest_weights(folder)
     assert weights is not None
     loaded = load_model(config)
     loaded.network.load_state_dict(load_file(weights))
-    export_whole(loaded, folder / "best")
+    export_whole(loaded, folder / "best", disk_budget.folder if disk_budget is not None and durable is None else None)
     known = {name: row[name] for name in ("step", "examples_seen", "duration_s")}
     refit = {"trial_id": best["trial_id"], "times": times, **known, "metrics": recalls(row)}
     sweep = {**read_sweep(sweep_dir), "refit": refit}

@@ -34,6 +34,8 @@ class Retention:
 
     def __init__(self, sweep_dir: Path, build: Callable[[dict[str, Any]], ProjectConfig], mirror: SweepMirror | None) -> None:
         self.freed_bytes = 0
+        """Where the sweep runs; and, beside that, on its durable side."""
+        self.freed_durable_bytes = 0
         self._sweep_dir = sweep_dir
         self._build = build
         self._mirror = mirror
@@ -54,9 +56,9 @@ class Retention:
             (self._stripped if keeps_weights else self._emptied).add(trial_id)
             if self._mirror is not None:
                 run = durable_run(self._mirror, folder, self._build(row["config"]))
-                self.freed_bytes += run.forget_state()
+                self.freed_durable_bytes += run.forget_state()
                 if not keeps_weights:
-                    self.freed_bytes += run.forget_weights()
+                    self.freed_durable_bytes += run.forget_weights()
                 self._mirror.publish_run(folder)
 
     def _free(self, folder: Path, keeps_weights: bool) -> bool:

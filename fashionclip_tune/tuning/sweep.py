@@ -125,7 +125,13 @@ def _refit(
             place.fetch_result()
         durable = durable_plan(plan, place, kept_at=())
         try:
-            result = refit_winner(plan, saved, place.run_dir, times, say, durable=durable, should_stop=is_late, publish=publish)
+            result = refit_winner(
+                *(plan, saved, place.run_dir, times, say),
+                durable=durable,
+                disk_budget=disk_budget_of(plan, place),
+                should_stop=is_late,
+                publish=publish,
+            )
         except StoppedError as error:
             if is_late():
                 say(f"the time of this run is up; {go_on}")

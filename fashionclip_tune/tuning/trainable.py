@@ -19,6 +19,7 @@ from fashionclip_tune.history import Row
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.run import starting_point
 from fashionclip_tune.training import train
+from fashionclip_tune.tuning.disk import room_within
 from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
 from fashionclip_tune.tuning.gpu_share import claim_gpu_share
 from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopPoll
@@ -35,7 +36,10 @@ def run_trial(ray_config: dict[str, Any]) -> None:
     plan = TrialPlan.from_ray(ray_config)
     config, trial_dir = ProjectConfig.from_dict(plan.config), Path(plan.trial_dir)
     trial_dir.mkdir(parents=True, exist_ok=True)
-    durable = RunSync(plan.durable, config, trial_dir, f"trials/{trial_dir.name}") if plan.durable is not None else None
+    durable, budget_bytes = None, plan.disk_budget_bytes
+    if plan.durable is not None:
+        durable = RunSync(plan.durable, config, trial_dir, f"trials/{trial_dir.name}", budget_bytes)
+    room_for = room_within(budget_bytes if durable is None else None, trial_dir.parents[1], trial_dir)
     reported = {"examples_seen": 0, METRIC: 0.0}
 
     def report(row: Row) -> None:
@@ -70,6 +74,7 @@ def run_trial(ray_config: dict[str, Any]) -> None:
                 resume_from=trial_dir,
                 durable=durable.run if durable is not None else None,
                 should_stop=StopPoll(),
+                room_for=room_for,
             )
         except StoppedError as error:
             stop_reason, message = INTERRUPTED, str(error)
@@ -102,11 +107,19 @@ def _fetch_state(run: DurableRun, trial_dir: Path) -> None:
 class RunSync:
     """Keeps on the durable side what a run's reports are about, before they are made."""
 
-    def __init__(self, plan: DurablePlan, config: ProjectConfig, run_dir: Path, name: str) -> None:
-        """``name``: the run's place on the durable side."""
+    def __init__(
+        self, plan: DurablePlan, config: ProjectConfig, run_dir: Path, name: str, budget_bytes: int | None = None
+    ) -> None:
+        """
+        Args:
+            name: the run's place on the durable side.
+            budget_bytes: of all that the sweep may hold there.
+        """
         self._name = name
         self._folder = DurableFolder(plan.location)
         self._folder.guard(StillOurs(self._folder, plan.writer))
+        if budget_bytes is not None:
+            self._folder.keep_below(budget_bytes)
         self._kept_at = plan.kept_at
         self._run_dir = run_dir
         turn = FileLock(plan.turn) if plan.turn is not None else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.model import LoadedModel, export_openclip, load_model
 from fashionclip_tune.report import best_row
 from fashionclip_tune.tuning.engine import trial_dir
@@ -23,8 +24,16 @@ def export_best(
     rows: Sequence[Mapping[str, Any]],
     build: Callable[[dict[str, Any]], ProjectConfig],
     mirror: SweepMirror | None,
+    limited: DurableFolder | None = None,
 ) -> None:
-    """Writes ``SWEEP/best/``, whole or not at all; nothing where no trial has a result."""
+    """Writes ``SWEEP/best/``, whole or not at all; nothing where no trial has a result.
+
+    Args:
+        limited: the sweep's folder, where a budget holds for it.
+
+    Raises:
+        StorageError: it does not fit that budget, or the disk.
+    """
     best = best_row(rows)
     if best is None:
         return
@@ -36,13 +45,17 @@ def export_best(
         return
     loaded = load_model(config)
     loaded.network.load_state_dict(weights)
-    export_whole(loaded, sweep_dir / "best")
+    export_whole(loaded, sweep_dir / "best", limited)
 
 
-def export_whole(loaded: LoadedModel, folder: Path) -> None:
-    """An OpenCLIP folder, in place of an older one, whole or not at all."""
+def export_whole(loaded: LoadedModel, folder: Path, limited: DurableFolder | None = None) -> None:
+    """An OpenCLIP folder, in place of an older one, whole or not at all. ``limited``: as for ``export_best``."""
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
+    if limited is not None:
+        num_bytes = sum(tensor.nbytes for tensor in loaded.network.state_dict().values())
+        # The older one can be made again: its trial has its weights.
+        limited.require_room(unfinished.name, num_bytes, lambda: shutil.rmtree(folder, ignore_errors=True))
     export_openclip(loaded, unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

@@ -1,8 +1,15 @@
+import shutil
+
 import pytest
 
+from fashionclip_tune.checkpoint import checkpoint_steps
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.disk import DiskBudget, DiskPlan, ModelBytes, plan_disk
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.model import load_model
+from fashionclip_tune.training import train
+from fashionclip_tune.tuning.disk import DiskBudget, DiskPlan, ModelBytes, plan_disk, room_within, used_bytes
+from fashionclip_tune.tuning.winner import export_whole
 
 GB = 10**9
 
@@ -71,38 +78,97 @@ def test_where_little_is_trained_the_winner_is_the_most():
     """Two trials of a model of 1 GB of which a hundredth is trained end, and it is written in fp32."""
     plan = DiskPlan({"a": ModelBytes(GB, GB // 100)}, num_trials=1)
     assert plan.durable_bytes({"a": 2}) == (3 + 2) * GB // 200 + GB + 10**6
-    used = {0: 0.1}
-
-    def budget(gigabytes: float) -> DiskBudget:
-        return DiskBudget(int(gigabytes * GB), plan, is_durable=True, used=lambda but: int(GB * sum(used.values())))
-
-    assert budget(1.12).has_room(7, "a", [(1, "a")])
-    assert not budget(1.10).has_room(7, "a", [(1, "a")])
+    assert budget(1.12, {0: 0.1}, of=plan, is_durable=True).has_room(7, "a", [(1, "a")], ended=())
+    assert not budget(1.10, {0: 0.1}, of=plan, is_durable=True).has_room(7, "a", [(1, "a")], ended=())
 
 
 def plan() -> DiskPlan:
     return DiskPlan({"a": ModelBytes(GB, GB), "b": ModelBytes(2 * GB, GB)}, num_trials=10)
 
 
-def budget(gigabytes: float, used_by: dict[int, float], *, is_durable: bool = False) -> DiskBudget:
-    def used(but: list[int]) -> int:
-        return int(GB * sum(size for number, size in used_by.items() if number not in but))
+class Folder:
+    """Of which only sizes are asked: so many GB a trial, in weights that it keeps."""
 
-    return DiskBudget(int(gigabytes * GB), plan(), is_durable=is_durable, used=used)
+    def __init__(self, used_by: dict[int, float]) -> None:
+        self._sizes = {f"trials/{number:04d}-a/evaluations/0.json": int(GB * size) for number, size in used_by.items()}
+        self.budget_bytes = 0
+
+    def sizes(self) -> dict[str, int]:
+        return self._sizes
+
+    def keep_below(self, max_bytes: int) -> None:
+        self.budget_bytes = max_bytes
 
 
-def test_a_trial_starts_where_it_and_the_running_ones_can_grow_to_their_most():
-    assert budget(40, {0: 5}).has_room(7, "a", [])
-    assert budget(40, {0: 5, 1: 1}).has_room(7, "b", [(1, "a")])  # 5 + 9 + 12
-    assert not budget(40, {0: 20, 1: 1}).has_room(7, "b", [(1, "a")])
-    assert budget(40, {0: 20}).has_room(7, "b", [])
-    assert budget(40, {0: 20, 7: 9}).has_room(7, "b", [])  # one that goes on: its own are not added to what it may grow to
-    assert budget(16, {0: 9}, is_durable=True).has_room(7, "a", [])  # 9 + 3.5 + 3
-    assert not budget(16, {0: 10}, is_durable=True).has_room(7, "a", [])
-    assert budget(16, {0: 5.5, 1: 3}, is_durable=True).has_room(7, "a", [(1, "a")])  # 5.5 + 2 * 3.5 + 3
-    assert not budget(16, {0: 6.5, 1: 3}, is_durable=True).has_room(7, "a", [(1, "a")])
+def budget(gigabytes: float, used_by: dict[int, float], *, of: DiskPlan | None = None, is_durable: bool = False) -> DiskBudget:
+    return DiskBudget(int(gigabytes * GB), of or plan(), Folder(used_by), is_durable=is_durable)
+
+
+def test_a_trial_starts_beside_others_where_all_of_them_can_grow_to_their_most():
+    assert budget(40, {0: 5, 1: 1}).has_room(7, "b", [(1, "a")], ended=[0])  # 5 + 9 + 12
+    assert not budget(40, {0: 20, 1: 1}).has_room(7, "b", [(1, "a")], ended=[0])
+    assert budget(40, {0: 5, 1: 1, 7: 9}).has_room(
+        7, "b", [(1, "a")], ended=[0]
+    )  # one that goes on: what it has is in its most
+    assert budget(16, {0: 5.5, 1: 3}, is_durable=True).has_room(7, "a", [(1, "a")], ended=[0])  # 5.5 + 2 * 3.5 + 3
+    assert not budget(16, {0: 6.5, 1: 3}, is_durable=True).has_room(7, "a", [(1, "a")], ended=[0])
+
+
+def test_a_trial_that_would_be_alone_always_starts():
+    """By the plan it fits. What is there beside it may be what an ended trial's process still holds: it goes then."""
+    assert budget(30, {0: 40}).has_room(7, "a", [], ended=[0])
+
+
+def test_of_ended_trials_counts_what_will_stay():
+    run, state = "trials/0003-a", {"model.safetensors": 10, "training_state.pt": 20, "checkpoint.json": 1}
+    sizes = {f"{run}/checkpoints/step_{step:08d}/{name}": size for step in (4, 8) for name, size in state.items()}
+    sizes |= {f"{run}/state/step_00000008/{name}": size for name, size in state.items()}
+    sizes |= {f"{run}/weights/step_00000008.safetensors": 5, f"{run}/config.json": 2, "best/open_clip_model.safetensors": 99}
+    sizes |= {"study.journal": 3}
+    assert used_bytes(sizes, growing=(), ended=()) == 2 * 31 + 31 + 5 + 2 + 3
+    assert used_bytes(sizes, growing=(), ended=[3]) == 10 + 2 * 1 + 5 + 2 + 3
+    assert used_bytes(sizes, growing=[3], ended=()) == 3
 
 
 def test_a_budget_that_not_one_trial_fits_is_refused():
     with pytest.raises(UserError, match=r"--disk-budget-gb 5 is too little: one trial at a time takes up to 25\.0 GB"):
         budget(5, {})
+
+
+def test_a_checkpoint_over_the_budget_is_not_begun_and_an_older_one_goes_first(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("fashionclip_tune.durable.time.sleep", lambda seconds: None)
+    sweep_dir = tmp_path / "sweep"
+    (sweep_dir / "best").mkdir(parents=True)
+    (sweep_dir / "best" / "weights").write_bytes(b"x" * 5_000_000)
+    run_dir = sweep_dir / "trials" / "0001-a"
+    config = tiny_config.with_overrides({"freeze.text_tower": True})
+    num_bytes = plan_disk([config], 1).models["tiny-clip"].state
+
+    room_for = room_within(5_000_000 + int(2.5 * num_bytes), sweep_dir, run_dir)
+    train(config, run_dir, room_for=room_for)
+    assert checkpoint_steps(run_dir) == [8, 10]
+    shutil.rmtree(run_dir)
+
+    room_for = room_within(5_000_000 + int(1.5 * num_bytes), sweep_dir, run_dir)
+    with pytest.raises(StorageError, match=r"trials/0001-a/checkpoints/next, which takes .* larger --disk-budget-gb"):
+        train(config, run_dir, room_for=room_for)
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000002"]
+    result = train(config, run_dir, resume_from=run_dir)
+    assert [row["step"] for row in result.history] == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_winner_over_the_budget_takes_the_place_of_the_one_before_or_is_refused(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("fashionclip_tune.durable.time.sleep", lambda seconds: None)
+    loaded, folder = load_model(tiny_config), DurableFolder(tmp_path)
+    export_whole(loaded, tmp_path / "best")
+    num_bytes = sum(folder.sizes().values())
+    monkeypatch.setattr("fashionclip_tune.tuning.winner.export_openclip", lambda loaded, to: to.mkdir(parents=True))
+    folder.keep_below(2 * num_bytes)
+    export_whole(loaded, tmp_path / "refit" / "best", folder)
+    assert sum(folder.sizes().values()) == num_bytes, "the one at another place is not touched"
+    folder.keep_below(int(1.5 * num_bytes))
+    export_whole(loaded, tmp_path / "best", folder)
+    assert folder.sizes() == {}
+    folder.keep_below(num_bytes // 2)
+    with pytest.raises(StorageError, match="larger --disk-budget-gb"):
+        export_whole(loaded, tmp_path / "best", folder)

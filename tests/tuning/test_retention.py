@@ -7,9 +7,12 @@ from filelock import FileLock
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.report import freed_line, read_sweep
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.mirror import SweepMirror
+from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.retention import Retention
+from fashionclip_tune.tuning.study import SweepStudy
 
 SETTINGS = {"clip_model": "tiny-clip", "loss_function": "contrastive"}
 LOCAL = {"checkpoint.json": 10, "model.safetensors": 1000, "training_state.pt": 2000}
@@ -49,7 +52,11 @@ class Sweep:
 
 
 STRIPPED = {"step_00000008/checkpoint.json": 10, "step_00000008/model.safetensors": 1000}
-FREED_BY_STRIPPING = 3010 + 2000 + 707
+FREED, FREED_DURABLE = 3010 + 2000, 707
+
+
+def freed(sweep: Sweep) -> tuple[int, int]:
+    return sweep.retention.freed_bytes, sweep.retention.freed_durable_bytes
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def test_the_best_three_keep_weights_and_a_running_trial_all(sweep):
         assert sweep.there(number) == {**WEIGHTS, "config.json": 2}
     assert len(sweep.here(3)) == 6
     assert sweep.there(3) == {**DURABLE, **WEIGHTS}
-    assert sweep.retention.freed_bytes == 3 * FREED_BY_STRIPPING
+    assert freed(sweep) == (3 * FREED, 3 * FREED_DURABLE)
 
 
 def test_one_that_is_among_them_no_more_keeps_its_figures_which_are_written_once(sweep, monkeypatch):
@@ -80,10 +87,10 @@ def test_one_that_is_among_them_no_more_keeps_its_figures_which_are_written_once
     assert sweep.there(0) == {"config.json": 2}
     assert sweep.here(3) == STRIPPED
     assert sweep.there(3) == {**WEIGHTS, "config.json": 2}
-    assert sweep.retention.freed_bytes == 4 * FREED_BY_STRIPPING + 1010 + 300
+    assert freed(sweep) == (4 * FREED + 1010, 4 * FREED_DURABLE + 300)
     assert written == [f"trials/{sweep.folder(3).name}/config.json"]
     sweep.retention.apply(sweep.rows)
-    assert sweep.retention.freed_bytes == 4 * FREED_BY_STRIPPING + 1010 + 300
+    assert freed(sweep) == (4 * FREED + 1010, 4 * FREED_DURABLE + 300)
 
 
 def test_a_folder_that_its_worker_still_holds_is_left_for_later(sweep):
@@ -94,3 +101,14 @@ def test_a_folder_that_its_worker_still_holds_is_left_for_later(sweep):
         assert sweep.there(4) == {**DURABLE, **WEIGHTS}
     sweep.retention.apply(sweep.rows)
     assert (sweep.here(4), sweep.there(4)) == ({}, {"config.json": 2})
+
+
+def test_what_was_freed_stands_in_the_record_of_all_lives(tmp_path):
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
+    record = SweepRecord(tmp_path, study, {"freed_bytes": 1_000_000, "freed_durable_bytes": 0})
+    content = record.write("RUNNING", (2_000_000, 3_000_000))
+    assert (content["freed_bytes"], content["freed_durable_bytes"]) == (3_000_000, 3_000_000)
+    assert read_sweep(tmp_path)["freed_bytes"] == 3_000_000
+    assert freed_line(content).startswith("freed 3 MB in the results, 3 MB in the scratch folder: states of ended trials")
+    assert freed_line({**content, "freed_durable_bytes": 0}).startswith("freed 3 MB: states")
+    assert freed_line(SweepRecord(tmp_path, study, {}).write("RUNNING")) is None

@@ -39,7 +39,9 @@ def finished(garments, tmp_path_factory, local_ray):
     from fashionclip_tune.tuning.sweep import sweep
 
     results = tmp_path_factory.mktemp("results")
-    settings = SweepSettings(data=str(garments), num_trials=6, budget_examples=144, overrides=assignments(SETTINGS[1:4:2]))
+    fixed = assignments(SETTINGS[1:4:2])
+    # Two side by side take up to 0.57 GB.
+    settings = SweepSettings(data=str(garments), num_trials=6, budget_examples=144, disk_budget_gb=0.6, overrides=fixed)
     with open(results / "output", "w") as output:
         sweep(settings, results=results, name="six", resume=False, dry_run=False, console=Console(file=output, width=200))
     return results / "six"
@@ -137,6 +139,9 @@ def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimi
             continue
         (checkpoint,) = (folder / "checkpoints").iterdir()
         assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors"]
+    freed_bytes = sweep_json(finished)["freed_bytes"]
+    assert freed_bytes > 6 * 40_000_000, "Adam's moments of each trial at least"
+    assert f"freed {freed_bytes / 1e6:,.0f} MB: states of ended trials" in (finished.parent / "output").read_text()
 
 
 def test_the_output_names_the_winner_its_gain_and_how_to_load_it(finished):

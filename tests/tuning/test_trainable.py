@@ -1,5 +1,6 @@
 """How a trial that fails is reported; without Ray, whose ``report`` is replaced."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, UserError
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.tuning import trainable
+from fashionclip_tune.tuning.disk import plan_disk
 from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
 
 
@@ -56,3 +58,38 @@ def test_a_trial_whose_base_weights_are_not_here_waits_for_them(monkeypatch: pyt
     trainable.run_trial(TrialPlan(3, str(tmp_path / "trial"), ProjectConfig().to_dict(), durable).to_ray())
     (end,) = reported
     assert (end["stop_reason"], end["message"]) == ("storage", "started from other weights: bring them")
+
+
+@pytest.mark.parametrize("tier", ["one folder", "durable"])
+def test_a_trial_over_the_disk_budget_waits_with_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: ProjectConfig, tier: str
+) -> None:
+    """Something else has come to lie in the sweep's folder: there is room for one state of 64 MB, and not for a second one."""
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainable.tune, "report", reported.append)
+    monkeypatch.setattr(trainable, "StopPoll", lambda: lambda: False)
+    monkeypatch.setattr("fashionclip_tune.durable.time.sleep", lambda seconds: None)
+    sweep_dir, durable = tmp_path / "run", None
+    if tier == "durable":
+        durable = DurablePlan(str(tmp_path / "drive"), 0.0, (), "000001-a", str(tmp_path / "lock"))
+    budgeted = sweep_dir if durable is None else tmp_path / "drive"
+    budgeted.mkdir()
+    (budgeted / "other").write_bytes(b"x" * 3_000_000)
+    config = tiny_config.with_overrides({"freeze.text_tower": True, "training.budget_examples": 96})
+    bytes_of = plan_disk([config], 1).models["tiny-clip"]
+    budget_bytes = 3_000_000 + int(1.5 * (bytes_of.state if durable is None else bytes_of.durable_state))
+    trial_dir = sweep_dir / "trials" / "0003-a"
+    plan = TrialPlan(3, str(trial_dir), config.to_dict(), durable, disk_budget_bytes=budget_bytes)
+    trainable.run_trial(plan.to_ray())
+    end = reported[-1]
+    assert end["stop_reason"] == "storage"
+    assert f"the disk budget of {budget_bytes / 1e9:g} GB is used up" in end["message"]
+    assert "go on with a larger --disk-budget-gb" in end["message"]
+    states = budgeted.rglob("training_state.pt")
+    assert len({path.parent.name for path in states}) == 1
+    assert not [path for path in budgeted.rglob("*.tmp")]
+
+    reported.clear()
+    trainable.run_trial(replace(plan, disk_budget_bytes=300_000_000).to_ray())
+    assert reported[-1]["examples_seen"] == 96
+    assert not any("stop_reason" in row for row in reported)

@@ -189,16 +189,11 @@ def _reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:
 
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.dataset import cached_index, run_shards, storage_of
     from fashionclip_tune.evaluate import counted_as, gain
     from fashionclip_tune.index import count_kinds
     from fashionclip_tune.training import print_row, train
 
     config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **_reading_settings(parsed)})
-    shards = run_shards(config)
-    with progress_bar("indexing shards") as on_progress:
-        for some in (shards.train, shards.valid):
-            cached_index(some, storage_of(config), on_progress=on_progress)
     try:
         with phase_bars() as on_phase:
             resume_from = parsed.out if parsed.resume else None

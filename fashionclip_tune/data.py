@@ -18,9 +18,10 @@ from fashionclip_tune.index import BadSample, ShardIndex
 from fashionclip_tune.model import Tokenizer
 from fashionclip_tune.order import Positions, SampleOrder
 from fashionclip_tune.preprocessing import Preprocessing
+from fashionclip_tune.progress_bars import OnProgress
 from fashionclip_tune.reader import ShardReader, decode_photo
 from fashionclip_tune.seeds import Stream, numpy_generator
-from fashionclip_tune.storage import Ahead, ShardStorage
+from fashionclip_tune.storage import Ahead, ShardStorage, copy_first
 
 _REPLACEMENT_ATTEMPTS = 20
 _LOOK_EVERY = 16  # steps between looks at which shards come next
@@ -122,6 +123,18 @@ class TrainBatches(Dataset[TrainBatch]):
         self._reader.close()
         if self._copies is not None:
             self._copies.close()
+
+
+def copy_first_shards(
+    config: ProjectConfig, index: ShardIndex, valid: ShardIndex, on_progress: OnProgress, *, step: int = 0
+) -> None:
+    """Copies, where shards are copied at all, what a run would wait for: all to evaluate on, and the window of ``step``."""
+    storage = storage_of(config)
+    if not any(map(storage.copies, (*index.shards, *valid.shards))):
+        return
+    window = SampleOrder(config, index).upcoming_shards(step, num_windows=1)
+    to_train_on = [(index.shards[number], index.contents[number]) for number in window]
+    copy_first(storage, [*zip(valid.shards, valid.contents, strict=True), *to_train_on], on_progress)
 
 
 class _CopiesAhead:

@@ -29,6 +29,7 @@ from fashionclip_tune.protocols import KS, compare, draw_candidates
 from fashionclip_tune.run import starting_point
 from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
 from fashionclip_tune.statistics import PairedTest
+from fashionclip_tune.storage import copy_first
 
 _USES_NAME = "test_split_uses.jsonl"
 _DIRECTIONS = {"text to image": "text_to_image", "image to text": "image_to_text"}
@@ -126,7 +127,8 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
     storage = storage_of(config)
     named = named_model(options.model, config)
     named.loaded.network.to(plan.device)
-    cached_index(shards.searched_for + shards.searched_too, storage, on_progress=partial(on_phase, "indexing shards"))
+    index = cached_index(shards.searched_for + shards.searched_too, storage, on_progress=partial(on_phase, "indexing shards"))
+    copy_first(storage, zip(index.shards, index.contents, strict=True), partial(on_phase, "copying shards"))
     photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, storage, gallery=shards.searched_too)
     all_captions = Protocol.ALL_CAPTIONS in options.protocols
     if Protocol.CANDIDATES_101 in options.protocols:  # refused now, not when all is encoded

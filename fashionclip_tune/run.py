@@ -5,12 +5,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fashionclip_tune.checkpoint import Checkpoint, checkpoint_bytes, save_best, save_checkpoint, weights_at
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.data import TrainBatch
+from fashionclip_tune.data import TrainBatch, copy_first_shards
 from fashionclip_tune.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
 from fashionclip_tune.errors import StoppedError
 from fashionclip_tune.evaluate import Metrics
@@ -109,8 +110,10 @@ class Run:
         self._synced_step = 0
         self._is_ending = False
         storage = storage_of(config)
-        self._index = cached_index(shards.train, storage)
-        self._valid = cached_index(shards.valid, storage)
+        self._index, self._valid = (
+            cached_index(some, storage, on_progress=partial(on_phase, "indexing shards"))
+            for some in (shards.train, shards.valid)
+        )
         if leaking := leaking_products(self._index, self._valid):
             warnings.warn(
                 f"{len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter",
@@ -158,6 +161,7 @@ class Run:
                         pin_memory=self._plan.device.type == "cuda",
                     )
                 )
+            copy_first_shards(self._config, self._index, self._valid, self._on_copying, step=trainer.step)
             write_json(self._out_dir / "config.json", self._config.to_dict())
             last_row_examples = self._rows[-1]["examples_seen"] if self._rows else 0
             history = History(self._out_dir, first_new_examples=last_row_examples)
@@ -215,6 +219,11 @@ class Run:
         except BaseException:
             self._save_checkpoint_unless_there()
             raise
+
+    def _on_copying(self, done: int, total: int) -> None:
+        self._on_phase("copying shards", done, total)
+        if self._stop.received():
+            self._end_before_time()
 
     def _should_pause(self) -> bool:
         self._on_phase("training", self._trainer.step, self._run_plan.total_steps)

@@ -10,7 +10,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fashionclip_tune.cache import cache_dir
+from fashionclip_tune.progress_bars import OnProgress
 from fashionclip_tune.remote import open_url
 from fashionclip_tune.shards import RemoteShard, Shard
 
 _CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 2
 _POLL_S = 0.05
+_SHOWN_EVERY_S = 0.5
+_COPIES_AT_A_TIME = 4
 _ABANDONED_S = 3_600  # a part of a copy that has not grown for so long is of a process that was killed
 
 
@@ -215,6 +219,27 @@ def _written_at(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def copy_first(storage: ShardStorage, wanted: Iterable[tuple[Shard, Content]], on_progress: OnProgress) -> None:
+    """Copies shards, several at a time, as far as all of them fit; those that are read where they are need no copy.
+
+    What cannot be copied is left to whoever reads it, who meets the error too, and reports it. ``on_progress`` is called with
+    the numbers of shards now and then; when it raises, what has not begun is not copied.
+    """
+    fitting, total_bytes = list[tuple[Shard, Content]](), 0
+    for shard, content in dict(wanted).items():
+        total_bytes += content.num_bytes if storage.copies(shard) else 0
+        if storage.copies(shard) and total_bytes <= storage.max_bytes:
+            fitting.append((shard, content))
+    pool = ThreadPoolExecutor(_COPIES_AT_A_TIME)
+    try:
+        copying = [pool.submit(storage.path, *each) for each in fitting]
+        while left := wait(copying, _SHOWN_EVERY_S).not_done:
+            on_progress(len(copying) - len(left), len(copying))
+        on_progress(len(copying), len(copying))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Ahead:

@@ -49,8 +49,8 @@ def train(
         should_stop: asked before each step; when it says so, the run ends as by SIGTERM.
         keep_best: ``checkpoints/best_NNNNNNNN/`` has the weights of the step with the highest recall_at_10, without a
             training state. A maximum over noisy evaluations flatters: trials are ranked by their last one.
-        on_phase: called before each step and after each block of an evaluation with what is being done, how much of it is
-            done, and how much there is (steps, photos).
+        on_phase: called before each step, after each block of an evaluation, and while shards are indexed or copied, with
+            what is being done, how much of it is done, and how much there is (steps, photos, shards).
         room_for: entered with the number of bytes before a checkpoint is written, left after it; what it raises keeps the
             checkpoint from being written, and ends the run.
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fashionclip_tune import progress_bars
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.progress_bars import phase_bars, progress_bar
 from fashionclip_tune.training import train
 
@@ -82,3 +83,17 @@ def test_a_run_tells_of_each_step_and_of_the_photos_it_encodes(tiny_config: Proj
     assert [done for what, done, total in told if what == "training"] == [0, 1, 2, 3]
     assert {total for what, _, total in told if what == "training"} == {4}
     assert [(done, total) for what, done, total in told if what == "encoding photos"] == [(8, 20), (16, 20), (20, 20)] * 3
+
+
+def test_a_run_tells_of_the_shards_that_it_waits_for(tiny_config: ProjectConfig, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fashionclip_tune.storage._SHOWN_EVERY_S", 0.001)
+    monkeypatch.setattr("fashionclip_tune.dataset._indexes", {})
+    told: list[tuple[str, int, int]] = []
+    config = tiny_config.with_overrides({"training.budget_examples": 32, "reading.scratch": tmp_path / "scratch"})
+    train(config, tmp_path / "run", on_phase=lambda *what: told.append(what))
+    shards = run_shards(config)
+    num_shards = len(shards.train) + len(shards.valid)
+    phases = list(dict.fromkeys(what for what, *_ in told))
+    assert phases[:2] == ["indexing shards", "copying shards"]
+    assert [(done, total) for what, done, total in told if what == "copying shards"][-1] == (num_shards, num_shards)
+    assert len(list((tmp_path / "scratch" / "shards").glob("*.tar"))) == num_shards

@@ -15,7 +15,7 @@ import pytest
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.shards import RemoteShard
-from fashionclip_tune.storage import Ahead, Content, CopyError, ShardStorage
+from fashionclip_tune.storage import Ahead, Content, CopyError, ShardStorage, copy_first
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -218,3 +218,31 @@ def test_shards_wanted_ahead_are_copied_in_their_order_and_an_error_stops_none(t
         time.sleep(0.01)
     ahead.close()
     assert {path.stem for path in copies(tmp_path / "scratch")} == {content.checksum for _, content in shards}
+
+
+def test_what_is_needed_first_is_copied_as_far_as_it_fits_and_it_is_told_how_far(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("fashionclip_tune.storage._SHOWN_EVERY_S", 0.001)
+    shards = [write(tmp_path / f"{number}.tar", 2_000) for number in range(4)]
+    lost = (tmp_path / "nowhere.tar", Content("0" * 32, 1))
+    storage, told = ShardStorage(tmp_path / "scratch", max_bytes=6_001), list[tuple[int, int]]()
+    copy_first(storage, [shards[0], lost, shards[0], *shards[1:]], lambda *progress: told.append(progress))
+    assert {path.stem for path in copies(tmp_path / "scratch")} == {content.checksum for _, content in shards[:3]}
+    assert told == sorted(told)
+    assert told[-1] == (4, 4)
+    copy_first(
+        ShardStorage(), shards, lambda *progress: pytest.fail("local shards are read where they are") if progress[1] else None
+    )
+
+
+def test_copying_ends_where_the_caller_asks_for_it(tmp_path: Path) -> None:
+    slow, fifo = tmp_path / "slow.tar", Content("1" * 32, 1_000)
+    os.mkfifo(slow)  # from which nothing comes: it is waited for
+    waiting = [(slow, fifo), *(write(tmp_path / f"{number}.tar") for number in range(8))]
+
+    def stop(done: int, total: int) -> None:
+        if done == 8:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        copy_first(ShardStorage(tmp_path / "scratch", stall_s=1), waiting, stop)
+    assert len(copies(tmp_path / "scratch")) == 8

@@ -19,6 +19,7 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.history import read_history
 from fashionclip_tune.machine import available_cores
 from fashionclip_tune.pace import known_pace
+from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.training import train
 from fashionclip_tune.tuning.forecast import ModelPace
@@ -110,10 +111,19 @@ def _measure(config: ProjectConfig) -> Measured:
     stage = max(1, _MEASURED_EXAMPLES // config.training.batch_size) * config.training.batch_size
     settings = {"model.pretrained": None, "training.budget_examples": 2 * stage, "training.stage_examples": stage}
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        progress_bar(f"measuring how fast {config.model_name} trains here") as on_progress,
+    ):
         warnings.simplefilter("ignore")  # of the data: the sweep itself says it
+
+        def on_phase(what: str, done: int, total: int) -> None:
+            if what == "training":
+                on_progress(done, total)
+
         try:
-            train(config.with_overrides(settings), folder)
+            train(config.with_overrides(settings), folder, on_phase=on_phase)
         finally:
             torch.set_num_threads(threads)
         found = measured_in([Path(folder)])

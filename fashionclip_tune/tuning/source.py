@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.dataset import RunShards, cached_index, leaking_products, storage_of
+from fashionclip_tune.data import copy_first_shards
+from fashionclip_tune.dataset import RunShards, cached_index, leaking_products, run_shards, storage_of
 from fashionclip_tune.index import ShardIndex, count_kinds
 from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.remote import scheme_of
@@ -31,6 +32,14 @@ def load_data(config: ProjectConfig, shards: RunShards, say: Callable[[str], Non
             f"warning: {len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter"
         )
     return train, valid
+
+
+def copy_data(config: ProjectConfig) -> None:
+    """What trials read first, where shards are copied: once, before they would wait for it side by side, and with a bar."""
+    shards, storage = run_shards(config), storage_of(config)
+    train, valid = (cached_index(some, storage) for some in (shards.train, shards.valid))
+    with progress_bar("copying shards") as on_progress:
+        copy_first_shards(config, train, valid, on_progress)
 
 
 def _embedded_data() -> Path:

@@ -20,6 +20,7 @@ from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
 from fashionclip_tune.tuning.refit import check_refit, refit_winner
 from fashionclip_tune.tuning.settings import SweepSettings
+from fashionclip_tune.tuning.source import copy_data
 from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.warm_start import older_trials
 
@@ -93,6 +94,8 @@ def sweep(
         print_result(saved, place, console)
         return saved
     _prepare_models(plan, say)
+    if plan.settings.address is None:  # trials run here
+        copy_data(plan.base)
     with driving(place, say, is_new=found is None):
         place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)

@@ -1,6 +1,7 @@
 """What a plan says of time: presets, rates and where they come from, the course of a sweep, the time that is left."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -206,6 +207,8 @@ def test_a_sweeps_own_stages_are_measured_from_its_files(tmp_path: Path) -> None
 def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
     said: list[str] = []
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(rates, "progress_bar", lambda what: nullcontext(lambda *progress: told.append((what, *progress))))
     config = tiny_config.with_overrides({"training.budget_examples": None, "training.stage_examples": None})
     for _ in range(2):
         paces = model_paces([config], lambda config: 2, num_valid=20, stated=None, say=said.append)
@@ -213,6 +216,8 @@ def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig, tmp_path: Pat
         assert 10 < paces["tiny-clip"].samples_per_second < 100_000
         assert paces["tiny-clip"].source == "measured in a short run"
     assert len(said) == 1
+    steps = 2 * 512 // 16
+    assert told == [("measuring how fast tiny-clip trains here", step, steps) for step in range(steps)]
 
 
 def test_no_trial_starts_that_cannot_reach_its_first_rung() -> None:

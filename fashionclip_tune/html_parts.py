@@ -12,10 +12,15 @@ def section(title: str, *parts: str) -> str:
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
 
 
-def plot(figure: go.Figure | None, why_not: str) -> str:
+def plot(figure: go.Figure | None, why_not: str, elsewhere: str) -> str:
+    """``elsewhere``: HTML, where the figures are found without JavaScript, and which are nowhere else."""
     if figure is None:
         return f'<p class="note">No figure: {why_not}.</p>'
-    return _drawn(figure)
+    return _drawn(figure) + _without_script("This plot needs", elsewhere)
+
+
+def _without_script(needs: str, elsewhere: str) -> str:
+    return f'<noscript><p class="note">{needs} JavaScript. {elsewhere}</p></noscript>'
 
 
 def _drawn(figure: go.Figure) -> str:
@@ -23,9 +28,10 @@ def _drawn(figure: go.Figure) -> str:
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=settings, default_width="100%"))
 
 
-def panels(figures: Sequence[go.Figure]) -> str:
-    """Small figures, beside one another where there is room."""
-    return f'<div class="panels">{"".join(f"<div>{_drawn(figure)}</div>" for figure in figures)}</div>'
+def panels(figures: Sequence[go.Figure], elsewhere: str) -> str:
+    """Small figures, beside one another where there is room. ``elsewhere``: as for ``plot``."""
+    drawn = "".join(f"<div>{_drawn(figure)}</div>" for figure in figures)
+    return f'<div class="panels">{drawn}</div>{_without_script("These plots need", elsewhere)}'
 
 
 def wide(drawn: str) -> str:

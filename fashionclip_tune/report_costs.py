@@ -34,8 +34,29 @@ def costs(view: SweepView) -> Iterator[str]:
         f"that ran the sweep, beside its other trials; encoding is that of the towers alone, without decoding photos.{encoding}"
         "</p>"
     )
-    yield panels([pareto(view, cost) for cost in known])
+    elsewhere = (
+        "Speeds and sizes are in the table below, the time of each trial in <code>trials.csv</code> (device_s, duration_s)."
+    )
+    yield panels([pareto(view, cost) for cost in known], elsewhere)
+    yield _of_each_model(known[1:])  # without the time, which is each trial's own
     yield from _at_equal_time(view)
+
+
+def _of_each_model(shared: Sequence[Cost]) -> str:
+    """What all trials of a model have in common, and the best of them."""
+    of_model = [{row["config"]["clip_model"]: value for value, row in cost.of_trials} for cost in shared]
+    best: dict[str, Row] = {}
+    for cost in shared:
+        for _, row in cost.of_trials:
+            best.setdefault(row["config"]["clip_model"], row)
+    rows = [
+        [text(model), f"{row['recall_at_10']:.4f}", *(figure_or_nothing(values.get(model), ",.4g") for values in of_model)]
+        for model, row in best.items()
+    ]
+    headers = ("model", "best Recall@10", *(cost.title for cost in shared))
+    if not rows:
+        return ""
+    return f"<h3>Of each model</h3>{table(headers, [(row, '') for row in rows], numbers=range(1, len(headers)))}"
 
 
 def _kinds(view: SweepView) -> Iterator[Cost]:

@@ -65,6 +65,7 @@ def page(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{style}</style>'
+        "<noscript><style>div:has(> .plotly-graph-div) { display: none; }</style></noscript>"
         f"<script>{get_plotlyjs()}</script></head>\n<body><main>\n{body}\n</main></body></html>\n"
     )
 
@@ -104,4 +105,5 @@ def _side_by_side(views: Sequence[SweepView]) -> Iterator[str]:
                  text(counted), behind]  # fmt: skip
         rows.append((cells, ""))
     yield table(("sweep", "trial", "model", "Recall@10", "gain", "counted as", "behind the first"), rows, numbers=(3, 4))
-    yield plot(report_plots.best_of_each(views), "no sweep has a result yet")
+    elsewhere = "Its figures are in the table, the intervals below with each sweep's winner."
+    yield plot(report_plots.best_of_each(views), "no sweep has a result yet", elsewhere)

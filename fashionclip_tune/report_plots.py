@@ -70,7 +70,7 @@ def importances(view: SweepView) -> go.Figure | None:
         )
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1.1 * max(*shares.values(), 0.01)])
-    return styled(figure, 90 + 30 * len(shares), "share of what the settings explain", None)
+    return styled(figure, 90 + 30 * len(shares), "share explained", None)
 
 
 def parallel_coordinates(view: SweepView) -> go.Figure | None:

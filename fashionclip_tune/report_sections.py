@@ -150,7 +150,8 @@ def curves(view: SweepView) -> Iterator[str]:
         '<p class="note">A line a trial from the untouched weights on, the best one thick. A cross: stopped before its '
         "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
     )
-    yield plot(report_plots.learning_curves(view), "no evaluation yet")
+    elsewhere = "Of each line the last point is in the ranking; those before it are in <code>trials/*/evaluations/</code> only."
+    yield plot(report_plots.learning_curves(view), "no evaluation yet", elsewhere)
 
 
 def what_mattered(view: SweepView) -> Iterator[str]:
@@ -160,9 +161,12 @@ def what_mattered(view: SweepView) -> Iterator[str]:
             f'<p class="note">PED-ANOVA over {found.num_trials} trials, by Recall@10 after {found.examples_seen:,} photos, '
             "which all of them saw. Of few trials it is a hint, no proof.</p>"
         )
-    yield plot(report_plots.importances(view), "too few trials to tell (or no study.journal)")
-    yield "<h3>Settings of all trials</h3>"
-    yield wide(plot(report_plots.parallel_coordinates(view), "at least two trials that differ are needed"))
+    shares = found.shares.items() if found is not None else ()
+    figures = ", ".join(f"{text(name)} {share:.0%}" for name, share in sorted(shares, key=lambda item: -item[1]))
+    yield plot(report_plots.importances(view), "too few trials to tell (or no study.journal)", f"Its figures: {figures}.")
+    yield '<h3>Settings of all trials</h3><p class="note">A line a trial; the darker, the higher its Recall@10.</p>'
+    elsewhere = "Model, loss and learning rate are in the ranking, all settings in <code>trials.csv</code>."
+    yield wide(plot(report_plots.parallel_coordinates(view), "at least two trials that differ are needed", elsewhere))
 
 
 def budget(view: SweepView) -> Iterator[str]:
@@ -177,11 +181,12 @@ def budget(view: SweepView) -> Iterator[str]:
         f"<p>Trials that have ended: {len(ended)}, stopped at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
         f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
     )
-    yield plot(report_plots.budget(view), "")
+    elsewhere = f"What each trial trained on is in the ranking; it might have been {view.budget_examples:,} photos."
+    yield plot(report_plots.budget(view), "", elsewhere)
     if (freed := freed_line(view.content)) is not None:
         yield f"<p>Disk: {text(freed)}.</p>"
     if view.content["state"] == "FINISHED" and (compared := plan_against_fact(view.content, view.folder)):
-        yield "<p>The plan against what came:</p>"
+        yield "<h3>The plan against what came</h3>"
         yield table(("", "planned", "was", "difference"), [(list(map(text, each)), "") for each in compared], numbers=(1, 2, 3))
 
 

@@ -1,6 +1,7 @@
 """The page about a sweep: read as HTML, and opened in a browser where there is one."""
 
 import base64
+import csv
 import json
 import os
 import re
@@ -269,3 +270,29 @@ def test_the_plan_stands_beside_what_came(small_sweep, tmp_path):
     assert "".join(cells) in html
     assert "Disk: freed 2 MB: states of ended trials" in html
     assert "The plan against what came" not in "".join(report_sections.budget(view_sweep(small_sweep)))
+
+
+def test_without_javascript_it_is_said_where_the_figures_are_and_they_are_there(report: Path, small_sweep: Path) -> None:
+    html, view = report.read_text(), view_sweep(small_sweep)
+    body = html.split("<body>")[1]
+    said = re.findall(r"<noscript><p class=\"note\">(.*?)</p></noscript>", body)
+    # Curves, importances, settings, budget; the four of the costs have one in common.
+    assert len(re.findall(r'class="plotly-graph-div"', body)) == 4 + 4
+    assert [text.split(" JavaScript.")[0] for text in said] == [*["This plot needs"] * 4, "These plots need"]
+    assert view.importance is not None
+    for name, share in view.importance.shares.items():
+        assert f"{name} {share:.0%}" in said[1]
+    assert f"{view.budget_examples:,} photos" in said[3]
+    rows = Page(report).rows
+    with open(small_sweep / "trials.csv") as file:
+        table = list(csv.DictReader(file))
+    for row, line in zip(view.content["trials"], table, strict=True):
+        assert {name: str(row["config"][name]) for name in row["config"]} == {name: line[name] for name in row["config"]}
+        assert line["device_s"] == str(row["device_s"])
+    (header,) = (cells for cells in rows if cells[:2] == ["model", "best Recall@10"])
+    assert header[2:] == ["photos encoded a second", "captions encoded a second", "weights file, MB"]
+    models = {row["config"]["clip_model"] for row in view.rows}
+    shown = {cells[0]: cells[2:] for cells in rows[rows.index(header) + 1 :][: len(models)]}
+    assert shown.keys() == models
+    for model, cells in shown.items():
+        assert cells[:2] == [f"{view.encoding_speed(model, field):,.4g}" for field in EncodingSpeed._fields]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fashionclip_tune.answers import as_jpeg, fixed_queries, thumbnail, top_photos
+from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import run_shards, storage_of
 from fashionclip_tune.encoding import embed
@@ -18,7 +19,7 @@ from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.progress_bars import OnProgress, no_progress
 from fashionclip_tune.protocols import Pool, retrieve
-from fashionclip_tune.report import Row
+from fashionclip_tune.report import Row, read_sweep
 
 TOP = 10
 _THUMBNAIL, _QUALITY = 112, 72
@@ -68,9 +69,12 @@ def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = no_progre
     folders = list(sweep_dir.glob(f"trials/{best['trial_id']}-*"))
     if not folders:
         raise UserError(f"the folder of trial {best['trial_id']} is not in {sweep_dir}")
-    found = named_model(str(folders[0]), ProjectConfig())
-    assert found.started_from is not None  # a trial's folder says how it was trained
+    # On the durable side of a sweep, such as a drive, trials have no checkpoints: there the winner has a folder of its own.
+    has_weights = newest_weights(folders[0]) is not None or _winner(sweep_dir) != best["trial_id"]
+    found = named_model(str(folders[0] if has_weights else sweep_dir / "best"), ProjectConfig())
     config = found.started_from
+    if config is None:
+        raise UserError(f"{folders[0]} does not say how it was trained: config.json is missing or cannot be read")
     plan = plan_precision(config)
     found.loaded.network.to(plan.device)
     try:
@@ -89,6 +93,12 @@ def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = no_progre
     unreadable = {sample.key for sample in bad}
     readable = [place for place, key in enumerate(photos.reader.index.keys.tolist()) if key not in unreadable]
     return _chosen(best["trial_id"], photos, torch.tensor(readable[: len(pool.products_N)]), pool)
+
+
+def _winner(sweep_dir: Path) -> str | None:
+    """Whose weights ``best/`` has."""
+    exported = (sweep_dir / "best").is_dir()
+    return (read_sweep(sweep_dir)["best"] or {}).get("trial_id") if exported else None
 
 
 def _chosen(trial_id: str, photos: EvaluationSet, readable_N: Tensor, pool: Pool) -> Gallery:

@@ -1,6 +1,5 @@
 """What the pages about a sweep are made of: its rows, its curves, its study. Reads files; a running sweep is left alone."""
 
-import shutil
 import tempfile
 import warnings
 from collections import Counter
@@ -16,7 +15,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.history import read_history
+from fashionclip_tune.journal_pieces import read_journal
 from fashionclip_tune.report import Row, best_row, compare_trials, has_failed, ranked, read_sweep
 from fashionclip_tune.statistics import PairedTest
 
@@ -139,13 +140,13 @@ def view_sweep(folder: Path) -> SweepView:
 def read_trials(journal: Path) -> list[FrozenTrial]:
     """The started trials of a study; none where there is no journal, or none that Optuna can read.
 
-    A copy is opened: Optuna's own backend opens a journal for writing, and half a last line may be under way.
+    On the durable side of a sweep, such as a drive, it lies in pieces beside where it would be. A copy is opened: Optuna's own
+    backend opens a journal for writing, and half a last line may be under way.
     """
     with tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as folder:
         copy = Path(folder) / "study.journal"
         try:
-            shutil.copyfile(journal, copy)
-            content = copy.read_bytes()
+            content = journal.read_bytes() if journal.is_file() else read_journal(DurableFolder(journal.parent))
             copy.write_bytes(content[: content.rfind(b"\n") + 1])
             storage = JournalStorage(JournalFileBackend(str(copy)))
             (summary,) = optuna.get_all_study_summaries(storage)

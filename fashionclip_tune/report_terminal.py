@@ -49,7 +49,7 @@ def trials_table(rows: Sequence[Row], title: str, sweep_state: str, ties: Collec
             "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
             f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
             _augmentation(config),
-            f"{row['examples_seen'] / 1000:,.1f}k",
+            _thousands(row["examples_seen"]),
             _figure(row["recall_at_10"]),
             _half_width(row),
             _signed(row.get("gain"), "+.4f"),
@@ -117,6 +117,10 @@ def _augmentation(config: Mapping[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _thousands(count: int) -> str:
+    return f"{count / 1000:,.1f}k" if count >= 1000 else f"{count}"
 
 
 def _half_width(row: Row) -> str:

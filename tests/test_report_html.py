@@ -16,7 +16,14 @@ import pytest
 from test_report import write_sweep  # tests/test_report.py
 
 from fashionclip_tune import report_sections
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.encoding import EncodingSpeed
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.gallery import make_gallery
+from fashionclip_tune.journal_pieces import piece_name
+from fashionclip_tune.model import export_openclip
+from fashionclip_tune.named_model import named_model
 from fashionclip_tune.report_costs import pareto_front
 from fashionclip_tune.report_data import read_trials, view_sweep
 from fashionclip_tune.report_html import write_report
@@ -144,6 +151,24 @@ def test_a_sweep_without_a_trial_or_weights_or_study_still_has_a_page(tmp_path: 
     assert "Not shown: " in text
     assert "has no such" not in text
     assert "1 tie" in text
+
+
+def test_the_durable_side_of_a_sweep_has_the_same_page(small_sweep: Path, tmp_path: Path) -> None:
+    """As a drive has it: the journal in pieces, of the weights those of the winner only."""
+    local, durable = view_sweep(small_sweep), tmp_path / "small"
+    shutil.copytree(small_sweep, durable, ignore=shutil.ignore_patterns("checkpoints", "study.journal"))
+    journal, offset = (small_sweep / "study.journal").read_bytes(), 0
+    for line in journal.splitlines(keepends=True):
+        DurableFolder(durable).put(piece_name(offset, "000001-host", line), line)
+        offset += len(line)
+    expected = make_gallery(small_sweep, local.best)
+    with pytest.raises(UserError, match="is no model"):
+        make_gallery(durable, local.best)
+    (trial,) = small_sweep.glob(f"trials/{local.best['trial_id']}-*")
+    export_openclip(named_model(str(trial), ProjectConfig()).loaded, durable / "best")
+    view = view_sweep(durable)
+    assert (view.rungs, view.importance) == (local.rungs, local.importance)
+    assert make_gallery(durable, view.best) == expected
 
 
 def test_a_running_sweep_is_not_disturbed_by_a_gallery(small_sweep: Path, tmp_path: Path) -> None:

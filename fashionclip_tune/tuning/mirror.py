@@ -4,7 +4,6 @@ The sweep runs in a folder on local disk, as ever; this keeps, beside the runs' 
 pieces (``journal/OFFSET-WRITER-HASH.jsonl``), ``header.json``, and for people copies of sweep.json, tables and ``best/``.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.files import write_json
+from fashionclip_tune.journal_pieces import piece_name, read_journal
 from fashionclip_tune.tuning.writer import StillOurs, Writer, register, sign_off
 
 HEADER_NAME = "header.json"
@@ -95,7 +95,7 @@ class SweepMirror:
             piece = file.read()
         piece = piece[: piece.rfind(b"\n") + 1]
         if piece:
-            self.folder.put(f"journal/{self._mirrored_bytes:012d}-{self.writer}-{_digest(piece)}.jsonl", piece)
+            self.folder.put(piece_name(self._mirrored_bytes, self.writer, piece), piece)
             self._mirrored_bytes += len(piece)
 
     def fetch_evaluations(self, under: str = "trials") -> None:
@@ -166,29 +166,9 @@ class SweepMirror:
                 self._published[name] = version
 
 
-def read_journal(folder: DurableFolder) -> bytes:
-    """The pieces up to the first that is missing or torn.
-
-    Where two machines wrote at the same place, what the later writer says holds, from there on: the other one had not
-    noticed yet that it was overtaken.
-    """
-    pieces = [(*Path(name).stem.split("-", 1), name) for name in folder.sizes("journal")]
-    found = [(int(offset), *rest.rpartition("-")[::2], name) for offset, rest, name in pieces]
-    found.sort(key=lambda piece: piece[1], reverse=True)
-    whole, writer = b"", ""
-    for offset, by, digest, name in sorted(found, key=lambda piece: piece[0]):
-        if offset == len(whole) and by >= writer and _digest(piece := folder.read(name)) == digest:
-            whole, writer = whole + piece, by
-    return whole
-
-
 def _version(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _is_json(content: bytes) -> bool:

@@ -19,7 +19,8 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from fashionclip_tune.config import ProjectConfig, override_paths
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError, UserError
-from fashionclip_tune.tuning.mirror import HEADER_NAME, read_journal
+from fashionclip_tune.journal_pieces import read_journal
+from fashionclip_tune.tuning.mirror import HEADER_NAME
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.study import STUDY_NAME, settings, with_origin
 

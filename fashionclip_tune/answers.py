@@ -1,18 +1,19 @@
 """What a model finds first for a few captions, and the photos in small: for the eyes, beside the figures."""
 
 import io
+import unicodedata
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from fashionclip_tune.protocols import Pool
 from fashionclip_tune.reader import decode_pil
 
 _QUERIES_AT_A_TIME = 1024
-# Pixels: around a photo, behind the first one, a caption's height, a letter's width.
-_FRAME, _GAP, _LINE, _LETTER = 3, 16, 16, 6
+# Pixels: around a photo, behind the first one, a caption's line, its letters (TensorBoard shows the sheet at two thirds).
+_FRAME, _GAP, _LINE, _LETTERS = 3, 16, 24, 17
 
 
 def fixed_queries(num_photos: int, count: int) -> list[int]:
@@ -48,11 +49,14 @@ def answer_sheet(
     """A JPEG with a row a query: its caption, and below it its photos, the first set apart, the right ones in a green frame."""
     side = photos_QK[0][0].width + 2 * _FRAME
     sheet = Image.new("RGB", (side * len(photos_QK[0]) + _GAP, (side + _LINE) * len(photos_QK)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LETTERS)
     for row, (caption, photos, right) in enumerate(zip(captions, photos_QK, right_QK, strict=True)):
         top = row * (side + _LINE)
-        shown = caption.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
-        draw.text((_FRAME, top + 2), shown[: sheet.width // _LETTER], fill="black")
+        plain = "".join(letter for letter in unicodedata.normalize("NFKD", caption) if not unicodedata.combining(letter))
+        shown = plain.encode("ascii", "replace").decode()  # what Pillow's own font has
+        while draw.textlength(shown, font) > sheet.width - 2 * _FRAME:
+            shown = shown.rstrip("…")[:-1] + "…"
+        draw.text((_FRAME, top + 2), shown, fill="black", font=font)
         for column, (photo, is_right) in enumerate(zip(photos, right, strict=True)):
             left = column * side + _GAP * (column > 0)
             draw.rectangle(

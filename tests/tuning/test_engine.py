@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ import pytest
 from optuna.trial import TrialState
 
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.tuning.disk import DiskBudget, DiskPlan, ModelBytes
 from fashionclip_tune.tuning.engine import StudyScheduler, StudySearcher, TrialPlan
 from fashionclip_tune.tuning.quota import ModelQuota
 from fashionclip_tune.tuning.stopping_rule import NO_STOPPING, AshaRule, stopping_rule
@@ -198,3 +201,21 @@ def test_how_a_trial_that_fails_is_told(tmp_path, reason, state, value):
     (trial,) = open_study(tmp_path).trials()
     assert (trial.state, trial.value, stop_reason(trial), message(trial)) == (state, value, reason, "why")
     assert open_study(tmp_path).unfinished() == []
+
+
+def test_a_trial_waits_for_disk_until_it_would_be_alone(tmp_path):
+    """The folder is full already, of something else: each trial may still begin by itself, and is told of the budget."""
+    plan = DiskPlan({name: ModelBytes(1000, 1000) for name in MODELS}, num_trials=2)
+    disk_budget = DiskBudget(10**8, plan, DurableFolder(tmp_path), is_durable=False)
+    (tmp_path / "other").write_bytes(b"x")
+    os.truncate(tmp_path / "other", 10**9)
+    study = open_study(tmp_path)
+    settings = {"sweep_dir": tmp_path, "num_trials": 2, "max_concurrent": 2, "disk_budget": disk_budget}
+    searcher = StudySearcher(study, space, ProjectConfig().with_overrides, **settings)
+    first = TrialPlan.from_ray(searcher.suggest("a"))
+    assert (first.number, first.disk_budget_bytes) == (0, 10**8)
+    assert searcher.suggest("b") is None
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a")
+    assert TrialPlan.from_ray(searcher.suggest("b")).number == 1
+    assert len(study.trials()) == 2

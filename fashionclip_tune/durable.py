@@ -32,7 +32,7 @@ class DurableFolder:
             UserError: no such kind of address.
         """
         self.location = str(location)
-        self._before_change: Callable[[], None] = lambda: None
+        self._before_change: Callable[[bool], None] = lambda is_removal: None
         self._is_local = scheme_of(self.location) is None
         if filesystem is not None:
             self._fs, self._root = filesystem, self.location
@@ -44,8 +44,9 @@ class DurableFolder:
             except (OSError, ValueError) as error:
                 raise UserError(f"{self.location} cannot be opened: {error}") from error
 
-    def guard(self, before_change: Callable[[], None]) -> None:
-        """From now on called before a file is written or removed; what it raises keeps that from happening."""
+    def guard(self, before_change: Callable[[bool], None]) -> None:
+        """From now on called before a file is written or removed, with whether it is to be removed; what it raises keeps
+        that from happening."""
         self._before_change = before_change
 
     def put(self, name: str, content: bytes) -> None:
@@ -113,7 +114,7 @@ class DurableFolder:
         Raises:
             StorageError: it could not be, several times over.
         """
-        self._before_change()
+        self._before_change(True)
         with suppress(FileNotFoundError):  # gone already
             self._reached(name, lambda: self._remove(self._path(name)))
 
@@ -162,7 +163,7 @@ class DurableFolder:
         path = self._path(name)
 
         def attempt() -> None:
-            self._before_change()
+            self._before_change(False)
             if self._is_local:
                 self._fs.create_dir(path.rpartition("/")[0], recursive=True)
             with self._fs.open_output_stream(path) as stream:
@@ -171,7 +172,8 @@ class DurableFolder:
         try:
             _retried(attempt)
         except OSError as error:
-            with suppress(OSError):
+            with suppress(OSError, StorageError):  # another's file of this name stays
+                self._before_change(True)
                 self._remove(path)
             raise StorageError(f"{self.location} cannot be written to ({name}: {error}): {_MAKE_ROOM}") from error
 

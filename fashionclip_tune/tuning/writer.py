@@ -57,15 +57,19 @@ def sign_off(folder: DurableFolder, writer: Writer) -> None:
 
 
 class StillOurs:
-    """Called before something is written or removed; raises StorageError once a later writer is there."""
+    """Called before something is written or removed; raises StorageError once a later writer is there.
+
+    What is written is written beside what a later writer has, or again, so that a look now and then will do. What is removed
+    is gone: there it looks each time.
+    """
 
     def __init__(self, folder: DurableFolder, name: str) -> None:
         self._folder = folder
         self._name = name
         self._next_look = 0.0
 
-    def __call__(self) -> None:
-        if time.monotonic() < self._next_look:
+    def __call__(self, is_removal: bool = False) -> None:
+        if not is_removal and time.monotonic() < self._next_look:
             return
         newest = _newest(self._folder)
         if newest is not None and newest > self._name:

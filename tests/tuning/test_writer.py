@@ -84,3 +84,17 @@ def test_looks_are_rare(tmp_path, monkeypatch):
     for _ in range(100):
         check()
     assert len(looks) == 1
+
+
+def test_nothing_is_removed_on_the_word_of_an_earlier_look(tmp_path, monkeypatch):
+    """Between two looks the other machine has taken over, and it is to find the state that it goes on from."""
+    monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 1000.0)
+    overtaken = DurableFolder(tmp_path)
+    first, _ = on("one", monkeypatch, overtaken)
+    overtaken.guard(StillOurs(overtaken, first.name))
+    overtaken.put("state", b"old")
+    on("two", monkeypatch, DurableFolder(tmp_path))
+    overtaken.put("journal", b"read past")  # a later writer's pieces go before it
+    with pytest.raises(StorageError, match="is written by another machine now, two"):
+        overtaken.remove("state")
+    assert overtaken.read("state") == b"old"

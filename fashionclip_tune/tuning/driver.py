@@ -39,9 +39,8 @@ def driving(place: Place, say: Callable[[str], None], *, is_new: bool = False) -
     ``is_new``: the sweep was not there when it was planned.
     """
     with only_driver(place.run_dir):
-        if is_new and place.mirror is not None and place.mirror.is_started():
-            # With other settings, it may be: these would go on under the name, and the record, of those.
-            raise UserError(f"sweep {place.shown} was started by another machine meanwhile: give another --name, or --resume")
+        if is_new:
+            place.check_is_new()
         if (before := place.take_over()) is not None:
             say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
         yield

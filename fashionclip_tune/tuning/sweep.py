@@ -94,7 +94,8 @@ def sweep(
         return saved
     _prepare_models(plan, say)
     with driving(place, say, is_new=found is None):
-        place.restore()
+        if found is not None:
+            place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)
         print_result(result, place, console)
         write_sweep_report(place, say, finished=result["state"] == "FINISHED")

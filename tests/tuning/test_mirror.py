@@ -116,6 +116,39 @@ def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(tmp_pa
         append(other, other_dir, "this two")
 
 
+@pytest.mark.parametrize("late", ["first", "second"])
+def test_of_two_that_start_one_name_at_once_one_is_the_sweep(tmp_path, monkeypatch, late):
+    """Neither saw the other when it planned; whichever writes last, settings and journal are of the same one."""
+    mirrors = {machine: mirrored(tmp_path, machine) for machine in ("first", "second")}
+    for mirror, _ in mirrors.values():
+        mirror.take_over()
+    for machine in sorted(mirrors, key=lambda machine: machine == late):
+        mirror, run_dir = mirrors[machine]
+        run_dir.mkdir()
+        mirror.start({"name": "it", "created": machine})
+        append(mirror, run_dir, f"{machine} one")
+    (lost, lost_dir), (won, won_dir) = mirrors["first"], mirrors["second"]
+    monkeypatch.setattr("fashionclip_tune.tuning.writer.time.monotonic", lambda: math.inf)  # the next look
+    append(won, won_dir, "second two")
+    with pytest.raises(StorageError, match="is written by another machine now"):
+        append(lost, lost_dir, "first two")
+    monkeypatch.undo()
+    third, third_dir = mirrored(tmp_path, "third")
+    assert third.restore()
+    assert json.loads((third_dir / "sweep.json").read_text())["created"] == "second"
+    assert (third_dir / "study.journal").read_text() == "second one\nsecond two\n"
+
+
+def test_of_two_that_register_at_once_the_earlier_one_starts_nothing(tmp_path, monkeypatch):
+    first, _ = mirrored(tmp_path, "first")
+    second, _ = mirrored(tmp_path, "second")
+    put = first.folder.put
+    monkeypatch.setattr(first.folder, "put", lambda name, content: (put(name, content), second.take_over()))
+    with pytest.raises(StorageError, match="is written by another machine now"):
+        first.take_over()
+    second.start({"created": "now"})
+
+
 def test_evaluations_come_along_but_torn_ones(tmp_path, begun):
     evaluations = tmp_path / "drive" / "trials" / "0000-tiny-clip-contrastive" / "evaluations"
     evaluations.mkdir(parents=True)

@@ -78,6 +78,9 @@ class SweepMirror:
         The local folder is kept where it is of the same life of the sweep: it may know one event more than the durable
         one, if the process died between the two. Where the sweep has gone on elsewhere since, it must not be used: the
         caller removes it and calls again.
+
+        Of the time that the sweep has taken, ``elapsed_s``, the durable side knows what the last copy of sweep.json says;
+        what an earlier machine ran after it is not counted.
         """
         durable = read_journal(self.folder)
         local = self._journal.read_bytes() if self._journal.exists() else b""
@@ -88,12 +91,17 @@ class SweepMirror:
             self._journal.write_bytes(durable)
             header = read_header(self.folder)
             assert header is not None, "nothing is restored of a sweep that has not begun"
-            write_json(
-                self._sweep_dir / "sweep.json", {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": [], **header}
-            )
+            begun = {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": [], "elapsed_s": self._recorded_s()}
+            write_json(self._sweep_dir / "sweep.json", {**begun, **header})
         self._mirrored_bytes = len(durable)
         self.fetch_evaluations()
         return True
+
+    def _recorded_s(self) -> float:
+        try:
+            return float(json.loads(self.folder.read("sweep.json")).get("elapsed_s", 0.0))
+        except (FileNotFoundError, ValueError):  # none yet, or torn
+            return 0.0
 
     def append_journal(self) -> None:
         """Keeps what was added to the journal; to be called after each addition, before it takes effect."""

@@ -8,6 +8,7 @@ import pytest
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.tuning.mirror import SweepMirror
+from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.study import SweepStudy
 
 
@@ -114,6 +115,18 @@ def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(tmp_pa
     monkeypatch.setattr("fashionclip_tune.tuning.writer.time.monotonic", lambda: math.inf)
     with pytest.raises(StorageError, match="is written by another machine now"):
         append(other, other_dir, "this two")
+
+
+@pytest.mark.parametrize(("copy", "known_s"), [(None, 0.0), ('{"elapsed_s": 40', 0.0), ('{"elapsed_s": 40.5}', 40.5)])
+def test_the_time_of_a_lost_machine_counts_as_far_as_it_is_known(tmp_path, begun, copy, known_s):
+    if copy is not None:
+        (tmp_path / "drive" / "sweep.json").write_text(copy)
+    mirror, other_dir = mirrored(tmp_path, "second")
+    assert mirror.restore()
+    content = SweepRecord(other_dir, study(mirror, other_dir), json.loads((other_dir / "sweep.json").read_text())).write(
+        "RUNNING"
+    )
+    assert known_s < content["elapsed_s"] < known_s + 30
 
 
 @pytest.mark.parametrize("late", ["first", "second"])

@@ -91,7 +91,13 @@ class SweepMirror:
             self._journal.write_bytes(durable)
             header = read_header(self.folder)
             assert header is not None, "nothing is restored of a sweep that has not begun"
-            begun = {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": [], "elapsed_s": self._recorded_s()}
+            begun: dict[str, Any] = {
+                "state": "RUNNING",
+                "best": None,
+                "zero_shot": {},
+                "trials": [],
+                "elapsed_s": self._recorded_s(),
+            }
             write_json(self._sweep_dir / "sweep.json", {**begun, **header})
         self._mirrored_bytes = len(durable)
         self.fetch_evaluations()

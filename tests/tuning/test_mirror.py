@@ -13,7 +13,8 @@ from fashionclip_tune.tuning.study import SweepStudy
 
 
 def space(trial: optuna.Trial) -> dict:
-    return {"clip_model": "tiny-clip", "training.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)}
+    rate = trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
+    return {"clip_model": "tiny-clip", "loss_function": "contrastive", "training.learning_rate": rate}
 
 
 def mirrored(tmp_path: Path, machine: str) -> tuple[SweepMirror, Path]:

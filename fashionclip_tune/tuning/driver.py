@@ -147,7 +147,7 @@ def drive(
         if stop.cannot_record:
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
-            raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{how_to_go_on(place)}")
+            raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{how_to_go_on(place, plan.settings)}")
         result = books.finish("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
     if place.mirror is not None:

@@ -13,17 +13,23 @@ from fashionclip_tune.report import has_failed, ranked, ties_with_best
 from fashionclip_tune.report_html import write_report
 from fashionclip_tune.report_terminal import bad_sample_lines, print_lines, trials_table, winner_lines
 from fashionclip_tune.tuning.place import Place
+from fashionclip_tune.tuning.settings import SweepSettings
 
 
-def how_to_go_on(place: Place, *how: str) -> str:
-    """The command, to be copied."""
+def how_to_go_on(place: Place, settings: SweepSettings, *how: str) -> str:
+    """The command, to be copied: it goes on with these settings.
+
+    Args:
+        settings: in effect, as ``plan_sweep`` returns them.
+        how: ``--refit N``; none: ``--resume``.
+    """
     results, _, name = place.shown.rpartition("/")
-    scratch = ["--scratch", str(place.run_dir.parents[1])] if place.mirror is not None else []
-    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *scratch, *(how or ("--resume",))]
+    flags = [*(how or ("--resume",)), *settings.flags_to_go_on()]
+    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *flags]
     return f"go on with: {shlex.join(command)}"
 
 
-def print_result(result: dict[str, Any], place: Place, console: Console) -> None:
+def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, console: Console) -> None:
     sweep_dir = place.readable
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
@@ -36,7 +42,7 @@ def print_result(result: dict[str, Any], place: Place, console: Console) -> None
     print_lines(console, bad_sample_lines(sweep_dir))
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
-        console.print(f"{why}; {how_to_go_on(place)}", highlight=False, soft_wrap=True)
+        console.print(f"{why}; {how_to_go_on(place, settings)}", highlight=False, soft_wrap=True)
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
 
 

@@ -90,14 +90,14 @@ def sweep(
         if place.is_at_an_address:
             with only_driver(place.run_dir):
                 place.fetch_result()
-        print_result(saved, place, console)
+        print_result(saved, place, plan.settings, console)
         return saved
     _prepare_models(plan, say)
     with driving(place, say, is_new=found is None):
         if found is not None:
             place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)
-        print_result(result, place, console)
+        print_result(result, place, plan.settings, console)
         write_sweep_report(place, say, finished=result["state"] == "FINISHED")
     return result
 
@@ -110,7 +110,7 @@ def _refit(
     say: Callable[[str], None],
     time_budget: TimeBudget | None,
 ) -> dict[str, Any]:
-    go_on = how_to_go_on(place, "--refit", str(times))
+    go_on = how_to_go_on(place, plan.settings, "--refit", str(times))
 
     def is_late() -> bool:
         return time_budget is not None and time_budget.left_s() == 0

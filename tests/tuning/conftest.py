@@ -3,6 +3,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,13 +34,19 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture
-def run_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Calls the script ``sweeps/run_sweep.py`` with arguments, in this process: (exit status, stdout, stderr)."""
+def script() -> ModuleType:
+    """``sweeps/run_sweep.py``."""
     spec = importlib.util.spec_from_file_location("run_sweep", ROOT / "sweeps" / "run_sweep.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def run_sweep(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Calls the script with arguments, in this process: (exit status, stdout, stderr)."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["run_sweep.py", *map(str, arguments)])

@@ -10,6 +10,7 @@ from rich.console import Console
 from fashionclip_tune.errors import StoppedError, UserError
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
+from fashionclip_tune.report import refit_lines
 from fashionclip_tune.report_terminal import print_lines
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
@@ -18,7 +19,7 @@ from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, write_sw
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
-from fashionclip_tune.tuning.refit import check_refit, refit_winner
+from fashionclip_tune.tuning.refit import check_refit, is_done, refit_winner
 from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.warm_start import older_trials
@@ -69,6 +70,8 @@ def sweep(
         plan = plan_sweep(settings, say, dry_run=dry_run)
     if refit is not None:
         check_refit(saved, refit)
+        if is_done(saved, place, refit):
+            return _shown_refit(saved, place, say, dry_run=dry_run)
         if dry_run:
             return refit_winner(plan, saved, place.readable, refit, say, dry_run=True)
         return _refit(plan, saved, place, refit, say, time_budget_of(plan, place, started))
@@ -100,6 +103,16 @@ def sweep(
         print_result(result, place, plan.settings, console)
         write_sweep_report(place, say, finished=result["state"] == "FINISHED")
     return result
+
+
+def _shown_refit(saved: dict[str, Any], place: Place, say: Callable[[str], None], *, dry_run: bool) -> dict[str, Any] | None:
+    say("this refit is finished: nothing to train")
+    if place.is_at_an_address and not dry_run:
+        with only_driver(place.run_dir):
+            place.fetch_result()
+    for line in refit_lines(saved, place.readable):
+        say(line)
+    return None if dry_run else saved
 
 
 def _refit(

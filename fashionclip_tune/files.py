@@ -19,9 +19,11 @@ def write_json(path: Path, value: Any) -> None:
     unfinished.replace(path)
 
 
-def is_full(error: OSError) -> bool:
-    """Whether there was no room, on the disk or for this user."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: Exception) -> bool:
+    """Whether there was no room, on the disk or for this user; safetensors has an exception of its own, which says so."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,6 @@ from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.header import sweep_header
 from fashionclip_tune.tuning.hparams import HParamsTab
-from fashionclip_tune.tuning.outcome import how_to_go_on
 from fashionclip_tune.tuning.overhead import keep_overhead
 from fashionclip_tune.tuning.place import Place
 from fashionclip_tune.tuning.plan import SweepPlan
@@ -147,7 +146,7 @@ def drive(
         if stop.cannot_record:
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
-            raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{how_to_go_on(place, plan.settings)}")
+            raise StorageError(stop.reason)
         result = books.finish("FINISHED" if completed else "INTERRUPTED")
         progress.show(result)
     if place.mirror is not None:

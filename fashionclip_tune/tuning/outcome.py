@@ -1,12 +1,14 @@
 """What a person is told of a sweep when its driver ends: the ranking, the winner, how to go on, the report."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
 from fashionclip_tune.errors import StorageError
+from fashionclip_tune.files import is_full
 from fashionclip_tune.plan_against_fact import fact_lines, plan_against_fact
 from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.report import has_failed, ranked, ties_with_best
@@ -27,6 +29,22 @@ def how_to_go_on(place: Place, settings: SweepSettings, *how: str) -> str:
     flags = [*(how or ("--resume",)), *settings.flags_to_go_on()]
     command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *flags]
     return f"go on with: {shlex.join(command)}"
+
+
+@contextmanager
+def saying_how_to_go_on(go_on: str) -> Iterator[None]:
+    """Within: what cannot be kept, here or on the durable side, ends the sweep with a message and the command to go on with.
+
+    Raises:
+        StorageError: instead of any error that says that a disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, StorageError) and not is_full(error):
+            raise
+        said = error if isinstance(error, StorageError) else f"the disk is full ({error}): make room"
+        raise StorageError(f"the sweep has stopped, nothing is lost: {said}\n{go_on}") from error
 
 
 def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, console: Console) -> None:

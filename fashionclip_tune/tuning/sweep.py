@@ -15,7 +15,7 @@ from fashionclip_tune.report_terminal import print_lines
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.driver import disk_budget_of, drive, driving, durable_plan, only_driver, time_budget_of
-from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, write_sweep_report
+from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, saying_how_to_go_on, write_sweep_report
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
@@ -96,7 +96,7 @@ def sweep(
         print_result(saved, place, plan.settings, console)
         return saved
     _prepare_models(plan, say)
-    with driving(place, say, is_new=found is None):
+    with driving(place, say, is_new=found is None), saying_how_to_go_on(how_to_go_on(place, plan.settings)):
         if found is not None:
             place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)
@@ -134,7 +134,7 @@ def _refit(
             place.mirror.publish()
             say(f"      kept in {place.shown}/refit/best")
 
-    with driving(place, say):
+    with driving(place, say), saying_how_to_go_on(go_on):
         if place.mirror is not None:
             place.fetch_result()
         durable = durable_plan(plan, place, kept_at=())

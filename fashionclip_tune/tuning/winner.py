@@ -43,7 +43,11 @@ def export_whole(loaded: LoadedModel, folder: Path) -> None:
     """An OpenCLIP folder, in place of an older one, whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    export_openclip(loaded, unfinished)
+    try:
+        export_openclip(loaded, unfinished)
+    except Exception:  # a full disk: what is half there would only take the room that is made
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

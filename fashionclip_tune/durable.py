@@ -30,6 +30,7 @@ class DurableFolder:
 
         Raises:
             UserError: no such kind of address.
+            StorageError: what is behind it does not answer.
         """
         self.location = str(location)
         self._before_change: Callable[[bool], None] = lambda is_removal: None
@@ -42,7 +43,8 @@ class DurableFolder:
             try:
                 self._fs, self._root = fs.FileSystem.from_uri(self.location)
             except (OSError, ValueError) as error:
-                raise UserError(f"{self.location} cannot be opened: {error}") from error
+                kind = StorageError if isinstance(error, OSError) else UserError
+                raise kind(f"{self.location} cannot be opened: {error}") from error
 
     def guard(self, before_change: Callable[[bool], None]) -> None:
         """From now on called before a file is written or removed, with whether it is to be removed; what it raises keeps

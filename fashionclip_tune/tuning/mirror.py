@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fashionclip_tune.device_time import DEVICE_TIME_FILE
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.files import write_json
 from fashionclip_tune.tuning.writer import StillOurs, Writer, register, sign_off
@@ -23,7 +24,7 @@ _EARLIER_HEADER = "header.json"  # of sweeps that earlier versions started
 _FOR_PEOPLE = ("trials.csv", "report.html", "sweep.json")
 _FOLDERS_FOR_PEOPLE = ("best/", "refit/best/")
 _EVENTS = "events.out.tfevents."
-_PER_TRIAL = ("config.json", "last_queries.npz", "bad_samples.csv", "warnings.log", "error.log")
+_PER_TRIAL = ("config.json", DEVICE_TIME_FILE, "last_queries.npz", "bad_samples.csv", "warnings.log", "error.log")
 
 
 class SweepMirror:

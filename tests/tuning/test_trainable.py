@@ -74,6 +74,7 @@ def test_what_was_taken_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "drive").mkdir()
     gone, blank = str(tmp_path / "gone"), str(tmp_path / "drive")  # of a drive that is not mounted its empty folder is there
     monkeypatch.setattr(trainable, "_LETS_GO_WITHIN_S", 0.01)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     def end_of(**overrides: str) -> tuple[str, str]:
         config = tiny_config.with_overrides({name.replace("__", "."): value for name, value in overrides.items()})

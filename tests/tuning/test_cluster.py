@@ -66,7 +66,7 @@ def test_a_lost_node_costs_its_trial_the_time_since_its_last_checkpoint(garments
         text=True,
         env=dict(os.environ),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     stages = {}
     while not (len(stages) >= 2 and min(stages.values()) >= 3):
         stages = {path.name: len(list(path.glob("evaluations/*"))) for path in (tmp_path / "it" / "trials").glob("*")}
@@ -74,7 +74,7 @@ def test_a_lost_node_costs_its_trial_the_time_since_its_last_checkpoint(garments
         assert time.monotonic() < deadline, f"both nodes must work: {stages}"
         time.sleep(0.01)
     cluster.remove_node(cluster.second, allow_graceful=False)
-    out, _ = driver.communicate(timeout=240)
+    out, _ = driver.communicate(timeout=500)
     assert driver.returncode == 0, out
     content = json.loads((tmp_path / "it" / "sweep.json").read_text())
     assert [(row["trial_id"], row["state"]) for row in content["trials"]] == [(f"{n:04d}", "COMPLETE") for n in range(3)]

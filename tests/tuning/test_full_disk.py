@@ -33,7 +33,7 @@ def run(garments: Path, *more: object) -> tuple[int, str]:
         capture_output=True,
         text=True,
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-        timeout=240,
+        timeout=500,
     )
     return done.returncode, done.stdout + done.stderr
 

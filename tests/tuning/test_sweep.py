@@ -243,7 +243,7 @@ class Driver:
 
     def wait_for(self, trials: int, evaluations: int) -> None:
         """Until so many trials were started and the last of them has so many evaluations."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             folders = sorted((self.sweep_dir / "trials").glob("*"))
             if len(folders) >= trials and len(list(folders[-1].glob("evaluations/*.json"))) >= evaluations:
@@ -258,7 +258,7 @@ class Driver:
             self.process.stdout.close()  # unread: whoever lives on may hold the other end
 
     def finish(self) -> tuple[int, str]:
-        out, _ = self.process.communicate(timeout=240)
+        out, _ = self.process.communicate(timeout=500)
         return self.process.returncode, out
 
 

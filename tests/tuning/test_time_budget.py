@@ -36,7 +36,7 @@ def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(garments, t
         [*map(str, command), *SETTINGS, RATE, "500", "--time-budget", "0.3"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
         check=False,
     )

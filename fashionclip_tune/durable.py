@@ -31,9 +31,10 @@ class DurableFolder:
 
         Raises:
             UserError: no such kind of address.
+            StorageError: what is behind it does not answer.
         """
         self.location = str(location)
-        self._before_change: Callable[[], None] = lambda: None
+        self._before_change: Callable[[bool], None] = lambda is_removal: None
         self._max_bytes: int | None = None
         self._is_local = scheme_of(self.location) is None
         if filesystem is not None:
@@ -44,10 +45,12 @@ class DurableFolder:
             try:
                 self._fs, self._root = fs.FileSystem.from_uri(self.location)
             except (OSError, ValueError) as error:
-                raise UserError(f"{self.location} cannot be opened: {error}") from error
+                kind = StorageError if isinstance(error, OSError) else UserError
+                raise kind(f"{self.location} cannot be opened: {error}") from error
 
-    def guard(self, before_change: Callable[[], None]) -> None:
-        """From now on called before a file is written or removed; what it raises keeps that from happening."""
+    def guard(self, before_change: Callable[[bool], None]) -> None:
+        """From now on called before a file is written or removed, with whether it is to be removed; what it raises keeps
+        that from happening."""
         self._before_change = before_change
 
     def keep_below(self, max_bytes: int) -> None:
@@ -119,7 +122,7 @@ class DurableFolder:
         Raises:
             StorageError: it could not be, several times over.
         """
-        self._before_change()
+        self._before_change(True)
         with suppress(FileNotFoundError):  # gone already
             self._reached(name, lambda: self._remove(self._path(name)))
 
@@ -200,7 +203,7 @@ class DurableFolder:
         path = self._path(name)
 
         def attempt() -> None:
-            self._before_change()
+            self._before_change(False)
             if self._is_local:
                 self._fs.create_dir(path.rpartition("/")[0], recursive=True)
             with self._fs.open_output_stream(path) as stream:
@@ -209,7 +212,8 @@ class DurableFolder:
         try:
             _retried(attempt)
         except OSError as error:
-            with suppress(OSError):
+            with suppress(OSError, StorageError):  # another's file of this name stays
+                self._before_change(True)
                 self._remove(path)
             raise StorageError(f"{self.location} cannot be written to ({name}: {error}): {_MAKE_ROOM}") from error
 

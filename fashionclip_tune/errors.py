@@ -8,7 +8,11 @@ class UserError(ValueError):
     """
 
 
-class StorageError(UserError):
+class UnavailableError(UserError):
+    """What a run needs is not there at the moment: data, weights, a device, room. The run is not to blame, and can go on."""
+
+
+class StorageError(UnavailableError):
     """What is to be kept cannot be written: no room, or the place is gone. What was written before stays valid."""
 
 

@@ -19,9 +19,12 @@ def write_json(path: Path, value: Any) -> None:
     unfinished.replace(path)
 
 
-def is_full(error: OSError) -> bool:
-    """Whether there was no room, on the disk or for this user."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: Exception) -> bool:
+    """Whether there was no room, on the disk or for this user; exceptions of safetensors and of our own only say so."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in numbers
+    return any(os.strerror(number) in str(error) for number in numbers)
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fashionclip_tune.cache import cache_dir
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.remote import beside, read_url
 from fashionclip_tune.shards import RemoteShard, Shard
 from fashionclip_tune.storage import Content, ShardStorage
@@ -154,7 +154,7 @@ def _shard_index(shard: Shard, storage: ShardStorage) -> TarIndex:
         _write(cached, part)
         return part
     except OSError as error:
-        raise UserError(f"shard {shard} cannot be read: {error}") from error
+        raise UnavailableError(f"shard {shard} cannot be read: {error}") from error
 
 
 def _identity(shard: Shard) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.pickled_weights import PICKLED_SUFFIXES, read_pickled_weights
 from fashionclip_tune.preprocessing import Preprocessing
 from fashionclip_tune.tiny import TINY_MODELS, TINY_PREPROCESSING, pretrained_tiny_dir, register_tiny_models
@@ -104,7 +104,7 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) 
                 network.load_state_dict(weights)
             tokenizer = _tokenizer(name, cache_dir, source)
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
-        raise UserError(_weights_message(name, pretrained, source, cache_dir, error)) from error
+        raise _weights_error(name, pretrained, source, cache_dir, error) from error
     preprocess = network.visual.preprocess_cfg
     if preprocess["resize_mode"] not in ("shortest", "squash"):
         raise UserError(f"{name}: photos resized by {preprocess['resize_mode']!r} are not supported, only shortest and squash")
@@ -174,7 +174,7 @@ def fetch_weights(config: ProjectConfig) -> None:
             open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source), cache_dir=str(cache_dir))
         _tokenizer(name, cache_dir, source)
     except Exception as error:
-        raise UserError(_weights_message(name, config.model.pretrained, source, cache_dir, error)) from error
+        raise _weights_error(name, config.model.pretrained, source, cache_dir, error) from error
 
 
 def _weights_source(name: str, pretrained: str | None) -> str | Path | None:
@@ -184,7 +184,7 @@ def _weights_source(name: str, pretrained: str | None) -> str | Path | None:
     if pretrained == "default" and name in TINY_MODELS:
         folder = pretrained_tiny_dir(name)
         if not folder.is_dir():
-            raise UserError(
+            raise UnavailableError(
                 f"the pretrained weights of {name} are not made yet: `python -m fashionclip_tune pretrain` makes them in "
                 "about a minute (model.pretrained=none starts from random weights)"
             )
@@ -197,7 +197,8 @@ def _weights_source(name: str, pretrained: str | None) -> str | Path | None:
         return pretrained
     path = Path(pretrained).expanduser().absolute()
     if not path.exists():
-        raise UserError(f"model.pretrained = {pretrained!r} is neither a file, a folder nor a tag: {_allowed_weights(name)}")
+        kind = UserError if path.name == pretrained else UnavailableError  # a tag that is none, or a place with nothing there
+        raise kind(f"model.pretrained = {pretrained!r} is neither a file, a folder nor a tag: {_allowed_weights(name)}")
     return path
 
 
@@ -229,7 +230,8 @@ def _local_model_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         local: dict[str, Any] = dict(json.loads(path.read_text())["model_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model.pretrained = {folder} is no OpenCLIP folder: {path.name} cannot be read ({error})") from error
+        kind = UnavailableError if isinstance(error, OSError) else UserError
+        raise kind(f"model.pretrained = {folder} is no OpenCLIP folder: {path.name} cannot be read ({error})") from error
     expected = open_clip.get_model_config(name)
     for key in ("embed_dim", "vision_cfg"):
         if local.get(key) != expected.get(key):
@@ -237,12 +239,14 @@ def _local_model_config(folder: Path, name: str) -> dict[str, Any]:
     return local
 
 
-def _weights_message(name: str, pretrained: str | None, source: object, cache_dir: Path, error: Exception) -> str:
+def _weights_error(name: str, pretrained: str | None, source: object, cache_dir: Path, error: Exception) -> UserError:
+    """A tag's weights, or a file, that cannot be reached; or a file of other weights."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if isinstance(source, Path):
-        return f"the weights of {name} in {source} cannot be loaded: {reason}"
+        kind = UnavailableError if isinstance(error, OSError) else UserError
+        return kind(f"the weights of {name} in {source} cannot be loaded: {reason}")
     hub = (open_clip.get_pretrained_cfg(name, str(source)) or {}).get("hf_hub") or "its download address"
-    return (
+    return UnavailableError(
         f"the weights of {name}, tag {source} (model.pretrained = {pretrained}), could not be fetched: looked in {cache_dir} "
         f"and on the hub at {hub} ({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP "
         f"folder: --set model.pretrained=/path/to/{_WEIGHTS_NAME}"

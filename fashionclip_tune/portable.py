@@ -31,7 +31,7 @@ from fashionclip_tune.checkpoint import (
 )
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.errors import StorageError, UnavailableError, UserError
 from fashionclip_tune.model import base_weights
 
 _BASE = "base"
@@ -97,7 +97,7 @@ class DurableRun:
         """Makes the newest whole state the run's newest checkpoint; False if the run's own is as new, or there is none.
 
         Raises:
-            UserError: the base weights are not those that the run started from.
+            UnavailableError: the base weights are not those that the run started from.
         """
         names = self._folder.sizes(f"{self._name}/state")
         places = sorted({name.rpartition("/")[0] for name in names if name.endswith(f"/{RECORD_NAME}")})
@@ -177,7 +177,7 @@ class DurableRun:
     def _base(self, expected: Mapping[str, str]) -> dict[str, Tensor]:
         tensors, fingerprint = base_weights(self._config)
         if fingerprint != expected["fingerprint"]:
-            raise UserError(
+            raise UnavailableError(
                 f"{self._folder.location}/{self._name} started from other weights of {expected['model']} (model.pretrained = "
                 f"{expected['weights']}, fingerprint {expected['fingerprint']}), not those here ({fingerprint}): bring them"
             )

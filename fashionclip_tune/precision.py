@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fashionclip_tune.config import Precision, ProjectConfig
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import UnavailableError
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"device = {name!r}: torch sees no GPU here; use --device cpu, or a torch build for your driver")
+        raise UnavailableError(f"device = {name!r}: torch sees no GPU here; use --device cpu, or a torch build for your driver")
     return torch.device(name)

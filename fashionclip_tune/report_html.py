@@ -34,8 +34,11 @@ def write_report(sweep_dirs: Sequence[Path], *, gallery: bool = True, on_progres
     views = [view_sweep(folder) for folder in sweep_dirs]
     path = sweep_dirs[0] / REPORT_NAME
     unfinished = path.with_name(f".{REPORT_NAME}.tmp")
-    unfinished.write_text(page(views, [_gallery(view, gallery, on_progress) for view in views]), encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(page(views, [_gallery(view, gallery, on_progress) for view in views]), encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # of a full disk
     return path
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fashionclip_tune.checkpoint import Checkpoint, newest_checkpoint
 from fashionclip_tune.config import ProjectConfig, override_paths
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import UnavailableError, UserError
 
 
 def checkpoint_to_resume(
@@ -62,7 +62,7 @@ def _check_run(checkpoint: Checkpoint, config: ProjectConfig, *, data: str, weig
     before = checkpoint.record["config"]
     check_same(before, config, checkpoint.folder)
     if checkpoint.record["fingerprint"] != config.fingerprint(data=data, weights=weights, known=before):
-        raise UserError(f"{checkpoint.folder} is of another run: its data or its first weights have changed")
+        raise UnavailableError(f"{checkpoint.folder} is of another run: its data or its first weights have changed")
 
 
 def _check_model(checkpoint: Checkpoint, network: nn.Module) -> None:

@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from fashionclip_tune.checkpoint import Checkpoint, checkpoint_bytes, save_best,
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch, copy_first_shards
 from fashionclip_tune.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
+from fashionclip_tune.device_time import DeviceTime
 from fashionclip_tune.errors import StoppedError
 from fashionclip_tune.evaluate import Metrics
 from fashionclip_tune.files import write_json
@@ -126,7 +127,7 @@ class Run:
         self._fingerprint = config.fingerprint(data=data, weights=weights)
         self._rows: list[Row] = []
         self._earlier_s = 0.0
-        self._device_s = 0.0
+        self._device_time = DeviceTime(out_dir, config.hardware.device_share)
         self._checkpoint: Path | None = None
         self._checkpoint_step = 0
         self._checkpoint_time = time.monotonic()
@@ -135,15 +136,17 @@ class Run:
         self._evaluator = RunEvaluator(config, shards, self._loaded, plan, self._trainer.free_gradients, on_phase)
         if resume_from is not None:
             network = self._trainer.network
-            if found := checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network):
+            found = checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network)
+            if found is not None:
                 self._restore(found)
+            # Checkpoints of earlier versions do not have it.
+            self._device_time.go_on(found.record.get("device_s", 0.0) if found is not None else 0.0)
 
     def _restore(self, resumed: Checkpoint) -> None:
         load_weights(self._trainer.network, resumed.weights_file)
         self._trainer.load_state_dict(resumed.training_state())
         self._rows = list(resumed.record["history"])
         self._earlier_s = resumed.record["duration_s"]
-        self._device_s = resumed.record.get("device_s", 0.0)  # checkpoints of earlier versions have none
         self._checkpoint, self._checkpoint_step = resumed.folder, resumed.step
 
     def run(self, on_eval: OnEval) -> TrainResult:
@@ -168,21 +171,21 @@ class Run:
             stack.callback(history.close)
             stack.callback(lambda: write_bad_samples(self._out_dir / "bad_samples.csv", self._bad_samples()))
             if not self._rows:
-                with self._on_device():
+                with self._device_time.counting():
                     untouched = self._evaluator.zero_shot()
                 self._rows.append(self._row(untouched, None))
             self._report(self._rows[-1], history, on_eval)
             while trainer.step < total_steps:
                 stage_steps = self._run_plan.stage_steps
                 stage_end = min(trainer.step - trainer.step % stage_steps + stage_steps, total_steps)
-                with self._on_device():
+                with self._device_time.counting():
                     stats = trainer.run_stage(batches, stage_end - trainer.step, self._on_batch, self._should_pause)
                 if stats is None:
                     self._sync()
                     if self._is_ending:
                         self._end_before_time()
                     continue
-                with trainer.averaged(), self._on_device():
+                with trainer.averaged(), self._device_time.counting():
                     metrics = self._evaluator.evaluate()
                 self._rows.append(self._row(metrics, stats))
                 self._warn_of_collapse()
@@ -226,6 +229,7 @@ class Run:
             self._end_before_time()
 
     def _should_pause(self) -> bool:
+        self._device_time.keep()
         self._on_phase("training", self._trainer.step, self._run_plan.total_steps)
         self._is_ending = self._is_ending or self._stop.received()
         return self._is_ending or self._is_sync_due()
@@ -268,16 +272,7 @@ class Run:
         }
         if stats is not None:
             row |= {name: value for name, value in vars(stats).items() if value is not None}
-        return {**row, "duration_s": self._duration_s(), "device_s": self._device_s}
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """Counts the seconds of training and evaluating, as the share of the device that they had."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._device_s += self._config.hardware.device_share * (time.perf_counter() - started)
+        return {**row, "duration_s": self._duration_s(), "device_s": self._device_time.seconds}
 
     def _duration_s(self) -> float:
         """Of all lives of the run."""
@@ -303,7 +298,7 @@ class Run:
             "model_config": self._loaded.model_config,
             "history": self._rows,
             "duration_s": self._duration_s(),
-            "device_s": self._device_s,
+            "device_s": self._device_time.seconds,
         }
 
     def _save_checkpoint(self) -> None:

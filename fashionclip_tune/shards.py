@@ -18,7 +18,7 @@ from typing import Any
 import webdataset
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.remote import SCHEMES, beside, name_of, read_url, scheme_of
 
 SPLITS = ("train", "valid", "test")
@@ -144,12 +144,12 @@ def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShar
     if isinstance(root, str):
         return _remote_dataset(root, allow_remote)
     if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist: give a folder with shards, as `prepare` writes them")
+        raise UnavailableError(f"data folder {root} does not exist: give a folder with shards, as `prepare` writes them")
     if (root / "dataset.json").is_file():
         found = _described(root / "dataset.json", (root / "dataset.json").read_bytes(), lambda name: root / name)
         for shard in (shard for split in found.values() for shard in split if isinstance(shard, Path)):
             if not shard.is_file():
-                raise UserError(
+                raise UnavailableError(
                     f"{root / 'dataset.json'} names {shard.name}, which is not there: copy it, or run `prepare` again"
                 )
         return DatasetShards(root, **found)
@@ -160,7 +160,7 @@ def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShar
     splits = {split: tuple(named.get((split, True)) or named.get((split, False)) or ()) for split in SPLITS}
     if not splits["train"] or not splits["valid"]:
         missing = "train" if not splits["train"] else "valid"
-        raise UserError(
+        raise UnavailableError(
             f"data folder {root} has no shards named {shard_name(missing, 0, augmented=False)} (or with _aug): "
             f"make them with `python -m fashionclip_tune prepare --table items.csv --images DIR --out {root}`"
         )
@@ -176,7 +176,7 @@ def _remote_dataset(root: str, allow_remote: bool) -> DatasetShards:
     try:
         content = read_url(described)
     except OSError as error:
-        raise UserError(
+        raise UnavailableError(
             f"{described} cannot be read ({error}): copy what `prepare` wrote there, or name the shards by patterns "
             "(train_shards_pattern, valid_shards_pattern)"
         ) from error
@@ -225,7 +225,9 @@ def expand_pattern(root: Path | str, pattern: str, *, allow_remote: bool = False
     missing = [path for path in paths if not path.is_file()]
     if missing:
         found = "none of its files" if len(missing) == len(paths) else f"{len(missing)} of its {len(paths)} files missing"
-        raise UserError(f"shard pattern {pattern!r} matches {found} in {root}; the first missing one is {missing[0].name}")
+        raise UnavailableError(
+            f"shard pattern {pattern!r} matches {found} in {root}; the first missing one is {missing[0].name}"
+        )
     return paths
 
 

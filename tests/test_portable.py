@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fashionclip_tune.checkpoint import newest_checkpoint
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.errors import StorageError, UnavailableError
 from fashionclip_tune.history import TIMING
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.training import train
@@ -142,7 +142,7 @@ def test_the_local_state_is_kept_where_it_is_as_new(tiny_config, tmp_path):
 def test_a_state_of_other_base_weights_is_refused(tiny_config, tmp_path):
     train_until_lost(tiny_config, tmp_path, step=4)
     other = tiny_config.with_overrides({"training.seed": 1})  # random weights of another seed
-    with pytest.raises(UserError, match=r"trials/a started from other weights of tiny-clip.*bring them"):
+    with pytest.raises(UnavailableError, match=r"trials/a started from other weights of tiny-clip.*bring them"):
         durable(tmp_path, other).fetch_state(tmp_path / "run")
 
 

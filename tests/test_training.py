@@ -24,6 +24,7 @@ from fashionclip_tune import run as run_module
 from fashionclip_tune import run_metrics as run_metrics_module
 from fashionclip_tune.checkpoint import newest_checkpoint, strip_training_state
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.device_time import known_device_s
 from fashionclip_tune.errors import DivergedError, OutOfMemoryError, StoppedError, UserError
 from fashionclip_tune.history import TIMING, read_history
 from fashionclip_tune.model import export_openclip, load_model
@@ -695,6 +696,40 @@ def test_durations_go_on_where_the_last_life_stopped(tiny_config: ProjectConfig,
     for seconds in ("duration_s", "device_s"):
         durations = [row[seconds] for row in result.history]
         assert all(earlier < later for earlier, later in pairwise(durations))
+
+
+def test_what_a_kill_threw_away_has_taken_its_time_on_the_device(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as it was kept: in the run's folder every few seconds, else in the rows that were recorded."""
+    monkeypatch.setattr("fashionclip_tune.device_time._KEPT_EVERY_S", 0.0)
+
+    def die(what: str, done: int, total: int) -> None:
+        if (what, done) == ("training", 5):
+            time.sleep(0.5)
+        if (what, done) == ("training", 6):
+            raise SystemExit
+
+    def device_s(step: int) -> float:
+        seconds = json.loads((tmp_path / "evaluations" / f"step_{step:08d}.json").read_text())["device_s"]
+        return float(seconds)
+
+    config = tiny_config.with_overrides({"training.stage_examples": 64, "training.budget_examples": 192})
+    with pytest.raises(SystemExit):
+        train(config, tmp_path, on_phase=die)
+    assert newest_step(tmp_path) == 4
+    kept_s = known_device_s(tmp_path)
+    assert kept_s > device_s(4) + 0.5
+    train(config, tmp_path, resume_from=tmp_path)
+    assert device_s(8) > kept_s
+    assert device_s(12) > device_s(8)
+
+    # On another machine, after a state of an earlier stage.
+    row = tmp_path / "evaluations" / "step_00000012.json"
+    row.write_text(json.dumps({**json.loads(row.read_text()), "device_s": 1000.0}))
+    (tmp_path / "device_time.json").write_text('{"device_s": 12')
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000012")
+    assert train(config, tmp_path, resume_from=tmp_path).metrics["device_s"] > 1000
 
 
 def test_a_second_on_half_a_device_counts_as_half_a_second_of_it(

@@ -17,7 +17,6 @@ from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.header import sweep_header
 from fashionclip_tune.tuning.hparams import HParamsTab
-from fashionclip_tune.tuning.outcome import how_to_go_on
 from fashionclip_tune.tuning.overhead import keep_overhead
 from fashionclip_tune.tuning.place import Place
 from fashionclip_tune.tuning.plan import SweepPlan
@@ -40,9 +39,8 @@ def driving(place: Place, say: Callable[[str], None], *, is_new: bool = False) -
     ``is_new``: the sweep was not there when it was planned.
     """
     with only_driver(place.run_dir):
-        if is_new and place.mirror is not None and place.mirror.is_started():
-            # With other settings, it may be: these would go on under the name, and the record, of those.
-            raise UserError(f"sweep {place.shown} was started by another machine meanwhile: give another --name, or --resume")
+        if is_new:
+            place.check_is_new()
         if (before := place.take_over()) is not None:
             say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
         yield
@@ -145,7 +143,7 @@ def drive(
         if stop.cannot_record:
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
-            raise StorageError(f"the sweep has stopped, nothing is lost: {stop.reason}\n{how_to_go_on(place)}")
+            raise StorageError(stop.reason)
         limited = disk_budget.folder if disk_budget is not None and place.mirror is None else None
         result = books.finish("FINISHED" if completed else "INTERRUPTED", limited)
         progress.show(result)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from fashionclip_tune.errors import OutOfMemoryError
+from fashionclip_tune.errors import UnavailableError
 from fashionclip_tune.memory import CONTEXT_BYTES
 from fashionclip_tune.oom import free_memory
 
@@ -21,7 +21,7 @@ def claim_gpu_share(
     Ray's ``wait_for_gpu`` waits for a card that nobody uses, which one that is shared never is.
 
     Raises:
-        OutOfMemoryError: another program holds the memory and does not give it back in ``wait_s``.
+        UnavailableError: another program holds the memory and does not give it back in ``wait_s``.
     """
     free_memory()  # of the actor's last trial
     total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
@@ -31,9 +31,9 @@ def claim_gpu_share(
     needed, waited = min(allowed, needed_bytes - CONTEXT_BYTES), 0.0
     while (free := int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())) < needed:
         if waited >= wait_s:
-            raise OutOfMemoryError(
+            raise UnavailableError(
                 f"the card has {free / 2**30:.1f} GiB free after {wait_s:.0f} s, this trial needs {needed / 2**30:.1f}: "
-                "another program holds the rest (nvidia-smi names it)"
+                "another program holds the rest (nvidia-smi names it): end it, or leave it its part with --gpu-memory-gb"
             )
         sleep(_POLL_S)
         waited += _POLL_S

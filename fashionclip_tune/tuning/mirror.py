@@ -1,26 +1,31 @@
 """A sweep's durable side: what another machine needs to go on with it, in a folder that need not be POSIX or fast.
 
 The sweep runs in a folder on local disk, as ever; this keeps, beside the runs' own states (``portable``), the journal in
-pieces (``journal/OFFSET-WRITER-HASH.jsonl``), ``header.json``, and for people copies of sweep.json, tables and ``best/``.
+pieces (``journal/OFFSET-WRITER-HASH.jsonl``), ``headers/WRITER.json``, and for people copies of sweep.json, tables and
+``best/``.
 """
 
 import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fashionclip_tune.device_time import DEVICE_TIME_FILE
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.files import write_json
 from fashionclip_tune.journal_pieces import piece_name, read_journal
+from fashionclip_tune.report import FREED
 from fashionclip_tune.tuning.writer import StillOurs, Writer, register, sign_off
 
-HEADER_NAME = "header.json"
+HEADERS = "headers"
+_EARLIER_HEADER = "header.json"  # of sweeps that earlier versions started
 _FOR_PEOPLE = ("trials.csv", "report.html", "sweep.json")
 _FOLDERS_FOR_PEOPLE = ("best/", "refit/best/")
 _EVENTS = "events.out.tfevents."
-_PER_TRIAL = ("config.json", "last_queries.npz", "bad_samples.csv", "warnings.log", "error.log")
+_PER_TRIAL = ("config.json", DEVICE_TIME_FILE, "last_queries.npz", "bad_samples.csv", "warnings.log", "error.log")
 
 
 class SweepMirror:
@@ -37,15 +42,14 @@ class SweepMirror:
 
     def is_started(self) -> bool:
         """Whether there is a sweep to go on with."""
-        try:
-            return bool(json.loads(self.folder.read(HEADER_NAME)))
-        except (FileNotFoundError, ValueError):  # none, or torn: nothing has come after it
-            return False
+        return read_header(self.folder) is not None
 
     def take_over(self) -> Writer | None:
         """Makes this process the one that writes; returns the one before it where that may be running still."""
-        self._writer, before = register(self.folder)
-        self.folder.guard(StillOurs(self.folder, self._writer.name))
+        self._writer, before = register(self.folder, self._sweep_dir)
+        still_ours = StillOurs(self.folder, self._writer.name)
+        self.folder.guard(still_ours)
+        still_ours()  # of two that start at once the earlier one may have seen nobody
         return before
 
     @property
@@ -60,11 +64,15 @@ class SweepMirror:
             sign_off(self.folder, self._writer)
 
     def start(self, header: Mapping[str, Any]) -> None:
-        """Keeps what does not change in the life of a sweep, once."""
-        if not self.is_started():
-            self.folder.put(HEADER_NAME, json.dumps(header, indent=2).encode())
-        if self._writer is None:  # a sweep that has just begun
+        """Keeps what does not change in the life of a sweep, once.
+
+        Of two machines that start a sweep of one name at the same time each leaves its own: that of the later writer holds.
+        """
+        if self._writer is None:
             self.take_over()
+        known = read_header(self.folder)
+        if known is None or known.get("created") != header.get("created"):
+            self.folder.put(f"{HEADERS}/{self.writer}.json", json.dumps(header, indent=2).encode())
 
     def restore(self) -> bool:
         """Brings the local folder to where the durable one is; False if what was there had gone another way.
@@ -72,6 +80,9 @@ class SweepMirror:
         The local folder is kept where it is of the same life of the sweep: it may know one event more than the durable
         one, if the process died between the two. Where the sweep has gone on elsewhere since, it must not be used: the
         caller removes it and calls again.
+
+        Of the time that the sweep has taken, ``elapsed_s``, and of what was freed, the durable side knows what the last copy of
+        sweep.json says; what an earlier machine did after it is not counted.
         """
         durable = read_journal(self.folder)
         local = self._journal.read_bytes() if self._journal.exists() else b""
@@ -80,13 +91,25 @@ class SweepMirror:
         self._sweep_dir.mkdir(parents=True, exist_ok=True)
         if not local:
             self._journal.write_bytes(durable)
-            header = json.loads(self.folder.read(HEADER_NAME))
-            write_json(
-                self._sweep_dir / "sweep.json", {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": [], **header}
-            )
+            header = read_header(self.folder)
+            assert header is not None, "nothing is restored of a sweep that has not begun"
+            begun: dict[str, Any] = {
+                "state": "RUNNING",
+                "best": None,
+                "zero_shot": {},
+                "trials": [],
+                **self._counted(),
+            }
+            write_json(self._sweep_dir / "sweep.json", {**begun, **header})
         self._mirrored_bytes = len(durable)
         self.fetch_evaluations()
         return True
+
+    def _counted(self) -> dict[str, float]:
+        known: dict[str, float] = {}
+        with suppress(FileNotFoundError, ValueError):  # none yet, or torn
+            known = json.loads(self.folder.read("sweep.json"))
+        return {name: known.get(name, 0) for name in ("elapsed_s", *FREED)}
 
     def append_journal(self) -> None:
         """Keeps what was added to the journal; to be called after each addition, before it takes effect."""
@@ -164,6 +187,20 @@ class SweepMirror:
             if self._published.get(name) != version:
                 self.folder.put_file(name, path)
                 self._published[name] = version
+
+
+def read_header(folder: DurableFolder, sweep: str = "") -> dict[str, Any] | None:
+    """What does not change in the life of a sweep; None where there is none, or a torn one: nothing has come after it.
+
+    Args:
+        sweep: its place in ``folder``.
+    """
+    place = f"{sweep}/" if sweep else ""
+    for name in (*sorted(folder.sizes(f"{place}{HEADERS}"), reverse=True), f"{place}{_EARLIER_HEADER}"):
+        with suppress(FileNotFoundError, ValueError):
+            header: dict[str, Any] = json.loads(folder.read(name))
+            return header
+    return None
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -1,29 +1,53 @@
 """What a person is told of a sweep when its driver ends: the ranking, the winner, how to go on, the report."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
 from fashionclip_tune.errors import StorageError
+from fashionclip_tune.files import is_full
 from fashionclip_tune.plan_against_fact import fact_lines, plan_against_fact
 from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.report import has_failed, ranked, ties_with_best
 from fashionclip_tune.report_html import write_report
 from fashionclip_tune.report_terminal import bad_sample_lines, print_lines, trials_table, winner_lines
 from fashionclip_tune.tuning.place import Place
+from fashionclip_tune.tuning.settings import SweepSettings
 
 
-def how_to_go_on(place: Place, *how: str) -> str:
-    """The command, to be copied."""
+def how_to_go_on(place: Place, settings: SweepSettings, *how: str) -> str:
+    """The command, to be copied: it goes on with these settings.
+
+    Args:
+        settings: in effect, as ``plan_sweep`` returns them.
+        how: ``--refit N``; none: ``--resume``.
+    """
     results, _, name = place.shown.rpartition("/")
-    scratch = ["--scratch", str(place.run_dir.parents[1])] if place.mirror is not None else []
-    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *scratch, *(how or ("--resume",))]
+    flags = [*(how or ("--resume",)), *settings.flags_to_go_on()]
+    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *flags]
     return f"go on with: {shlex.join(command)}"
 
 
-def print_result(result: dict[str, Any], place: Place, console: Console) -> None:
+@contextmanager
+def saying_how_to_go_on(go_on: str) -> Iterator[None]:
+    """Within: what cannot be kept, here or on the durable side, ends the sweep with a message and the command to go on with.
+
+    Raises:
+        StorageError: instead of any error that says that a disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, StorageError) and not is_full(error):
+            raise
+        said = error if isinstance(error, StorageError) else f"the disk is full ({error}): make room"
+        raise StorageError(f"the sweep has stopped, nothing is lost: {said}\n{go_on}") from error
+
+
+def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, console: Console) -> None:
     sweep_dir = place.readable
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
@@ -36,7 +60,7 @@ def print_result(result: dict[str, Any], place: Place, console: Console) -> None
     print_lines(console, bad_sample_lines(sweep_dir))
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
-        console.print(f"{why}; {how_to_go_on(place)}", highlight=False, soft_wrap=True)
+        console.print(f"{why}; {how_to_go_on(place, settings)}", highlight=False, soft_wrap=True)
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
 
 

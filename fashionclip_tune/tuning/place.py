@@ -11,8 +11,8 @@ from typing import Any
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.remote import scheme_of
-from fashionclip_tune.tuning.mirror import HEADER_NAME, SweepMirror
-from fashionclip_tune.tuning.writer import Writer
+from fashionclip_tune.tuning.mirror import HEADERS, SweepMirror, read_header
+from fashionclip_tune.tuning.writer import WRITERS, Writer
 
 _LOCK = ".lock"
 
@@ -35,9 +35,27 @@ class Place:
         """Its durable side is no folder that a person could look into."""
         return scheme_of(self.shown) is not None
 
+    def check_is_new(self) -> None:
+        """Raises UserError where a sweep has come here since it was looked for.
+
+        With other settings, it may be: these would go on under the name, and the record, of those.
+        """
+        has_begun_here = (self.run_dir / "sweep.json").is_file()
+        if has_begun_here if self.mirror is None else self.mirror.is_started():
+            raise UserError(f"sweep {self.shown} was started by another process meanwhile: give another --name, or --resume")
+        if has_begun_here:
+            raise UserError(
+                f"{self.run_dir} has a sweep of this name, of which {self.shown} knows nothing: bring that folder back (is its "
+                f"drive mounted?), give another --name, or remove {self.run_dir}"
+            )
+
     def take_over(self) -> Writer | None:
-        """Before a sweep is gone on with; returns who else may be at it still."""
-        return self.mirror.take_over() if self.mirror is not None and self.mirror.is_started() else None
+        """Before anything is written to the durable side; returns who else may be at it still.
+
+        Raises:
+            StorageError: another machine has started in the same moment, and goes on.
+        """
+        return self.mirror.take_over() if self.mirror is not None else None
 
     def let_go(self) -> None:
         if self.mirror is not None:
@@ -109,25 +127,24 @@ class Results:
         return Place(shown, run_dir, SweepMirror(DurableFolder(shown), run_dir))
 
     def _never_began(self, name: str) -> bool:
-        """It was killed before or within its first file: its lock and that file's beginning are all there can be.
+        """It was killed before or within its first files: its lock, its writer and its header's beginning are all there can be.
 
         Only asked of one of which nothing can be read.
         """
-        return all(Path(path).name.startswith(".") or path == f"{name}/{HEADER_NAME}" for path in self._folder.sizes(name))
+        first = (f"{name}/{HEADERS}/", f"{name}/{WRITERS}/")
+        return all(Path(path).name.startswith(".") or path.startswith(first) for path in self._folder.sizes(name))
 
     def _has(self, name: str) -> bool:
         return name in self._folder.folders()
 
     def _saved(self, name: str) -> dict[str, Any] | None:
         """What was written first holds; what is rewritten for people may be torn."""
-        read: dict[str, dict[str, Any]] = {}
-        for file in (HEADER_NAME, "sweep.json"):
-            with suppress(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-                read[file] = json.loads(self._folder.read(f"{name}/{file}"))
-        if not read:
+        header, record = read_header(self._folder, name), None
+        with suppress(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            record = json.loads(self._folder.read(f"{name}/sweep.json"))
+        if header is None and record is None:
             return None
-        known = {"state": "RUNNING", **read.get("sweep.json", {}), **read.get(HEADER_NAME, {})}
-        return {**known, "name": name, "two_tiers": HEADER_NAME in read}
+        return {"state": "RUNNING", **(record or {}), **(header or {}), "name": name, "two_tiers": header is not None}
 
 
 def _check_name(name: str) -> None:

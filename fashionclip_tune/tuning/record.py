@@ -7,6 +7,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.device_time import known_device_s
 from fashionclip_tune.encoding import EncodingSpeed
 from fashionclip_tune.evaluate import relative_gain
 from fashionclip_tune.files import write_json
@@ -88,7 +89,7 @@ class SweepRecord:
             "samples_per_second": last.get("samples_per_second"),
             **{name: last.get(name) for name in EncodingSpeed._fields},
             "duration_s": last.get("duration_s", 0.0),
-            "device_s": last.get("device_s", 0.0),
+            "device_s": max(last.get("device_s", 0.0), known_device_s(folder) if folder else 0.0),
             **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},
             "metrics": recalls(last),
         }

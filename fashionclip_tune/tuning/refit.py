@@ -20,6 +20,7 @@ from fashionclip_tune.report import read_sweep, refit_lines
 from fashionclip_tune.training import print_row, train
 from fashionclip_tune.tuning.disk import DiskBudget, room_within
 from fashionclip_tune.tuning.engine import DurablePlan
+from fashionclip_tune.tuning.place import Place
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.record import recalls
 from fashionclip_tune.tuning.trainable import RunSync
@@ -100,6 +101,18 @@ def check_refit(saved: Mapping[str, Any], times: int) -> None:
         raise UserError(f"--refit {times} is not allowed: at least 1")
     if saved["state"] != "FINISHED" or saved["best"] is None:
         raise UserError(f"sweep {saved['name']} has no winner yet: --refit wants a finished sweep (finish it with --resume)")
+
+
+def is_done(saved: Mapping[str, Any], place: Place, times: int) -> bool:
+    """Whether this refit was finished, on this machine or another, and its model is still there.
+
+    That it is, is recorded last (``SweepMirror.publish``). Who has moved the model away wants another one.
+    """
+    if saved.get("refit", {}).get("times") != times:
+        return False
+    if place.mirror is not None:
+        return bool(place.mirror.folder.sizes("refit/best"))
+    return (place.run_dir / "refit" / "best").is_dir()
 
 
 def _refit_config(plan: SweepPlan, settings: Mapping[str, Any], times: int) -> ProjectConfig:

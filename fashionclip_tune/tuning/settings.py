@@ -84,6 +84,22 @@ class SweepSettings:
         changes = {flag: getattr(given, flag) for flag in _MAY_CHANGE if getattr(given, flag) is not None}
         return replace(self, **changes, space=space, time_budget=given.time_budget)
 
+    def flags_to_go_on(self) -> list[str]:
+        """What is to be said again for a later run of the sweep to have these settings: what is this machine's, or this run's.
+
+        The rest is recorded with the sweep, and ``resumed`` keeps it.
+        """
+        again = {flag: getattr(self, flag) for flag in (*_MAY_CHANGE, "time_budget")}
+        if self.scratch is None:
+            del again["sync_every"]
+        if _is_file(self.space):
+            again["space"] = self.space
+        words: list[str] = []
+        for flag, value in again.items():
+            if value is not None and value is not False:
+                words += ["--" + flag.replace("_", "-"), *([] if value is True else [str(value).removesuffix(".0")])]
+        return words
+
 
 def _is_file(space: str | None) -> bool:
     return space is not None and space.endswith(".py")

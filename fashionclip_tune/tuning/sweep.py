@@ -10,15 +10,16 @@ from rich.console import Console
 from fashionclip_tune.errors import StoppedError, UserError
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
+from fashionclip_tune.report import refit_lines
 from fashionclip_tune.report_terminal import print_lines
 from fashionclip_tune.tiny import TINY_MODELS
 from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.driver import disk_budget_of, drive, driving, durable_plan, only_driver, time_budget_of
-from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, write_sweep_report
+from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, saying_how_to_go_on, write_sweep_report
 from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
-from fashionclip_tune.tuning.refit import check_refit, refit_winner
+from fashionclip_tune.tuning.refit import check_refit, is_done, refit_winner
 from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.source import copy_data
 from fashionclip_tune.tuning.time_budget import TimeBudget
@@ -70,6 +71,8 @@ def sweep(
         plan = plan_sweep(settings, say, dry_run=dry_run)
     if refit is not None:
         check_refit(saved, refit)
+        if is_done(saved, place, refit):
+            return _shown_refit(saved, place, say, dry_run=dry_run)
         if dry_run:
             return refit_winner(plan, saved, place.readable, refit, say, dry_run=True)
         return _refit(plan, saved, place, refit, say, time_budget_of(plan, place, started))
@@ -91,17 +94,28 @@ def sweep(
         if place.is_at_an_address:
             with only_driver(place.run_dir):
                 place.fetch_result()
-        print_result(saved, place, console)
+        print_result(saved, place, plan.settings, console)
         return saved
     _prepare_models(plan, say)
     if plan.settings.address is None:  # trials run here
         copy_data(plan.base)
-    with driving(place, say, is_new=found is None):
-        place.restore()
+    with driving(place, say, is_new=found is None), saying_how_to_go_on(how_to_go_on(place, plan.settings)):
+        if found is not None:
+            place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)
-        print_result(result, place, console)
+        print_result(result, place, plan.settings, console)
         write_sweep_report(place, say, finished=result["state"] == "FINISHED")
     return result
+
+
+def _shown_refit(saved: dict[str, Any], place: Place, say: Callable[[str], None], *, dry_run: bool) -> dict[str, Any] | None:
+    say("this refit is finished: nothing to train")
+    if place.is_at_an_address and not dry_run:
+        with only_driver(place.run_dir):
+            place.fetch_result()
+    for line in refit_lines(saved, place.readable):
+        say(line)
+    return None if dry_run else saved
 
 
 def _refit(
@@ -112,7 +126,7 @@ def _refit(
     say: Callable[[str], None],
     time_budget: TimeBudget | None,
 ) -> dict[str, Any]:
-    go_on = how_to_go_on(place, "--refit", str(times))
+    go_on = how_to_go_on(place, plan.settings, "--refit", str(times))
 
     def is_late() -> bool:
         return time_budget is not None and time_budget.left_s() == 0
@@ -123,7 +137,7 @@ def _refit(
             place.mirror.publish()
             say(f"      kept in {place.shown}/refit/best")
 
-    with driving(place, say):
+    with driving(place, say), saying_how_to_go_on(go_on):
         if place.mirror is not None:
             place.fetch_result()
         durable = durable_plan(plan, place, kept_at=())

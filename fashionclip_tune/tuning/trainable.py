@@ -4,16 +4,19 @@ import gc
 import json
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from ray import tune
 
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.dataset import run_shards
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StorageError, UserError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, UnavailableError
 from fashionclip_tune.files import is_full
 from fashionclip_tune.history import Row
 from fashionclip_tune.portable import DurableRun
@@ -26,6 +29,8 @@ from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopPoll
 from fashionclip_tune.tuning.study import METRIC
 from fashionclip_tune.tuning.writer import StillOurs
 
+_LETS_GO_WITHIN_S = 600.0  # who outlived its driver: the time that a large checkpoint takes on a slow disk
+
 
 def run_trial(ray_config: dict[str, Any]) -> None:
     """Starts or continues a trial in its folder and reports each evaluation.
@@ -35,12 +40,62 @@ def run_trial(ray_config: dict[str, Any]) -> None:
     """
     plan = TrialPlan.from_ray(ray_config)
     config, trial_dir = ProjectConfig.from_dict(plan.config), Path(plan.trial_dir)
+    reported = {"examples_seen": 0, METRIC: 0.0}
+    # What the actor's last trial left is freed now: its traceback held on to it until it was gone.
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()  # in a new process: what was imported stays, and searching it took 0.14 s a trial
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    stop_reason, message = "", ""
+    try:
+        with _alone_in(trial_dir):
+            _train(plan, config, trial_dir, reported)
+    except StoppedError as error:
+        stop_reason, message = INTERRUPTED, str(error)
+    except DivergedError as error:
+        stop_reason, message = "diverged", str(error)
+    except OutOfMemoryError as error:
+        stop_reason, message = "out_of_memory", str(error)
+    except Exception as error:
+        if (missing := _what_is_missing(error, config)) is not None:
+            stop_reason, message = "storage", missing
+        elif isinstance(error, BadDataError):
+            stop_reason, message = "bad_data", str(error)
+        else:
+            (trial_dir / "error.log").write_text(traceback.format_exc())
+            stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
+    if stop_reason:
+        tune.report({**reported, "stop_reason": stop_reason, "message": message})
+
+
+@contextmanager
+def _alone_in(trial_dir: Path) -> Iterator[None]:
+    """A worker may outlive its driver for seconds: its successor waits until it is gone. Warnings go to a file of the trial."""
+
+    def log_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        with open(trial_dir / "warnings.log", "a") as file:  # nobody sees a worker's own output
+            file.write(f"{message}\n")
+
     trial_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(trial_dir / ".lock").acquire(timeout=_LETS_GO_WITHIN_S)
+    except Timeout:
+        raise UnavailableError(
+            f"{trial_dir} is held by the process of an earlier run of the sweep, for {_LETS_GO_WITHIN_S / 60:.0f} minutes now: "
+            "end that one"
+        ) from None
+    with held, warnings.catch_warnings():
+        warnings.showwarning = log_warning
+        yield
+
+
+def _train(plan: TrialPlan, config: ProjectConfig, trial_dir: Path, reported: dict[str, Any]) -> None:
+    """``reported``: is to have what was reported last."""
     durable, budget_bytes = None, plan.disk_budget_bytes
     if plan.durable is not None:
         durable = RunSync(plan.durable, config, trial_dir, f"trials/{trial_dir.name}", budget_bytes)
     room_for = room_within(budget_bytes if durable is None else None, trial_dir.parents[1], trial_dir)
-    reported = {"examples_seen": 0, METRIC: 0.0}
 
     def report(row: Row) -> None:
         reported.update(row)
@@ -48,60 +103,36 @@ def run_trial(ray_config: dict[str, Any]) -> None:
             durable.keep(row)
         tune.report(dict(row))
 
-    def log_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        with open(trial_dir / "warnings.log", "a") as file:  # nobody sees a worker's own output
-            file.write(f"{message}\n")
+    if plan.share.gpu_memory_bytes is not None and plan.share.gpu_needed_bytes is not None:
+        claim_gpu_share(plan.share.gpu_memory_bytes, plan.share.gpu_needed_bytes)
+    if durable is not None:
+        durable.run.fetch_state(trial_dir)
+    train(
+        config,
+        trial_dir,
+        on_eval=report,
+        resume_from=trial_dir,
+        durable=durable.run if durable is not None else None,
+        should_stop=StopPoll(),
+        room_for=room_for,
+    )
 
-    # What the actor's last trial left is freed now: its traceback held on to it until it was gone.
-    gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()  # in a new process: what was imported stays, and searching it took 0.14 s a trial
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    # A worker may outlive its driver for seconds: its successor waits until it is gone.
-    with FileLock(trial_dir / ".lock"), warnings.catch_warnings():
-        warnings.showwarning = log_warning
-        stop_reason, message = "", ""
+
+def _what_is_missing(error: Exception, config: ProjectConfig) -> str | None:
+    """What the user is to bring back, where the trial is not to blame: it waits for it, instead of ending as failed.
+
+    Photos that cannot be read are bad ones, unless the shards themselves are gone.
+    """
+    if isinstance(error, UnavailableError):
+        return str(error)
+    if is_full(error):
+        return f"the disk is full ({error}): make room"
+    if isinstance(error, BadDataError):
         try:
-            if plan.share.gpu_memory_bytes is not None and plan.share.gpu_needed_bytes is not None:
-                claim_gpu_share(plan.share.gpu_memory_bytes, plan.share.gpu_needed_bytes)
-            if durable is not None:
-                _fetch_state(durable.run, trial_dir)
-            train(
-                config,
-                trial_dir,
-                on_eval=report,
-                resume_from=trial_dir,
-                durable=durable.run if durable is not None else None,
-                should_stop=StopPoll(),
-                room_for=room_for,
-            )
-        except StoppedError as error:
-            stop_reason, message = INTERRUPTED, str(error)
-        except DivergedError as error:
-            stop_reason, message = "diverged", str(error)
-        except BadDataError as error:
-            stop_reason, message = "bad_data", str(error)
-        except OutOfMemoryError as error:
-            stop_reason, message = "out_of_memory", str(error)
-        except StorageError as error:
-            stop_reason, message = "storage", str(error)
-        except Exception as error:
-            if isinstance(error, OSError) and is_full(error):
-                stop_reason, message = "storage", f"the disk is full ({error}): make room"
-            else:
-                (trial_dir / "error.log").write_text(traceback.format_exc())
-                stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
-        if stop_reason:
-            tune.report({**reported, "stop_reason": stop_reason, "message": message})
-
-
-def _fetch_state(run: DurableRun, trial_dir: Path) -> None:
-    """Other base weights than the state's are this machine's fault: the trial waits for them, instead of ending as failed."""
-    try:
-        run.fetch_state(trial_dir)
-    except UserError as error:
-        raise StorageError(str(error)) from error
+            run_shards(config)
+        except UnavailableError as gone:
+            return str(gone)
+    return None
 
 
 class RunSync:

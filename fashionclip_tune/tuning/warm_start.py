@@ -20,7 +20,7 @@ from fashionclip_tune.config import ProjectConfig, override_paths
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.journal_pieces import read_journal
-from fashionclip_tune.tuning.mirror import HEADER_NAME
+from fashionclip_tune.tuning.mirror import read_header
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.study import STUDY_NAME, settings, with_origin
 
@@ -54,11 +54,12 @@ def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
 
 def _about(folder: DurableFolder) -> dict[str, Any]:
     """What was fixed when the sweep was started."""
-    for name in (HEADER_NAME, "sweep.json"):
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            about: dict[str, Any] = json.loads(folder.read(name))
-            return about
-    raise UserError(f"{folder.location} is no sweep: it has no {HEADER_NAME} and no sweep.json that can be read")
+    if (header := read_header(folder)) is not None:
+        return header
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        about: dict[str, Any] = json.loads(folder.read("sweep.json"))
+        return about
+    raise UserError(f"{folder.location} is no sweep: it has no headers/ and no sweep.json that can be read")
 
 
 def _ended(folder: DurableFolder) -> list[FrozenTrial]:

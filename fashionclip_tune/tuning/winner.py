@@ -56,7 +56,11 @@ def export_whole(loaded: LoadedModel, folder: Path, limited: DurableFolder | Non
         num_bytes = sum(tensor.nbytes for tensor in loaded.network.state_dict().values())
         # The older one can be made again: its trial has its weights.
         limited.require_room(unfinished.name, num_bytes, lambda: shutil.rmtree(folder, ignore_errors=True))
-    export_openclip(loaded, unfinished)
+    try:
+        export_openclip(loaded, unfinished)
+    except Exception:  # a full disk: what is half there would only take the room that is made
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

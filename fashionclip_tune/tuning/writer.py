@@ -17,7 +17,7 @@ from pathlib import Path
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError
 
-_FOLDER = "writers"
+WRITERS = "writers"
 _LOOKED_EVERY_S = 3.0
 
 
@@ -29,43 +29,49 @@ class Writer:
     host: str
     process: int
     started: str
+    run_dir: str = ""
+    """The folder on its local disk; two on one host are two drivers. (Earlier versions did not say.)"""
 
     def __str__(self) -> str:
         return f"{self.host} (process {self.process}, started {self.started[:19].replace('T', ' ')} UTC)"
 
 
-def register(folder: DurableFolder) -> tuple[Writer, Writer | None]:
-    """This process as the writer; and the one before it, unless that has signed off or was on this machine.
+def register(folder: DurableFolder, run_dir: Path) -> tuple[Writer, Writer | None]:
+    """This process as the writer; and the one before it, unless that has signed off or ran in this very folder.
 
-    (On this machine it would have kept the lock of the sweep's folder.)
+    (There it would have kept the folder's lock.)
     """
     before = _newest(folder)
     number = 1 + (int(before.partition("-")[0]) if before else 0)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    writer = Writer(f"{number:06d}-{secrets.token_hex(4)}", platform.node(), os.getpid(), now)
-    folder.put(f"{_FOLDER}/{writer.name}.json", json.dumps(asdict(writer)).encode())
-    if before is None or folder.exists(f"{_FOLDER}/{before}.ended"):
+    writer = Writer(f"{number:06d}-{secrets.token_hex(4)}", platform.node(), os.getpid(), now, str(run_dir))
+    folder.put(f"{WRITERS}/{writer.name}.json", json.dumps(asdict(writer)).encode())
+    if before is None or folder.exists(f"{WRITERS}/{before}.ended"):
         return writer, None
     there = _read(folder, before)
-    return writer, None if there.host == writer.host else there
+    return writer, None if (there.host, there.run_dir) == (writer.host, writer.run_dir) else there
 
 
 def sign_off(folder: DurableFolder, writer: Writer) -> None:
     """Says that the process has ended; not worth a word where it cannot be said."""
     with suppress(StorageError):
-        folder.put(f"{_FOLDER}/{writer.name}.ended", b"ended\n")
+        folder.put(f"{WRITERS}/{writer.name}.ended", b"ended\n")
 
 
 class StillOurs:
-    """Called before something is written or removed; raises StorageError once a later writer is there."""
+    """Called before something is written or removed; raises StorageError once a later writer is there.
+
+    What is written is written beside what a later writer has, or again, so that a look now and then will do. What is removed
+    is gone: there it looks each time.
+    """
 
     def __init__(self, folder: DurableFolder, name: str) -> None:
         self._folder = folder
         self._name = name
         self._next_look = 0.0
 
-    def __call__(self) -> None:
-        if time.monotonic() < self._next_look:
+    def __call__(self, is_removal: bool = False) -> None:
+        if not is_removal and time.monotonic() < self._next_look:
             return
         newest = _newest(self._folder)
         if newest is not None and newest > self._name:
@@ -77,11 +83,11 @@ class StillOurs:
 
 
 def _newest(folder: DurableFolder) -> str | None:
-    return max((Path(name).stem for name in folder.sizes(_FOLDER) if name.endswith(".json")), default=None)
+    return max((Path(name).stem for name in folder.sizes(WRITERS) if name.endswith(".json")), default=None)
 
 
 def _read(folder: DurableFolder, name: str) -> Writer:
     try:
-        return Writer(**json.loads(folder.read(f"{_FOLDER}/{name}.json")))
+        return Writer(**json.loads(folder.read(f"{WRITERS}/{name}.json")))
     except (FileNotFoundError, ValueError, TypeError):  # torn
         return Writer(name, "a machine of unknown name", 0, "")

@@ -1,8 +1,12 @@
 import importlib.util
 import json
+import math
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,13 +37,19 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture
-def run_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Calls the script ``sweeps/run_sweep.py`` with arguments, in this process: (exit status, stdout, stderr)."""
+def script() -> ModuleType:
+    """``sweeps/run_sweep.py``."""
     spec = importlib.util.spec_from_file_location("run_sweep", ROOT / "sweeps" / "run_sweep.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def run_sweep(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Calls the script with arguments, in this process: (exit status, stdout, stderr)."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["run_sweep.py", *map(str, arguments)])
@@ -53,3 +63,30 @@ def run_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 def sweep_json(sweep_dir: Path) -> dict:
     return json.loads((sweep_dir / "sweep.json").read_text())
+
+
+class Disk:
+    """A file system in memory, of a size that can be changed."""
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self.folder = folder
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"a small disk needs the right to mount: {done.stderr.strip()}")
+
+    def resize(self, megabytes: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={megabytes}m", self.folder], check=True)
+
+    def leave(self, megabytes: int) -> None:
+        """So much room beside what is there."""
+        self.resize(megabytes + math.ceil(shutil.disk_usage(self.folder).used / 2**20))
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Disk]:
+    disk = Disk(tmp_path / "disk", megabytes=20)  # a checkpoint of a tiny tower has 9 to 13 MB
+    yield disk
+    subprocess.run(["umount", "--lazy", disk.folder], check=True)

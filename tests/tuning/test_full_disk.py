@@ -1,40 +1,29 @@
-"""The disk fills in the middle of a sweep: it stops with a clear message, and goes on after room was made."""
+"""The disk fills in the middle of a sweep, or at its end: it stops with a clear message, and goes on after room was made."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import sweep_json  # tests/tuning/conftest.py
+from optuna.trial import TrialState
+from rich.console import Console
+
+from fashionclip_tune import train
+from fashionclip_tune.checkpoint import strip_training_state
+from fashionclip_tune.cli import assignments
+from fashionclip_tune.tuning.engine import trial_dir
+from fashionclip_tune.tuning.header import sweep_header
+from fashionclip_tune.tuning.place import Place, Results
+from fashionclip_tune.tuning.plan import plan_sweep
+from fashionclip_tune.tuning.settings import SweepSettings
+from fashionclip_tune.tuning.study import SweepStudy
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-class Disk:
-    """A file system in memory, of a size that can be changed."""
-
-    def __init__(self, folder: Path, megabytes: int) -> None:
-        self.folder = folder
-        folder.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"a small disk needs the right to mount: {done.stderr.strip()}")
-
-    def resize(self, megabytes: int) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={megabytes}m", self.folder], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk", megabytes=20)  # a checkpoint of a tiny tower has 9 to 13 MB
-    yield disk
-    subprocess.run(["umount", "--lazy", disk.folder], check=True)
 
 
 def run(garments: Path, *more: object) -> tuple[int, str]:
@@ -49,6 +38,8 @@ def run(garments: Path, *more: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", ["one folder", "durable"])
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(garments, tmp_path, disk, tier):
     place = ["--results", disk.folder]
@@ -70,3 +61,83 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(garments, tmp_path, disk,
     assert [row["trial_id"] for row in rows] == ["0000", "0001"]
     assert {row["state"] for row in rows} <= {"COMPLETE", "PRUNED"}
     assert "otherwise" not in "".join(path.read_text() for path in disk.folder.rglob("warnings.log"))
+
+
+def all_but_the_winner(garments: Path, results: Path, scratch: Path | None) -> Place:
+    """A sweep whose one trial has ended, and whose driver was killed then; made without Ray."""
+    settings = SweepSettings(
+        data=str(garments),
+        overrides=assignments([*SETTINGS[1:4:2], "clip_model=tiny-clip"]),
+        num_trials=1,
+        budget_examples=48,
+        grace_examples=48,
+        samples_per_second=100.0,
+        scratch=None if scratch is None else str(scratch),
+    )
+    plan = plan_sweep(settings, Console(quiet=True).print)
+    place = Results(str(results)).place("it", settings.scratch)
+    place.run_dir.mkdir(parents=True)
+    header = sweep_header(plan, place)
+    if place.mirror is not None:
+        place.mirror.start(header)
+    begun = {**header, "state": "RUNNING", "best": None, "zero_shot": {}, "trials": []}
+    (place.run_dir / "sweep.json").write_text(json.dumps(begun))
+    on_append = place.mirror.append_journal if place.mirror is not None else lambda: None
+    study = SweepStudy(place.run_dir / "study.journal", seed=0, num_startup_trials=1, on_append=on_append, quota=plan.quota)
+    number, drawn = study.suggest(plan.draw)
+    folder = trial_dir(place.run_dir, number, drawn)
+    for row in train(plan.build(drawn), folder).history:
+        study.record_stage(number, row["examples_seen"], row["recall_at_10"])
+    study.end(number, TrialState.COMPLETE, "budget")
+    strip_training_state(folder)
+    return place
+
+
+@pytest.mark.parametrize("tier", ["one folder", "durable"])
+def test_a_disk_that_is_full_when_the_winner_is_written_stops_the_sweep(garments, tmp_path, disk, run_sweep, tier):
+    disk.resize(200)
+    scratch = tmp_path / "scratch" if tier == "durable" else None
+    place = all_but_the_winner(garments, disk.folder, scratch)
+    flags = ["--results", disk.folder, "--name", "it", *(["--scratch", scratch] if scratch else [])]
+    disk.leave(megabytes=1)
+    code, _, err = run_sweep(*flags, "--resume")
+    assert code == 2
+    assert err.startswith("error: the sweep has stopped, nothing is lost: ")
+    assert "make room" in err
+    assert f"go on with: python sweeps/run_sweep.py --results {disk.folder} --name it --resume " in err
+    assert err.count("\n") == 2, err
+    assert not list(disk.folder.rglob("*.tmp"))
+
+    weights = (place.run_dir / "trials").rglob("model.safetensors")
+    disk.leave(megabytes=3 + next(weights).stat().st_size // 10**6)  # for the winner, not for a report of 5 MB
+    code, out, err = run_sweep(*flags, "--resume")
+    assert code == 0, err
+    assert sweep_json(disk.folder / "it")["state"] == "FINISHED"
+    assert (disk.folder / "it" / "best" / "open_clip_model.safetensors").is_file()
+    assert "no report (" in out
+    assert f"compare.py {disk.folder / 'it'} makes it" in out
+    assert not list(disk.folder.rglob("*.tmp"))
+
+
+def test_a_disk_that_is_full_when_a_refit_is_written_stops_it(garments, disk, run_sweep, monkeypatch):
+    monkeypatch.setattr("fashionclip_tune.tuning.sweep.write_sweep_report", lambda *_, **__: None)  # seconds each time
+    disk.resize(200)
+    all_but_the_winner(garments, disk.folder, None)
+    flags = ["--results", disk.folder, "--name", "it"]
+    for more in (["--resume"], ["--refit", "1"]):
+        code, _, err = run_sweep(*flags, *more)
+        assert code == 0, err
+    # As it was before the model was written.
+    folder = disk.folder / "it"
+    shutil.rmtree(folder / "refit" / "best")
+    content = sweep_json(folder)
+    (folder / "sweep.json").write_text(json.dumps({name: value for name, value in content.items() if name != "refit"}))
+    disk.leave(megabytes=1)
+    code, _, err = run_sweep(*flags, "--refit", "1")
+    assert code == 2
+    assert "nothing is lost: the disk is full (" in err
+    assert f"go on with: python sweeps/run_sweep.py --results {disk.folder} --name it --refit 1 " in err
+    disk.resize(400)
+    code, _, err = run_sweep(*flags, "--refit", "1")
+    assert code == 0, err
+    assert sweep_json(folder)["refit"]["metrics"] == content["refit"]["metrics"]

@@ -8,11 +8,13 @@ import pytest
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.tuning.mirror import SweepMirror
+from fashionclip_tune.tuning.record import SweepRecord
 from fashionclip_tune.tuning.study import SweepStudy
 
 
 def space(trial: optuna.Trial) -> dict:
-    return {"clip_model": "tiny-clip", "training.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)}
+    rate = trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
+    return {"clip_model": "tiny-clip", "loss_function": "contrastive", "training.learning_rate": rate}
 
 
 def mirrored(tmp_path: Path, machine: str) -> tuple[SweepMirror, Path]:
@@ -114,6 +116,51 @@ def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(tmp_pa
     monkeypatch.setattr("fashionclip_tune.tuning.writer.time.monotonic", lambda: math.inf)
     with pytest.raises(StorageError, match="is written by another machine now"):
         append(other, other_dir, "this two")
+
+
+@pytest.mark.parametrize(("copy", "known_s"), [(None, 0.0), ('{"elapsed_s": 40', 0.0), ('{"elapsed_s": 40.5}', 40.5)])
+def test_the_time_of_a_lost_machine_counts_as_far_as_it_is_known(tmp_path, begun, copy, known_s):
+    if copy is not None:
+        (tmp_path / "drive" / "sweep.json").write_text(copy)
+    mirror, other_dir = mirrored(tmp_path, "second")
+    assert mirror.restore()
+    content = SweepRecord(other_dir, study(mirror, other_dir), json.loads((other_dir / "sweep.json").read_text())).write(
+        "RUNNING"
+    )
+    assert known_s < content["elapsed_s"] < known_s + 30
+
+
+@pytest.mark.parametrize("late", ["first", "second"])
+def test_of_two_that_start_one_name_at_once_one_is_the_sweep(tmp_path, monkeypatch, late):
+    """Neither saw the other when it planned; whichever writes last, settings and journal are of the same one."""
+    mirrors = {machine: mirrored(tmp_path, machine) for machine in ("first", "second")}
+    for mirror, _ in mirrors.values():
+        mirror.take_over()
+    for machine in sorted(mirrors, key=lambda machine: machine == late):
+        mirror, run_dir = mirrors[machine]
+        run_dir.mkdir()
+        mirror.start({"name": "it", "created": machine})
+        append(mirror, run_dir, f"{machine} one")
+    (lost, lost_dir), (won, won_dir) = mirrors["first"], mirrors["second"]
+    monkeypatch.setattr("fashionclip_tune.tuning.writer.time.monotonic", lambda: math.inf)  # the next look
+    append(won, won_dir, "second two")
+    with pytest.raises(StorageError, match="is written by another machine now"):
+        append(lost, lost_dir, "first two")
+    monkeypatch.undo()
+    third, third_dir = mirrored(tmp_path, "third")
+    assert third.restore()
+    assert json.loads((third_dir / "sweep.json").read_text())["created"] == "second"
+    assert (third_dir / "study.journal").read_text() == "second one\nsecond two\n"
+
+
+def test_of_two_that_register_at_once_the_earlier_one_starts_nothing(tmp_path, monkeypatch):
+    first, _ = mirrored(tmp_path, "first")
+    second, _ = mirrored(tmp_path, "second")
+    put = first.folder.put
+    monkeypatch.setattr(first.folder, "put", lambda name, content: (put(name, content), second.take_over()))
+    with pytest.raises(StorageError, match="is written by another machine now"):
+        first.take_over()
+    second.start({"created": "now"})
 
 
 def test_evaluations_come_along_but_torn_ones(tmp_path, begun):

@@ -104,6 +104,13 @@ def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(ended, tmp_path
 
     assert any("refit: 2 times the examples" in part for part in comparison([ended]) if isinstance(part, str))
     assert "refit: 2 times the examples" in (ended / "report.html").read_text()
+    # Once more, as a command that is always the same: it says where the model is, and trains and writes nothing.
+    before = {path: path.stat().st_mtime_ns for path in ended.rglob("*") if path.is_file()}
+    code, out, err = run_sweep(*flags)
+    assert (code, err) == (0, "")
+    assert "this refit is finished: nothing to train" in out
+    assert f"local-dir:{ended / 'refit' / 'best'}" in out
+    assert {path: path.stat().st_mtime_ns for path in ended.rglob("*") if path.is_file()} == before
     code, _, err = run_sweep(*flags[:-1], "3")
     assert (code, err.count("\n")) == (2, 1)
     assert "is a refit with 192 examples, not 288: move it away" in err

@@ -1,5 +1,6 @@
 """A refit of a sweep in two folders: the machine is lost in the middle of it, and another goes on."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -59,7 +60,7 @@ def settings(garments, tmp_path) -> SweepSettings:
 def test_a_refit_goes_on_on_another_machine(settings, tmp_path, monkeypatch):
     steps = []
 
-    def run(machine: str, *, lost_at: int | None) -> None:
+    def run(machine: str, *, lost_at: int | None, dry_run: bool = False) -> str:
         def show(row):
             print_row(row)
             steps.append(row["step"])
@@ -68,8 +69,10 @@ def test_a_refit_goes_on_on_another_machine(settings, tmp_path, monkeypatch):
 
         monkeypatch.setattr(refit, "print_row", show)
         here = SweepSettings(scratch=str(tmp_path / machine), sync_every=0.0)
-        common = {"resume": False, "dry_run": False, "console": Console(quiet=True), "refit": 2}
+        console = Console(file=io.StringIO(), width=400)
+        common = {"resume": False, "dry_run": dry_run, "console": console, "refit": 2}
         sweep(here, results=tmp_path / "drive", name="it", **common)
+        return console.file.getvalue()
 
     with pytest.raises(LostError):
         run("first", lost_at=6)
@@ -84,3 +87,15 @@ def test_a_refit_goes_on_on_another_machine(settings, tmp_path, monkeypatch):
     (local,) = (tmp_path / "second").glob("sweeps/*/refit/best/open_clip_model.safetensors")
     assert (drive / "best" / local.name).read_bytes() == local.read_bytes()
     assert DurableFolder(drive).sizes("state") == {}
+
+    # A third machine, which has nothing of it, and the second one: it is done, and stays as it is.
+    steps.clear()
+    sweep_dir = tmp_path / "drive" / "it"
+    before = {path: path.stat().st_mtime_ns for path in sweep_dir.rglob("*") if path.is_file()}
+    for machine in ("third", "second"):
+        assert f"local-dir:{drive / 'best'}" in run(machine, lost_at=None)
+    assert steps == []
+    assert {path: path.stat().st_mtime_ns for path in sweep_dir.rglob("*") if path.is_file()} == before
+    # Who has moved it away wants another one.
+    (drive / "best").rename(tmp_path / "moved")
+    assert "refit:    trial 0000, tiny-sig, 192 examples" in run("fourth", lost_at=None, dry_run=True)

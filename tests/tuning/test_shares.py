@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import OutOfMemoryError, UserError
+from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.machine import Machine
 from fashionclip_tune.memory import CONTEXT_BYTES
 from fashionclip_tune.tuning import gpu_share
@@ -153,7 +153,7 @@ def test_a_trial_caps_itself_waits_for_memory_and_fails_clearly(monkeypatch: pyt
     assert card.fraction == pytest.approx((8 * GB - CONTEXT_BYTES) / (16 * GB))
     assert card.waits == 2
     stuck = FakeCuda(monkeypatch, free_gb=[1])
-    with pytest.raises(OutOfMemoryError, match=r"0\.9 GiB free after 10 s.*another program"):
+    with pytest.raises(UnavailableError, match=r"0\.9 GiB free after 10 s.*another program"):
         claim_gpu_share(8 * GB, 6 * GB, wait_s=10, sleep=stuck.sleep)
     assert stuck.waits == 5
 

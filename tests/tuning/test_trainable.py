@@ -1,13 +1,25 @@
 """How a trial that fails is reported; without Ray, whose ``report`` is replaced."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+from safetensors import SafetensorError
 
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, UserError
+from fashionclip_tune.errors import (
+    BadDataError,
+    DivergedError,
+    OutOfMemoryError,
+    StoppedError,
+    StorageError,
+    UnavailableError,
+    UserError,
+)
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.tuning import trainable
 from fashionclip_tune.tuning.disk import plan_disk
@@ -22,10 +34,25 @@ from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
         (OutOfMemoryError("out of memory at step 1"), "out_of_memory", "out of memory at step 1"),
         (KeyError("surprise"), "error", "KeyError: 'surprise' (see "),
         (StoppedError("asked to end, after 3 of 9 steps"), "interrupted", "asked to end, after 3 of 9 steps"),
+        (UserError("freeze.image_blocks = 9"), "error", "UserError: freeze.image_blocks = 9 (see "),
+        (UnavailableError("no GPU here"), "storage", "no GPU here"),
+        (StorageError("the drive is full"), "storage", "the drive is full"),
+        (OSError(errno.ENOSPC, "no space"), "storage", "the disk is full ("),
+        (SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"), "storage", "the disk is full ("),
+        (
+            BadDataError(f"3 of 4: shard cannot be read ([Errno 28] {os.strerror(errno.ENOSPC)})"),
+            "storage",
+            "the disk is full (",
+        ),
     ],
 )
 def test_a_trial_reports_how_it_failed_with_its_last_row(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, stop_reason: str, message: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_config: ProjectConfig,
+    error: Exception,
+    stop_reason: str,
+    message: str,
 ) -> None:
     def train(config: ProjectConfig, out_dir: Path, *, on_eval: Any, resume_from: Path, **_: Any) -> None:
         assert out_dir == resume_from == tmp_path / "trial", "a trial goes on from its own folder, not from a copy of Ray's"
@@ -35,7 +62,7 @@ def test_a_trial_reports_how_it_failed_with_its_last_row(
     reported: list[dict[str, Any]] = []
     monkeypatch.setattr(trainable, "train", train)
     monkeypatch.setattr(trainable.tune, "report", reported.append)
-    plan = TrialPlan(3, str(tmp_path / "trial"), ProjectConfig().to_dict())
+    plan = TrialPlan(3, str(tmp_path / "trial"), tiny_config.to_dict())
     trainable.run_trial(plan.to_ray())
     row, end = reported
     assert row == {"examples_seen": 64, "recall_at_10": 0.25}
@@ -44,11 +71,50 @@ def test_a_trial_reports_how_it_failed_with_its_last_row(
     assert end["message"].startswith(message)
 
 
+def test_what_was_taken_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: ProjectConfig) -> None:
+    """As "storage" stops the sweep and records nothing: it goes on when the thing is back."""
+    (tmp_path / "drive").mkdir()
+    gone, blank = str(tmp_path / "gone"), str(tmp_path / "drive")  # of a drive that is not mounted its empty folder is there
+    monkeypatch.setattr(trainable, "_LETS_GO_WITHIN_S", 0.01)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def end_of(**overrides: str) -> tuple[str, str]:
+        config = tiny_config.with_overrides({name.replace("__", "."): value for name, value in overrides.items()})
+        reported: list[dict[str, Any]] = []
+        monkeypatch.setattr(trainable.tune, "report", reported.append)
+        trainable.run_trial(TrialPlan(3, str(tmp_path / "trial"), config.to_dict()).to_ray())
+        (end,) = reported
+        return end["stop_reason"], end["message"]
+
+    for overrides, said in (
+        ({"dataset_root": gone}, f"data folder {gone} does not exist"),
+        ({"dataset_root": blank}, "has no shards named"),
+        ({"valid_shards_pattern": "elsewhere.{0..1}.tar"}, "matches none of its files"),
+        ({"model__pretrained": f"{gone}/weights.safetensors"}, "is neither a file, a folder nor a tag"),
+        ({"model__pretrained": blank}, "open_clip_config.json cannot be read"),
+        ({"device": "cuda"}, "torch sees no GPU here"),
+    ):
+        reason, message = end_of(**overrides)
+        assert (reason, said in message) == ("storage", True), message
+    assert end_of(model__pretrained="laion9b")[0] == "error", "a wrong name is the setting's fault"
+
+    with FileLock(tmp_path / "trial" / ".lock"):
+        reason, message = end_of()
+    assert (reason, "is held by the process of an earlier run" in message) == ("storage", True)
+
+    def train(*_: Any, **__: Any) -> None:
+        raise BadDataError("3 of 4: shard cannot be read")
+
+    monkeypatch.setattr(trainable, "train", train)
+    assert end_of()[0] == "bad_data"
+    assert end_of(dataset_root=gone)[0] == "storage"
+
+
 def test_a_trial_whose_base_weights_are_not_here_waits_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As "storage" stops the sweep and records nothing; as a failure the trial would be lost, and each one after it."""
 
     def fetch_state(self: DurableRun, run_dir: Path) -> bool:
-        raise UserError("started from other weights: bring them")
+        raise UnavailableError("started from other weights: bring them")
 
     reported: list[dict[str, Any]] = []
     monkeypatch.setattr(DurableRun, "fetch_state", fetch_state)

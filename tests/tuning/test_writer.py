@@ -2,6 +2,7 @@
 
 import json
 import platform
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,9 @@ def look_each_time(monkeypatch):
     monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 0.0)
 
 
-def on(host: str, monkeypatch, folder: DurableFolder):
+def on(host: str, monkeypatch, folder: DurableFolder, run_dir: str = "/scratch/it"):
     monkeypatch.setattr(platform, "node", lambda: host)
-    return register(folder)
+    return register(folder, Path(run_dir))
 
 
 def test_the_one_before_writes_and_removes_no_more(tmp_path, monkeypatch):
@@ -39,7 +40,7 @@ def test_the_one_before_writes_and_removes_no_more(tmp_path, monkeypatch):
     assert not lost.exists("journal")
 
 
-def test_who_has_signed_off_or_was_on_this_machine_is_not_worth_a_word(tmp_path, monkeypatch):
+def test_who_has_signed_off_or_ran_in_this_folder_is_not_worth_a_word(tmp_path, monkeypatch):
     folder = DurableFolder(tmp_path)
     first, _ = on("one", monkeypatch, folder)
     second, before = on("one", monkeypatch, folder)
@@ -49,6 +50,17 @@ def test_who_has_signed_off_or_was_on_this_machine_is_not_worth_a_word(tmp_path,
     third, before = on("two", monkeypatch, folder)
     assert before is None
     assert third.name > second.name
+
+
+def test_two_scratch_folders_on_one_host_are_two_drivers(tmp_path, monkeypatch):
+    """Neither has the lock of the other's folder."""
+    folder = DurableFolder(tmp_path)
+    first, _ = on("one", monkeypatch, folder, "/scratch/it")
+    second, before = on("one", monkeypatch, folder, "/other/it")
+    assert before == first
+    early = {name: value for name, value in vars(second).items() if name != "run_dir"}  # as earlier versions wrote it
+    (tmp_path / "writers" / f"{second.name}.json").write_text(json.dumps(early))
+    assert on("one", monkeypatch, folder, "/other/it")[1].host == "one"
 
 
 def test_of_two_that_start_at_once_one_goes_on(tmp_path, monkeypatch):
@@ -84,3 +96,17 @@ def test_looks_are_rare(tmp_path, monkeypatch):
     for _ in range(100):
         check()
     assert len(looks) == 1
+
+
+def test_nothing_is_removed_on_the_word_of_an_earlier_look(tmp_path, monkeypatch):
+    """Between two looks the other machine has taken over, and it is to find the state that it goes on from."""
+    monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 1000.0)
+    overtaken = DurableFolder(tmp_path)
+    first, _ = on("one", monkeypatch, overtaken)
+    overtaken.guard(StillOurs(overtaken, first.name))
+    overtaken.put("state", b"old")
+    on("two", monkeypatch, DurableFolder(tmp_path))
+    overtaken.put("journal", b"read past")  # a later writer's pieces go before it
+    with pytest.raises(StorageError, match="is written by another machine now, two"):
+        overtaken.remove("state")
+    assert overtaken.read("state") == b"old"

@@ -1,0 +1,99 @@
+"""What is said at the end of a sweep."""
+
+import json
+import shlex
+from dataclasses import asdict, fields, replace
+
+import pytest
+from rich.console import Console
+
+from fashionclip_tune.cli import assignments
+from fashionclip_tune.tuning.outcome import how_to_go_on
+from fashionclip_tune.tuning.place import Results
+from fashionclip_tune.tuning.plan import plan_sweep
+from fashionclip_tune.tuning.settings import SweepSettings
+
+OWN = ("name", "results", "dry_run", "resume", "refit")
+FAST = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--samples-per-second", "100")
+SPACE = "def space(trial):\n    return {'clip_model': 'tiny-clip', 'training.learning_rate': trial.suggest_float('r', 0, 1)}\n"
+
+
+@pytest.fixture
+def parsed(script, monkeypatch):
+    """What ``run_sweep.py`` makes of a command line: the settings, and what it is to do with them."""
+
+    def parse(words):
+        monkeypatch.setattr("sys.argv", ["run_sweep.py", *map(str, words)])
+        arguments = vars(script.parse())
+        own = {name: arguments.pop(name) for name in OWN}
+        return SweepSettings(overrides=assignments(arguments.pop("set")), **arguments), own
+
+    return parse
+
+
+def test_the_command_that_goes_on_has_the_settings_in_effect(garments, tmp_path, monkeypatch, parsed):
+    """Of a first run, and of a later one elsewhere that says less; paths are relative and have blanks."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data").symlink_to(garments)
+    (tmp_path / "my space.py").write_text(SPACE)
+    machine = (
+        "--data",
+        "my data",
+        "--scratch",
+        "fast disk",
+        "--scratch-gb",
+        "7.5",
+        "--sync-every",
+        "3",
+        "--max-concurrent",
+        "1",
+    )
+    run = ("--disk-budget-gb", "2", "--allow-remote", "--time-budget", "0.1", "--seed", "3")
+    given, _ = parsed([*FAST, "--space", "my space.py", *machine, *run])
+    first = plan_sweep(given, Console(quiet=True).print).settings
+    recorded = SweepSettings(**json.loads(json.dumps(asdict(first))))
+    results = Results("My Drive")
+    place = results.place("it", first.scratch)
+    said = how_to_go_on(place, first)
+    assert said.startswith(
+        f"go on with: python sweeps/run_sweep.py --results {shlex.quote(str(tmp_path / 'My Drive'))} --name it --resume "
+    )
+    for part in (
+        "--max-concurrent 1",
+        "--sync-every 3 ",
+        "--allow-remote ",
+        "--time-budget 0.1",
+        f"--data '{tmp_path}/my data'",
+    ):
+        assert part in said
+
+    # Started from another folder.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again, own = parsed(shlex.split(said)[5:])
+    assert own == {"name": "it", "results": str(tmp_path / "My Drive"), "dry_run": False, "resume": True, "refit": None}
+    assert plan_sweep(recorded.resumed(again, "it"), Console(quiet=True).print).settings == first
+
+    (tmp_path / "elsewhere" / "mine.py").write_text(SPACE)
+    less, _ = parsed(["--scratch", "disk", "--space", "mine.py", "--max-concurrent", "2"])
+    later = plan_sweep(recorded.resumed(less, "it"), Console(quiet=True).print).settings
+    assert later.time_budget is None
+    monkeypatch.chdir(tmp_path)
+    again, own = parsed(shlex.split(how_to_go_on(place, later, "--refit", "2"))[5:])
+    assert (own["refit"], own["resume"]) == (2, False)
+    assert plan_sweep(recorded.resumed(again, "it"), Console(quiet=True).print).settings == later
+
+
+def test_each_setting_is_said_again_or_recorded():
+    """A new flag belongs to one of the two: what a resumed sweep would neither keep nor be told is lost."""
+    everything = SweepSettings(space="mine.py", overrides={"training.epochs": 2}, **{"data": "d", "scratch": "s"})
+    for field in fields(SweepSettings):
+        if getattr(everything, field.name) is None:
+            everything = replace(everything, **{field.name: True if field.name == "allow_remote" else "3"})
+    words = everything.flags_to_go_on()
+    said = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    kept = {field.name for field in fields(SweepSettings)} - said
+    assert kept == {
+        *("num_trials", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor", "preset"),
+        *("min_trials_per_model", "warm_start", "device", "overrides"),
+    }

@@ -93,7 +93,7 @@ def outcome(study):
     ]
 
 
-QUOTA = ModelQuota("clip_model", MODELS, 3)
+QUOTA = ModelQuota("clip_model", dict.fromkeys(MODELS, 1.0), 3)
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
@@ -141,7 +141,7 @@ def test_no_trial_is_left_running_and_no_nan_goes_on(tmp_path, scheduler):
 def test_median_decides_on_the_journal_as_the_rule_says_and_for_each_architecture_alone(tmp_path):
     """Every decision is repeated from the curves that stood in the journal before it; the weaker model is not stopped for
     being weaker."""
-    study = open_study(tmp_path, quota=ModelQuota("clip_model", MODELS, 7))
+    study = open_study(tmp_path, quota=ModelQuota("clip_model", dict.fromkeys(MODELS, 1.0), 7))
     drive(study, stopping_rule("median", stage_examples=STAGE, budget_examples=BUDGET, reduction_factor=3))
     trials = study.trials()
     by_model = {model: [t for t in trials if settings(t)["clip_model"] == model] for model in MODELS}

@@ -32,6 +32,7 @@ from search_plot import plot
 from search_table import Surrogate, cross_validate, read_table
 
 from fashionclip_tune.tuning.engine import StudyScheduler, TrialPlan
+from fashionclip_tune.tuning.plan import startup_trials
 from fashionclip_tune.tuning.quota import plan_quota
 from fashionclip_tune.tuning.space import load_space
 from fashionclip_tune.tuning.stopping_rule import stopping_rule
@@ -81,7 +82,7 @@ class OurSearch:
         self._study = study(
             folder / "study.journal",
             seed=seed,
-            num_startup_trials=num_trials if is_random else min(10, -(-num_trials // 3)),
+            num_startup_trials=num_trials if is_random else startup_trials(num_trials),
             quota=quota if has_quota and not is_random else None,
         )
         rule = stopping_rule(scheduler, stage_examples=stages[1], budget_examples=stages[-1], reduction_factor=REDUCTION_FACTOR)

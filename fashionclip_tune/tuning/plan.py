@@ -33,7 +33,7 @@ from fashionclip_tune.tuning.source import data_location, load_data
 from fashionclip_tune.tuning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
 from fashionclip_tune.tuning.stopping_rule import StoppingRule, stopping_rule
 
-_MAX_STARTUP_TRIALS = 10
+_MAX_STARTUP_TRIALS = 6
 _SYNC_EVERY_MINUTES = 15.0
 
 
@@ -115,10 +115,14 @@ class SweepPlan:
         assert self.base.training.budget_examples is not None
         return (*self.rule.rungs, self.base.training.budget_examples)
 
-    @cached_property
+    @property
     def num_startup_trials(self) -> int:
-        """Random trials before TPE takes over: a third of the sweep, at most Optuna's ten."""
-        return min(_MAX_STARTUP_TRIALS, math.ceil(self.num_trials / 3))
+        return startup_trials(self.num_trials)
+
+
+def startup_trials(num_trials: int) -> int:
+    """Random trials before TPE takes over: a third of the sweep, at most six (Optuna's ten found later: results/README.md)."""
+    return min(_MAX_STARTUP_TRIALS, math.ceil(num_trials / 3))
 
 
 def plan_sweep(
@@ -178,7 +182,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
     allotment = found.site.divide(check.configs, settings, num_trials)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     configs = [allotment.fitted(config.with_overrides(fixed)) for config in check.configs]
-    models, parameter = check.models_by_cost(), check.model_parameter
+    models, parameter = check.models(), check.model_parameter
     quota = plan_quota(settings.min_trials_per_model, parameter=parameter, models=models, num_trials=num_trials)
     rate, num_valid = settings.samples_per_second, len(found.valid)
     paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate, say=say)

@@ -14,7 +14,7 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     lines = [
         f"space:    {plan.space.name}: {'; '.join(plan.check.parameters)} (100 draws are valid configurations)",
         f"models:   {', '.join(plan.check.config_of_model)}; losses: {', '.join(plan.check.losses)}"
-        + (f"; at least {plan.quota.min_trials} trials each, {plan.quota.models[0]} first" if plan.quota else ""),
+        + (f"; at least {plan.quota.min_trials} trials each, in turns of like cost" if plan.quota else ""),
         f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"
         f" {plan.num_valid:,} to evaluate on",
         f"trials:   {plan.num_trials}, at most {plan.slots.count} side by side, on {plan.base.device}",

@@ -14,7 +14,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model_check import check_model_options
-from fashionclip_tune.model_cost import forward_flops
 from fashionclip_tune.tuning.study import DrawnPoint, Space, draw_points
 
 SPACES_DIR = Path(__file__).parents[2] / "sweeps" / "spaces"
@@ -56,13 +55,12 @@ class SpaceCheck:
     configs: tuple[ProjectConfig, ...]
     """Of all draws, as often as they were drawn."""
 
-    def models_by_cost(self) -> tuple[str, ...]:
-        """Architectures, cheapest first by ``forward_flops``; in no order where no parameter names them."""
-        models = tuple(self.config_of_model)
-        if len(models) < 2 or self.model_parameter is None:
-            return models
+    def models(self) -> tuple[str, ...]:
+        """Architectures in the order in which the space names them; in no order where no parameter names them."""
+        if self.model_parameter is None:
+            return tuple(self.config_of_model)
         named: Any = self.distributions[self.model_parameter]
-        return tuple(sorted(models, key=lambda name: (forward_flops(name), named.choices.index(name))))
+        return tuple(name for name in named.choices if name in self.config_of_model)
 
 
 def load_space(name_or_file: str) -> SearchSpace:

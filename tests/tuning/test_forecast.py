@@ -63,10 +63,10 @@ def two_models(**changes: object) -> Course:
 
 
 def test_points_and_each_models_minimum_come_before_the_samplers_choice() -> None:
-    quota = ModelQuota("clip_model", ("ViT-B-32", "ViT-B-16"), 5)
+    quota = ModelQuota("clip_model", {"ViT-B-32": 1, "ViT-B-16": 3}, 5)
     # Five of each: 900 photos at 100/s and at 10/s.
     assert forecast(two_models(quota=quota), 900, 100).hours == pytest.approx(5 * (9 + 90) / 3600)
-    one = replace(quota, min_trials=10, models=("ViT-B-32",))
+    one = replace(quota, min_trials=10, cost_of_model={"ViT-B-32": 1})
     assert forecast(two_models(quota=one), 900, 100).hours == pytest.approx(10 * 9 / 3600)
     # A point of the slow model is the first trial, and counts for its minimum.
     slow_first = two_models(quota=quota, num_points=1)
@@ -80,7 +80,7 @@ def test_points_and_each_models_minimum_come_before_the_samplers_choice() -> Non
 
 
 def test_older_trials_count_for_the_minimum_and_at_the_rungs() -> None:
-    quota = ModelQuota("clip_model", ("ViT-B-32", "ViT-B-16"), 5)
+    quota = ModelQuota("clip_model", {"ViT-B-32": 1, "ViT-B-16": 3}, 5)
     older = ("ViT-B-16",) * 5 + ("ViT-B-32",) * 4
     with_older = forecast(replace(two_models(quota=quota, older=older), num_trials=1), 900, 100)
     assert with_older.hours == pytest.approx(9 / 3600)  # the one that is lacking, though both are drawn

@@ -61,14 +61,20 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def best_row(rows: Sequence[Row]) -> Row | None:
-    """The ended trial with the highest recall_at_10 at its last evaluation."""
-    ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED")]
+    """The ended trial with the highest recall_at_10 at its last evaluation, among those that have a result."""
+    ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED") and not has_failed(row)]
     return ended[0] if ended else None
 
 
 def has_failed(row: Row) -> bool:
-    """Whether a trial ended with a mistake or for want of memory, which people are to be told."""
-    return bool(row["state"] == "FAIL" or row["stop_reason"] == "out_of_memory")
+    """Whether a trial ended without a result: with a mistake, for want of memory or diverged. People are to be told why."""
+    return bool(row["state"] == "FAIL" or row["stop_reason"] in ("diverged", "out_of_memory"))
+
+
+def failure_lines(rows: Sequence[Row]) -> list[str]:
+    """Of each trial that failed, how and why."""
+    failed = (row for row in rows if has_failed(row))
+    return [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed]
 
 
 def end_of(row: Row, sweep_state: str) -> str:

@@ -68,8 +68,7 @@ class SweepView:
 
     @property
     def failures(self) -> list[Row]:
-        """Trials that ended without a result worth ranking: failed, or diverged."""
-        return [row for row in self.content["trials"] if has_failed(row) or row["stop_reason"] == "diverged"]
+        return [row for row in self.content["trials"] if has_failed(row)]
 
     @property
     def budget_examples(self) -> int:

@@ -16,7 +16,7 @@ from fashionclip_tune.report import (
     best_row,
     compare_trials,
     end_of,
-    has_failed,
+    failure_lines,
     ranked,
     read_sweep,
     refit_lines,
@@ -143,7 +143,7 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
         parts += winner_lines(sweep, folder, ties)
         if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
             parts.append(at_equal_cost)
-        parts += [f"failed: trial {row['trial_id']}: {row['message']}" for row in sweep["trials"] if has_failed(row)]
+        parts += failure_lines(sweep["trials"])
     if len(sweeps) > 1:
         parts.append(_best_of_each(sweeps))
     return parts

@@ -12,7 +12,7 @@ from rich.console import Console
 from fashionclip_tune.config import Protocol
 from fashionclip_tune.metrics import QueryRanks
 from fashionclip_tune.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
-from fashionclip_tune.report import ties_with_best
+from fashionclip_tune.report import best_row, ties_with_best
 from fashionclip_tune.report_terminal import comparison
 
 
@@ -103,9 +103,20 @@ def test_mistakes_and_want_of_memory_are_told(tmp_path: Path) -> None:
         trial |= {"state": state, "stop_reason": reason, "message": f"why {reason}"}
     (folder / "sweep.json").write_text(json.dumps(sweep))
     text = printed(folder)
-    assert "failed: trial 0000: why error" in text
-    assert "failed: trial 0001: why out_of_memory" in text
+    assert "failed: trial 0000 (error): why error" in text
+    assert "failed: trial 0001 (out_of_memory): why out_of_memory" in text
     assert "why rung_1" not in text
+
+
+def test_a_trial_that_came_to_nothing_is_not_the_best_one() -> None:
+    """Its 0 is what the search learns from, not a result; an ended trial with 0 is one."""
+    ends = [("PRUNED", "diverged"), ("PRUNED", "out_of_memory"), ("FAIL", "error")]
+    rows = [{**row(number, 0.0, state=state), "stop_reason": reason} for number, (state, reason) in enumerate(ends)]
+    assert best_row(rows) is None
+    rows.append(row(7, 0.0))
+    best = best_row(rows)
+    assert best is not None
+    assert best["trial_id"] == "0007"
 
 
 @pytest.mark.parametrize("kept_step", [8, 10])

@@ -11,7 +11,7 @@ from fashionclip_tune.errors import StorageError
 from fashionclip_tune.files import is_full
 from fashionclip_tune.plan_against_fact import fact_lines, plan_against_fact
 from fashionclip_tune.progress_bars import progress_bar
-from fashionclip_tune.report import has_failed, ranked, ties_with_best
+from fashionclip_tune.report import failure_lines, ranked, ties_with_best
 from fashionclip_tune.report_html import write_report
 from fashionclip_tune.report_terminal import bad_sample_lines, print_lines, trials_table, winner_lines
 from fashionclip_tune.tuning.place import Place
@@ -53,8 +53,7 @@ def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, 
     ties = ties_with_best(sweep_dir, rows)
     console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
     print_lines(console, winner_lines(result, sweep_dir, ties))
-    failed = [row for row in result["trials"] if has_failed(row)]
-    print_lines(console, [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed])
+    print_lines(console, failure_lines(result["trials"]))
     if result["state"] == "FINISHED":
         print_lines(console, fact_lines(plan_against_fact(result, sweep_dir)))
     print_lines(console, bad_sample_lines(sweep_dir))

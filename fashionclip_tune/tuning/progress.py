@@ -94,7 +94,7 @@ class Progress:
         cells = [self._cells(row) for row in shown]
         widths = [max(len(text) for text in (header, *column)) for header, *column in zip(_HEADERS, *cells, strict=True)]
         room = self._console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
-        best = ranked([row for row in rows if row["examples_seen"] > 0])[:1]
+        best = ranked([row for row in rows if row["examples_seen"] > 0 and not has_failed(row)])[:1]
         below = [
             f"best so far: trial {row['trial_id']}, {row['config']['clip_model']}, {row['recall_at_10']:.4f}" for row in best
         ]

@@ -1,11 +1,19 @@
 """Rows of ``sweep.json``, from a journal and trials' folders that are made up."""
 
+import io
 import json
 
 import pytest
+from optuna.trial import TrialState
+from rich.console import Console
 
+from fashionclip_tune.report_html import write_report
+from fashionclip_tune.report_terminal import comparison
 from fashionclip_tune.tuning.engine import trial_dir
+from fashionclip_tune.tuning.outcome import print_result
+from fashionclip_tune.tuning.place import Place
 from fashionclip_tune.tuning.record import SweepRecord
+from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.study import SweepStudy
 
 SETTINGS = {"clip_model": "tiny-clip", "loss_function": "contrastive"}
@@ -27,3 +35,23 @@ def test_a_trial_has_taken_what_it_took_after_its_last_row_too(tmp_path, kept, d
         (folder / "device_time.json").write_text(kept)
     (found,) = SweepRecord(tmp_path, study, {}).rows()
     assert found["device_s"] == device_s
+
+
+def test_a_sweep_of_which_no_trial_has_a_result_says_why(tmp_path):
+    """Each has ended before its first evaluation."""
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
+    for state, reason in ((TrialState.PRUNED, "out_of_memory"), (TrialState.FAIL, "error"), (TrialState.PRUNED, "diverged")):
+        number, _ = study.suggest(lambda trial: SETTINGS)
+        study.end(number, state, reason, f"so it ended: {reason}")
+    result = SweepRecord(tmp_path, study, {"name": "it", "seed": 0}).write("FINISHED")
+    assert result["best"] is None
+    written = io.StringIO()
+    console = Console(file=written, width=200)
+    print_result(result, Place(str(tmp_path), tmp_path, None), SweepSettings(), console)
+    for part in comparison([tmp_path]):
+        console.print(part)
+    assert written.getvalue().count("no trial has ended with a result") == 2
+    page = write_report([tmp_path], gallery=False).read_text()
+    for number, reason in enumerate(("out_of_memory", "error", "diverged")):
+        assert written.getvalue().count(f"failed: trial {number:04d} ({reason}): so it ended: {reason}") == 2
+        assert f"so it ended: {reason}" in page

@@ -3,7 +3,9 @@
 import errno
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +25,12 @@ from fashionclip_tune.errors import (
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.tuning import trainable
 from fashionclip_tune.tuning.disk import plan_disk
-from fashionclip_tune.tuning.engine import DurablePlan, TrialPlan
+from fashionclip_tune.tuning.engine import DurablePlan, StudyScheduler, StudySearcher, TrialPlan
+from fashionclip_tune.tuning.gpu_share import claim_gpu_share
+from fashionclip_tune.tuning.resources import Share
+from fashionclip_tune.tuning.stop_signal import StopSignal
+from fashionclip_tune.tuning.stopping_rule import NO_STOPPING
+from fashionclip_tune.tuning.study import SweepStudy
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,39 @@ def test_what_was_taken_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(trainable, "train", train)
     assert end_of()[0] == "bad_data"
     assert end_of(dataset_root=gone)[0] == "storage"
+
+
+def test_a_trial_on_a_card_that_another_program_fills_stays_unfinished(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: ProjectConfig
+) -> None:
+    """Its claim fails within the trial; the driver records no end and stops the sweep, which goes on when the card is free."""
+    gib = 2**30
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=16 * gib))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda fraction: None)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (gib, 16 * gib))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
+    monkeypatch.setattr(trainable, "claim_gpu_share", partial(claim_gpu_share, wait_s=0))
+    monkeypatch.setattr(trainable, "train", lambda *_, **__: pytest.fail("it has no memory"))
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainable.tune, "report", reported.append)
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
+    stop, share = StopSignal(), Share(0.5, 1.0, gpu_memory_bytes=8 * gib, gpu_needed_bytes=6 * gib)
+    searcher = StudySearcher(
+        *(study, lambda trial: {"clip_model": "tiny-clip", "loss_function": "contrastive"}, tiny_config.with_overrides),
+        **{"sweep_dir": tmp_path, "num_trials": 2, "max_concurrent": 1, "share_of": lambda config: share, "stop": stop},
+    )
+    plan = searcher.suggest("a")
+    assert plan is not None
+    trainable.run_trial(plan)
+    (end,) = reported
+    assert (end["stop_reason"], "another program holds the rest" in end["message"]) == ("storage", True)
+
+    StudyScheduler(study, NO_STOPPING, stop).on_trial_result(None, SimpleNamespace(config=plan), end)
+    searcher.on_trial_complete("a")
+    assert searcher.suggest("b") == "FINISHED"
+    assert study.unfinished() == [0]
+    assert stop.reason == end["message"]
 
 
 def test_a_trial_whose_base_weights_are_not_here_waits_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

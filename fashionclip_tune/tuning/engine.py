@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import StorageError
+from fashionclip_tune.tuning.common_failure import common_failure
 from fashionclip_tune.tuning.disk import DiskBudget
 from fashionclip_tune.tuning.resources import Share
 from fashionclip_tune.tuning.stop_signal import INTERRUPTED, StopSignal
@@ -112,6 +113,7 @@ class StudySearcher(_NotPickled, Searcher):
         self._num_trials = num_trials
         self._max_concurrent = max_concurrent
         self._to_continue = study.unfinished()
+        self._ended_before = {trial.number for trial in study.trials()} - set(self._to_continue)
         self._running: dict[str, int] = {}
         self._gpus: dict[str, float] = {}
 
@@ -153,12 +155,15 @@ class StudySearcher(_NotPickled, Searcher):
         return not self._stop.received and (self._time_budget is None or self._time_budget.may_start(model))
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
-        while self._to_continue:
-            number = self._to_continue.pop(0)
-            if (settings := self._study.settings(number, self._space)) is not None:
-                return number, settings
-        while len(self._study.trials()) < self._num_trials:
-            number, settings = self._study.suggest(self._space)
+        while self._to_continue or len(self._study.trials()) < self._num_trials:
+            if (fault := common_failure(self._study.trials(), self._ended_before)) is not None:
+                self._stop.ask(fault)
+                break
+            if self._to_continue:
+                number = self._to_continue.pop(0)
+                settings = self._study.settings(number, self._space)
+            else:
+                number, settings = self._study.suggest(self._space)
             if settings is not None:  # else that trial has failed: the space raised, or drew no configuration
                 return number, settings
         return -1, None

@@ -15,6 +15,7 @@ from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.tuning.disk import DiskBudget, DiskPlan, ModelBytes
 from fashionclip_tune.tuning.engine import StudyScheduler, StudySearcher, TrialPlan
 from fashionclip_tune.tuning.quota import ModelQuota
+from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.stopping_rule import NO_STOPPING, AshaRule, stopping_rule
 from fashionclip_tune.tuning.study import SweepStudy, message, settings, stop_reason
 
@@ -49,8 +50,14 @@ def open_study(folder, **changed):
     return SweepStudy(folder / "study.journal", **{"seed": 5, "num_startup_trials": 4, **changed})
 
 
-def drive(study, rule, *, num_trials=14, max_concurrent=1, values=value_at, order=None):
-    """Runs a sweep to its end, as Ray would; a trial that goes on reports its last stage again."""
+def drive(
+    study, rule, *, num_trials=14, max_concurrent=1, values=value_at, order=None, error_of=lambda config: None, stop=None
+):
+    """Runs a sweep to its end, as Ray would; a trial that goes on reports its last stage again.
+
+    ``error_of`` says of a configuration with which message it fails at once, if at all.
+    """
+    stop = stop or StopSignal()
     searcher = StudySearcher(
         study,
         space,
@@ -58,8 +65,9 @@ def drive(study, rule, *, num_trials=14, max_concurrent=1, values=value_at, orde
         sweep_dir=Path("sweep"),
         num_trials=num_trials,
         max_concurrent=max_concurrent,
+        stop=stop,
     )
-    scheduler = StudyScheduler(study, rule)
+    scheduler = StudyScheduler(study, rule, stop)
     names, running, asking = itertools.count(), {}, True
     while asking or running:
         if asking and len(running) < max_concurrent:
@@ -78,6 +86,8 @@ def drive(study, rule, *, num_trials=14, max_concurrent=1, values=value_at, orde
         if stage is not None:
             plan = TrialPlan.from_ray(trial.config)
             result = {"examples_seen": stage, "recall_at_10": values(plan.config, stage)}
+            if (error := error_of(plan.config)) is not None:
+                result = {"examples_seen": 0, "recall_at_10": 0.0, "stop_reason": "error", "message": error}
             if scheduler.on_trial_result(None, trial, result) == "CONTINUE":
                 continue
         del running[name]
@@ -201,6 +211,72 @@ def test_how_a_trial_that_fails_is_told(tmp_path, reason, state, value):
     (trial,) = open_study(tmp_path).trials()
     assert (trial.state, trial.value, stop_reason(trial), message(trial)) == (state, value, reason, "why")
     assert open_study(tmp_path).unfinished() == []
+
+
+def reasons(study):
+    return [stop_reason(trial) for trial in study.trials()]
+
+
+@pytest.mark.parametrize("max_concurrent", [1, 2])
+def test_a_fault_of_the_machine_does_not_burn_all_trials(tmp_path, max_concurrent):
+    """It is told from a setting by its having hit both models. The next life tries one; once it is mended, the rest."""
+    broken, study = StopSignal(), open_study(tmp_path, quota=ModelQuota("clip_model", dict.fromkeys(MODELS, 1.0), 2))
+    numbers = itertools.count()
+    error = lambda config: f"RuntimeError: no kernel (see trial {next(numbers)}/error.log)"  # noqa: E731
+    drive(study, NO_STOPPING, max_concurrent=max_concurrent, error_of=error, stop=broken)
+    num_lost = len(study.trials())
+    assert 3 <= num_lost <= 3 + max_concurrent - 1
+    assert set(reasons(study)) == {"error"}
+    assert broken.received
+    assert "trials to end failed the same way before they had trained a stage, whatever their settings: RuntimeError: no " in (
+        broken.reason or ""
+    )
+
+    again = StopSignal()
+    drive(open_study(tmp_path), NO_STOPPING, max_concurrent=max_concurrent, error_of=error, stop=again)
+    assert again.received
+    assert num_lost < len(open_study(tmp_path).trials()) <= num_lost + max_concurrent
+
+    mended, study = StopSignal(), open_study(tmp_path)
+    drive(study, NO_STOPPING, max_concurrent=max_concurrent, stop=mended)
+    assert not mended.received
+    assert len(study.trials()) == 14
+    assert study.unfinished() == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_choice_that_always_fails_costs_its_trials_only(tmp_path, seed):
+    """Even where it has the first six, by its quota."""
+    quota = ModelQuota("clip_model", {"tiny-sig": 1.0, "tiny-clip": 100.0}, 6)
+    study, stop = open_study(tmp_path, seed=seed, quota=quota), StopSignal()
+    error = lambda config: "ValueError: no such weights" if config["clip_model"] == "tiny-sig" else None  # noqa: E731
+    drive(study, NO_STOPPING, error_of=error, stop=stop)
+    assert not stop.received
+    assert reasons(study)[:6] == ["error"] * 6
+    assert len(study.trials()) == 14
+    assert all((settings(t)["clip_model"] == "tiny-sig") == (stop_reason(t) == "error") for t in study.trials())
+
+
+def test_faults_that_differ_or_come_between_trials_that_train_do_not_end_a_sweep(tmp_path):
+    numbers = itertools.count()
+    kinds = ("ValueError: a", "ValueError: b", "KeyError: c", None)
+    study, stop = open_study(tmp_path), StopSignal()
+    values = lambda config, seen: 0.5  # noqa: E731
+    drive(study, stopping_rule("none", stage_examples=BUDGET, budget_examples=BUDGET, reduction_factor=3),
+          values=values, error_of=lambda config: kinds[next(numbers) % 4], stop=stop)  # fmt: skip
+    assert not stop.received
+    assert len(study.trials()) == 14
+
+
+def test_a_space_that_always_raises_ends_a_sweep_early(tmp_path):
+    study, stop = open_study(tmp_path), StopSignal()
+    searcher = StudySearcher(
+        *(study, lambda trial: {}["missing"], ProjectConfig().with_overrides),
+        **{"sweep_dir": tmp_path, "num_trials": 14, "max_concurrent": 1, "stop": stop},
+    )
+    assert searcher.suggest("a") == "FINISHED"
+    assert len(study.trials()) == 3
+    assert "KeyError: 'missing'" in (stop.reason or "")
 
 
 def test_a_trial_waits_for_disk_until_it_would_be_alone(tmp_path):

@@ -1,6 +1,7 @@
 """One fault of the machine would burn a whole sweep: each trial ends within seconds, and no setting is to blame."""
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from itertools import takewhile
 
 from optuna.distributions import CategoricalDistribution
@@ -21,8 +22,8 @@ def common_failure(trials: Sequence[FrozenTrial], ended_before: Collection[int] 
         trials: of one sweep, as its journal has them.
         ended_before: numbers of those that had ended when this life of the sweep began: it tries one at least.
     """
-    ended = [trial for trial in trials if trial.state.is_finished() and trial.datetime_complete is not None]
-    ended.sort(key=lambda trial: trial.datetime_complete or trial.datetime_start, reverse=True)
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    ended.sort(key=lambda trial: trial.datetime_complete or datetime.min, reverse=True)
     row = list(takewhile(lambda trial: _untrained_failure(trial) == _untrained_failure(ended[0]) is not None, ended))
     if len(row) < _IN_A_ROW or all(trial.number in ended_before for trial in row) or _have_a_choice_in_common(row, trials):
         return None

@@ -42,8 +42,8 @@ def user_errors() -> Iterator[None]:
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(_SIGTERM_STATUS)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)
 
 

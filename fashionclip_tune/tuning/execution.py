@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -219,10 +220,12 @@ def _connected(slots: Slots, address: str | None) -> Iterator[None]:
     os.environ.update(settings)
     started = not ray.is_initialized()
     if started:
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if address is None:
             ray.init(address="local", **here, **common)  # its processes inherit the environment
         else:
             ray.init(address=address, runtime_env={"env_vars": settings}, **common)
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place, which ends this process without a word
     try:
         with _ended_with_ray() if started and address is None else nullcontext():
             yield

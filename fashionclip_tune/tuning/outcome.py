@@ -1,6 +1,7 @@
 """What a person is told of a sweep when its driver ends: the ranking, the winner, how to go on, the report."""
 
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,18 +34,24 @@ def how_to_go_on(place: Place, settings: SweepSettings, *how: str) -> str:
 
 @contextmanager
 def saying_how_to_go_on(go_on: str) -> Iterator[None]:
-    """Within: what cannot be kept, here or on the durable side, ends the sweep with a message and the command to go on with.
+    """Within: a signal, or what cannot be kept here or on the durable side, ends the sweep with the command to go on with.
 
     Raises:
         StorageError: instead of any error that says that a disk is full.
+        KeyboardInterrupt: with the command, for Ctrl-C and for SIGTERM.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
+    except (KeyboardInterrupt, SystemExit) as error:  # while Ray starts, SIGTERM is a SystemExit of its own
+        raise KeyboardInterrupt(go_on) from error
     except Exception as error:
         if not isinstance(error, StorageError) and not is_full(error):
             raise
         said = error if isinstance(error, StorageError) else f"the disk is full ({error}): make room"
         raise StorageError(f"the sweep has stopped, nothing is lost: {said}\n{go_on}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, console: Console) -> None:
@@ -65,12 +72,16 @@ def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, 
 
 def write_sweep_report(place: Place, say: Callable[[str], None], *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
+    make_it = f"python sweeps/compare.py {place.readable} makes it"
     try:
         with progress_bar("encoding photos for the report's gallery") as on_progress:
             path = write_report([place.run_dir], gallery=finished, on_progress=on_progress)
         if place.mirror is not None:
             place.mirror.publish()
     except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there
-        say(f"no report ({error}); python sweeps/compare.py {place.readable} makes it")
+        say(f"no report ({error}); {make_it}")
+    except KeyboardInterrupt:
+        say(f"no report yet; {make_it}")
+        raise
     else:
         say(f"report: {place.readable / path.name}")

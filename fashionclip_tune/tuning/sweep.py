@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,12 @@ def sweep(
                 place.fetch_result()
         print_result(saved, place, plan.settings, console)
         return saved
-    _prepare_models(plan, say)
-    if plan.settings.address is None:  # trials run here
-        copy_data(plan.base)
-    with driving(place, say, is_new=found is None), saying_how_to_go_on(how_to_go_on(place, plan.settings)):
+    go_on = how_to_go_on(place, plan.settings)
+    with saying_how_to_go_on(go_on) if found is not None else nullcontext():
+        _prepare_models(plan, say)
+        if plan.settings.address is None:  # trials run here
+            copy_data(plan.base)
+    with driving(place, say, is_new=found is None), saying_how_to_go_on(go_on):
         if found is not None:
             place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)

@@ -1,16 +1,22 @@
 """What is said at the end of a sweep."""
 
 import json
+import os
 import shlex
+import signal
+import sys
+import time
 from dataclasses import asdict, fields, replace
 
 import pytest
 from rich.console import Console
 
 from fashionclip_tune.cli import assignments
+from fashionclip_tune.tuning import execution
 from fashionclip_tune.tuning.outcome import how_to_go_on
 from fashionclip_tune.tuning.place import Results
 from fashionclip_tune.tuning.plan import plan_sweep
+from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.settings import SweepSettings
 
 OWN = ("name", "results", "dry_run", "resume", "refit")
@@ -97,3 +103,48 @@ def test_each_setting_is_said_again_or_recorded():
         *("num_trials", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor", "preset"),
         *("min_trials_per_model", "warm_start", "device", "overrides"),
     }
+
+
+def interrupted_in(monkeypatch, where, number):
+    """At this function, which then goes on for a while."""
+
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        pytest.fail("the signal did nothing")
+
+    monkeypatch.setattr(where, interrupt)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "where",
+    ["tuning.driver.SweepStudy", "tuning.execution.ray.init", "tuning.driver.export_best", "tuning.outcome.write_report"],
+)
+def test_a_signal_at_any_moment_says_how_to_go_on(garments, tmp_path, monkeypatch, run_sweep, where, number):
+    """Before Ray is there, while it starts, and after it is gone; the trials themselves are left out."""
+    before = signal.getsignal(signal.SIGTERM)
+    if "ray" in where:
+        monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.is_initialized", lambda: False)
+    else:
+        monkeypatch.setattr("fashionclip_tune.tuning.driver.run_trials", lambda *_, **__: True)
+    interrupted_in(monkeypatch, f"fashionclip_tune.{where}", number)
+    code, out, err = run_sweep("--data", garments, "--results", tmp_path, "--name", "it", "--device", "cpu", *FAST)
+    assert code == 130
+    assert err.count("\n") == 1
+    assert err.startswith(f"interrupted; go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --resume ")
+    assert ("no report yet; python sweeps/compare.py" in out) == where.endswith("write_report")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ray_leaves_sigterm_to_the_sweep(monkeypatch):
+    """In ``ray.init`` it puts a handler of its own in place, for good."""
+    monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.is_initialized", lambda: False)
+    monkeypatch.setattr(
+        "fashionclip_tune.tuning.execution.ray.init",
+        lambda **_: signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number)),
+    )
+    monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.shutdown", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with execution._connected(Slots(1, 1, 0), "somewhere"):
+        assert signal.getsignal(signal.SIGTERM) is before

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fashionclip_tune.errors import StorageError, UserError
-from fashionclip_tune.files import sync_folder, write_json
+from fashionclip_tune.files import give_usual_mode, sync_folder, write_json
 
 _VERSION = 3
 _KEPT = 2
@@ -103,6 +103,7 @@ def _write_whole(
     _require_room(unfinished, num_bytes)
     try:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, unfinished / WEIGHTS_NAME)
+        give_usual_mode(unfinished / WEIGHTS_NAME)
         if training_state is not None:
             torch.save(dict(training_state), unfinished / STATE_NAME)
         hashes = {name: _synced_hash(unfinished / name) for name in names}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Lets others read a file as the umask says: safetensors leaves it to its owner alone."""
+    umask = os.umask(0o077)  # only by setting one is it told
+    os.umask(umask)
+    with suppress(OSError):  # some mounts have modes of their own
+        path.chmod(0o666 & ~umask)
 
 
 def is_full(error: Exception) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
 from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.files import give_usual_mode
 from fashionclip_tune.pickled_weights import PICKLED_SUFFIXES, read_pickled_weights
 from fashionclip_tune.preprocessing import Preprocessing
 from fashionclip_tune.tiny import TINY_MODELS, TINY_PREPROCESSING, pretrained_tiny_dir, register_tiny_models
@@ -272,6 +273,7 @@ def export_openclip(loaded: LoadedModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in loaded.network.state_dict().items()}
     save_file(weights, folder / _WEIGHTS_NAME)
+    give_usual_mode(folder / _WEIGHTS_NAME)
     preprocess = {key: value for key, value in asdict(loaded.preprocessing).items() if key != "size"}
     described = {"model_cfg": loaded.model_config, "preprocess_cfg": preprocess}
     (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")

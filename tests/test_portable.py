@@ -1,5 +1,6 @@
 """A state that went over a durable folder to another machine is the state that was saved there."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,27 @@ from fashionclip_tune.checkpoint import newest_checkpoint
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError, UnavailableError
 from fashionclip_tune.history import TIMING
+from fashionclip_tune.model import export_openclip, load_model
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.training import train
 
 
 def untimed(row: dict) -> dict:
     return {name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")}
+
+
+def test_every_file_of_a_run_has_the_mode_that_the_umask_says(tiny_config, tmp_path):
+    """Of the model that is handed on, of a checkpoint, and of what lies on the drive."""
+    before = os.umask(0o027)
+    try:
+        train(tiny_config.with_overrides({"training.epochs": 1}), tmp_path / "run", durable=durable(tmp_path, tiny_config))
+        durable(tmp_path, tiny_config).put_weights(newest_checkpoint(tmp_path / "run")[0].weights_file.parent)
+        export_openclip(load_model(tiny_config), tmp_path / "best")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert sum(path.suffix == ".safetensors" for path in files) >= 4
+    assert {str(path): oct(path.stat().st_mode & 0o777) for path in files} == {str(path): "0o640" for path in files}
 
 
 class LostError(Exception):

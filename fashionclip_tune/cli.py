@@ -4,6 +4,7 @@ Sweeps are started by ``sweeps/run_sweep.py``.
 """
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,17 @@ from fashionclip_tune.progress_bars import phase_bars, progress_bar
 
 _SHOWN_BAD = 20
 _SIGTERM_STATUS = 143  # as a shell reports a process that SIGTERM ended
+
+
+def finite(text: str) -> float:
+    """The value of a flag: no NaN, which every comparison lets pass, and nothing infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number expected")
+    return value
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,8 +107,8 @@ def _add_prepare(commands: Any) -> None:
     )
     for purpose in ("caption", "id", "category", "split", "group"):
         parser.add_argument(f"--{purpose}-column", metavar="NAME", help="default: guessed by its name")
-    parser.add_argument("--valid-share", type=float, default=0.1, help="where nothing says the split (default: %(default)s)")
-    parser.add_argument("--test-share", type=float, default=0.1, help="likewise (default: %(default)s)")
+    parser.add_argument("--valid-share", type=finite, default=0.1, help="where nothing says the split (default: %(default)s)")
+    parser.add_argument("--test-share", type=finite, default=0.1, help="likewise (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--size", type=int, default=288, help="pixels of a photo's short side; smaller ones stay (default: %(default)s)"
@@ -179,7 +191,7 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
         "--allow-remote", action="store_true", default=None, help="read https://, s3://, gs:// and pipe: (runs commands)"
     )
     parser.add_argument("--scratch", metavar="DIR", help="copy shards to this fast local folder ahead of use")
-    parser.add_argument("--scratch-gb", type=float, metavar="G", help="for all copies together (default: 20)")
+    parser.add_argument("--scratch-gb", type=finite, metavar="G", help="for all copies together (default: 20)")
 
 
 def _reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 #!/usr/bin/env python
 """Ranks the trials of one or more sweeps, names the best, and writes report.html into the first one's folder."""
 
-import argparse
 from pathlib import Path
 
-from fashionclip_tune.cli import user_errors
+from fashionclip_tune.cli import Parser, user_errors
 from fashionclip_tune.progress_bars import progress_bar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("sweeps", nargs="+", type=Path, metavar="RESULTS/NAME", help="folders of sweeps, running ones included")
     add("--table", choices=("markdown", "latex", "csv"), help="print the ranking in this form only, for a paper")

@@ -5,7 +5,7 @@ import argparse
 import sys
 from typing import Any
 
-from fashionclip_tune.cli import Parser, add_reading_flags, assignments, user_errors
+from fashionclip_tune.cli import Parser, add_reading_flags, assignments, finite, user_errors
 from fashionclip_tune.doctor_command import refuse_problems
 
 
@@ -20,7 +20,7 @@ def parse() -> argparse.Namespace:
     )
     add("--name", help="the sweep's folder in --results (default: the next free one)")
     add("--results", default="results", metavar="DIR", help="folder of all sweeps, or s3://... (default: %(default)s)")
-    add("--num-trials", type=int, metavar="N", help="default: 16")
+    add("--num-trials", type=int, metavar="N", help="default: 16, or as many as the space has settings")
     add("--max-concurrent", type=int, metavar="N", help="trials side by side (default: a core each, or what the GPU takes)")
     add("--seed", type=int, metavar="N", help="default: 0")
     add("--budget-examples", type=int, metavar="N", help="photos that a trial trains on (default: the space's epochs)")
@@ -29,21 +29,21 @@ def parse() -> argparse.Namespace:
     add("--reduction-factor", type=int, metavar="N", help="one in N goes on at a rung (default: 3)")
     add("--min-trials-per-model", type=int, metavar="N", help="before the search chooses (default: 6, or half of the trials)")
     add("--warm-start", metavar="DIR", help="an older sweep's folder, or s3://...: its ended trials inform this one")
-    add("--gpus-per-trial", type=float, metavar="F", help="share of a GPU (default: by the memory that a trial needs)")
-    add("--gpu-memory-gb", type=float, metavar="G", help="of a card, at most; a dry run plans for such a card anywhere")
+    add("--gpus-per-trial", type=finite, metavar="F", help="share of a GPU (default: by the memory that a trial needs)")
+    add("--gpu-memory-gb", type=finite, metavar="G", help="of a card, at most; a dry run plans for such a card anywhere")
     add("--preset", metavar="NAME", help="quick, evening or night on a T4: trials and rungs that no flag gives")
-    add("--time-budget", type=float, metavar="MIN", help="of this run: ten minutes before its end all is kept; then --resume")
-    add("--samples-per-second", type=float, metavar="N", help="a trial's training rate (default: measured or estimated)")
+    add("--time-budget", type=finite, metavar="MIN", help="of this run: ten minutes before its end all is kept; then --resume")
+    add("--samples-per-second", type=finite, metavar="N", help="a trial's training rate (default: measured or estimated)")
     add("--device", help="auto, cpu or cuda (default: auto)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="fix a setting for all trials, e.g. training.epochs=2")
     add_reading_flags(parser)
     add(
         "--sync-every",
-        type=float,
+        type=finite,
         metavar="MIN",
         help="with --scratch: what a lost machine costs at most (default: 15)",
     )
-    add("--disk-budget-gb", type=float, metavar="G", help="of the sweep's folder in --results (default: no limit)")
+    add("--disk-budget-gb", type=finite, metavar="G", help="of the sweep's folder in --results (default: no limit)")
     add(
         "--address",
         metavar="ADDR",

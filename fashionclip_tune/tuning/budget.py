@@ -6,12 +6,13 @@ from fashionclip_tune.errors import UserError
 
 
 def plan_budget(
-    budget: int | None, stage: int | None, *, epochs: int, batch_sizes: tuple[int, ...], num_train: int, reduction_factor: int
+    budget: int | None, stage: int | None, *, examples: int, batch_sizes: tuple[int, ...], reduction_factor: int
 ) -> tuple[int, int]:
     """Examples of a trial and of a stage, which is also the first rung: multiples of every batch size in the space.
 
     Args:
         budget, stage: as given by flags, or None.
+        examples: of a trial, about, where no flag says it.
 
     Raises:
         UserError: they do not fit each other or the batch sizes; says what would.
@@ -26,14 +27,14 @@ def plan_budget(
                 f"{flag} {value} is not allowed: a multiple of {unit} (every batch size in the space), say {nearest}"
             )
     if stage is None:
-        wanted = budget if budget is not None else epochs * num_train
+        wanted = budget if budget is not None else examples
         stage = max(1, round(wanted / stages / unit)) * unit
         if budget is not None:
             stage = _divisor_near(budget // unit, stage // unit) * unit
     if budget is None and given_stage is None:
         budget = stages * stage
     elif budget is None:
-        budget = max(1, round(epochs * num_train / stage)) * stage
+        budget = max(1, round(examples / stage)) * stage
     if budget % stage:
         nearest = max(1, round(budget / stage)) * stage
         raise UserError(f"--budget-examples {budget} is not allowed: a multiple of --grace-examples {stage}, say {nearest}")

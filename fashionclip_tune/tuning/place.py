@@ -90,9 +90,14 @@ class Results:
             _check_name(name)
             saved = self._saved(name)
             return None if saved is None else (name, saved)
-        found = [(each, saved) for each in self._folder.folders() if (saved := self._saved(each)) is not None]
-        unfinished = [(each, saved) for each, saved in found if saved["state"] != "FINISHED"]
+        unfinished = [(each, saved) for each, saved in self._all() if saved["state"] != "FINISHED"]
         return max(unfinished, key=lambda entry: entry[1]["created"], default=None)
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self._all()]
+
+    def _all(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(each, saved) for each in self._folder.folders() if (saved := self._saved(each)) is not None]
 
     def new(self, name: str | None, *, may_be_begun: bool) -> str:
         """The name of a sweep that is to be started, the next free one if none is given.

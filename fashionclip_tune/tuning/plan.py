@@ -178,7 +178,10 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, say: Callabl
 
 def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Callable[[str], None]) -> SweepPlan:
     """The plan for what was found: each trial's part of the machine, its examples, the hours and the disk."""
-    check, num_trials = found.check, flags.num_trials
+    check = found.check
+    if settings.num_trials is None and check.num_points is not None:
+        flags = flags._replace(num_trials=check.num_points)  # more would only repeat them
+    num_trials = flags.num_trials
     allotment = found.site.divide(check.configs, settings, num_trials)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     configs = [allotment.fitted(config.with_overrides(fixed)) for config in check.configs]
@@ -227,12 +230,14 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
 
 def _examples(settings: SweepSettings, course: Course, found: _Found) -> tuple[int, int, str]:
     """Of a trial and of a stage; and what was made of the preset, where one decides."""
-    sizes: dict[str, Any] = {"batch_sizes": found.check.batch_sizes, "num_train": len(found.train)}
-    budget, stage = settings.budget_examples, settings.grace_examples
-    if settings.preset is not None and budget is None and stage is None:
-        return preset_budget(settings.preset, course, **sizes)
-    epochs = found.base.training.epochs
-    return *plan_budget(budget, stage, epochs=epochs, reduction_factor=course.reduction_factor, **sizes), ""
+    budget, stage, sizes = settings.budget_examples, settings.grace_examples, found.check.batch_sizes
+    examples, note = found.base.training.epochs * len(found.train), ""
+    if settings.preset is not None and budget is None:
+        examples, own_stage, note = preset_budget(settings.preset, course, batch_sizes=sizes, num_train=len(found.train))
+        if stage is None:
+            return examples, own_stage, note
+    factor = course.reduction_factor
+    return *plan_budget(budget, stage, examples=examples, batch_sizes=sizes, reduction_factor=factor), note
 
 
 def _filled_in(settings: SweepSettings, found: _Found) -> SweepSettings:

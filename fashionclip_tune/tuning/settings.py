@@ -69,7 +69,9 @@ class SweepSettings:
         for flag in _KEPT:
             now, before = getattr(given, flag), getattr(self, flag)
             if now is not None and now != before:
-                raise _differs(name, "--" + flag.replace("_", "-"), before, now)
+                error = _differs(name, "--" + flag.replace("_", "-"), before, now)
+                more = "; more trials: a new sweep with --warm-start and this one's folder" if flag == "num_trials" else ""
+                raise UserError(f"{error}{more}")
         if given.device not in (None, "auto", self.device):
             raise _differs(name, "--device", self.device, given.device)
         # The same file may lie elsewhere now: that its content is the same is checked like the data's.
@@ -79,8 +81,10 @@ class SweepSettings:
         if given.warm_start is not None and absolute(given.warm_start) != self.warm_start:
             raise _differs(name, "--warm-start", self.warm_start, given.warm_start)
         for path, value in given.overrides.items():
-            if self.overrides.get(path) != value:
-                raise _differs(name, "--set", f"{path}={self.overrides.get(path)}", f"{path}={value}")
+            if path not in self.overrides:
+                raise _differs(name, "--set", None, f"{path}={value}")
+            if self.overrides[path] != value:
+                raise _differs(name, "--set", f"{path}={self.overrides[path]}", f"{path}={value}")
         changes = {flag: getattr(given, flag) for flag in _MAY_CHANGE if getattr(given, flag) is not None}
         return replace(self, **changes, space=space, time_budget=given.time_budget)
 
@@ -106,7 +110,8 @@ def _is_file(space: str | None) -> bool:
 
 
 def _differs(name: str, flag: str, before: object, now: object) -> UserError:
-    return UserError(f"sweep {name} was started with {flag} {before}, not {now}: a resumed sweep keeps its settings")
+    how = f"without {flag} {now}" if before is None else f"with {flag} {before}, not {now}"
+    return UserError(f"sweep {name} was started {how}: a resumed sweep keeps its settings")
 
 
 class CheckedFlags(NamedTuple):

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -54,6 +54,8 @@ class SpaceCheck:
     """The categorical parameter whose value is the architecture, in every draw; None: there is no such parameter."""
     configs: tuple[ProjectConfig, ...]
     """Of all draws, as often as they were drawn."""
+    num_points: int | None
+    """How many different points the space has, where nothing else was drawn; None: it has more to it."""
 
     def models(self) -> tuple[str, ...]:
         """Architectures in the order in which the space names them; in no order where no parameter names them."""
@@ -128,7 +130,17 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         distributions=distributions,
         model_parameter=min(name_models or (), default=None),
         configs=tuple(configs),
+        num_points=_num_points(drawn, len(space.points)),
     )
+
+
+def _num_points(drawn: Sequence[DrawnPoint], num_given: int) -> int | None:
+    """``drawn``: the given points first."""
+    points = list[dict[str, Any]]()
+    for each in drawn[:num_given]:
+        if each.params not in points:
+            points.append(each.params)
+    return len(points) if all(each.params in points for each in drawn) else None
 
 
 def _named_after(model_name: str, point: DrawnPoint) -> set[str]:

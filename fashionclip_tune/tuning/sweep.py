@@ -6,9 +6,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from fashionclip_tune.errors import StoppedError, UserError
+from fashionclip_tune.errors import StoppedError, UnavailableError, UserError
 from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import refit_lines
@@ -57,12 +58,16 @@ def sweep(
 
     started = time.monotonic()
     sweeps = Results(str(results))
-    found = sweeps.to_resume(name) if resume or refit is not None else None
-    if refit is not None and (name is None or found is None):
+    if refit is not None and name is None:
         raise UserError("--refit wants the name of a finished sweep: --name NAME")
+    found = sweeps.to_resume(name) if resume or refit is not None else None
+    if refit is not None and found is None:
+        there = f"there are {', '.join(sweeps.names())}" if sweeps.names() else "there is none"
+        raise UserError(f"--refit: no sweep {name} in {sweeps.location}: {there}")
     if found is not None:
         name, saved = found
         settings = SweepSettings(**saved["settings"]).resumed(settings, name)
+        _check_device(settings, name, dry_run=dry_run)
         place = sweeps.place(name, settings.scratch, saved)
         plan = plan_sweep(settings, say, dry_run=dry_run)
         _check_unchanged(saved, plan)
@@ -171,6 +176,16 @@ def _check_unchanged(saved: dict[str, Any], plan: SweepPlan) -> None:
         started = f"has changed since sweep {saved['name']} was started"
         raise UserError(
             f"{'; '.join(f'{source} {started}: {how}' for source, how in changes)}. Put it back, or start a new sweep"
+        )
+
+
+def _check_device(settings: SweepSettings, name: str, *, dry_run: bool) -> None:
+    """A sweep stays on the kind of device that it was started on; ``dry_run``: for a card that it remembers."""
+    is_needed = settings.device == "cuda" and settings.address is None and not (dry_run and settings.gpu_memory_gb)
+    if is_needed and not torch.cuda.is_available():
+        raise UnavailableError(
+            f"sweep {name} was started on a GPU, and torch sees none here: go on with it where there is one (what is wrong "
+            "here: python -m fashionclip_tune doctor --device cuda), or start a new sweep with another --name"
         )
 
 

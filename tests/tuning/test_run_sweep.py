@@ -1,6 +1,7 @@
 """The script's errors and its dry run: nothing here starts Ray."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,14 @@ def refused(result, *said):
         (["--gpu-memory-gb", "0"], ["--gpu-memory-gb 0", "above 0"]),
         (["--time-budget", "-1"], ["--time-budget -1", "above 0"]),
         (["--refit", "2"], ["--refit", "--name NAME"]),
+        (["--refit", "2", "--name", "gone"], ["--refit: no sweep gone in ", "there is none"]),
+        *(
+            ([flag, value], [flag, f"'{value}' is not allowed: a number expected"])
+            for flag, value in (
+                *(("--sync-every", "nan"), ("--disk-budget-gb", "nan"), ("--time-budget", "inf"), ("--scratch-gb", "inf")),
+                *(("--gpus-per-trial", "nan"), ("--gpu-memory-gb", "inf"), ("--samples-per-second", "many")),
+            )
+        ),
         (["--device", "tpu"], ["tpu", "auto, cpu or cuda"]),
         (["--set", "training.lerning_rate=1"], ["training.lerning_rate", "training.learning_rate"]),
         (["--set", "training.learning_rate=fast"], ["training.learning_rate = 'fast'", "a number expected"]),
@@ -249,6 +258,65 @@ def test_a_space_may_call_the_architecture_as_it_likes_and_models_are_ordered_by
     code, out, err = run_sweep(*arguments, *FAST)
     assert (code, err) == (0, "")
     assert "at least 6 trials each, tiny-sig first" in out
+
+
+def test_a_space_of_points_alone_has_as_many_trials(run_sweep, garments, tmp_path):
+    """More would repeat them; who asks for more gets it."""
+    (tmp_path / "mine.py").write_text(
+        "POINTS = [{'s': name} for name in ('a', 'b', 'c')]\n"
+        "RATES = {'a': 0.1, 'b': 0.2, 'c': 0.3}\n"
+        "def space(trial):\n    return {'training.learning_rate': RATES[trial.suggest_categorical('s', list(RATES))]}\n"
+    )
+    (tmp_path / "more.py").write_text(
+        (tmp_path / "mine.py").read_text().replace("'abc'", "'abcc '").replace("0.3}", "0.3, ' ': 1}")
+    )
+    for space, flags, expected in (
+        ("mine", (), 3), ("mine", ("--preset", "evening"), 3), ("mine", ("--num-trials", "5"), 5), ("more", (), 16)
+    ):  # fmt: skip
+        arguments = (
+            "--data",
+            garments,
+            "--space",
+            tmp_path / f"{space}.py",
+            "--dry-run",
+            "--samples-per-second",
+            "100",
+            *flags,
+        )
+        code, out, err = run_sweep(*arguments, *FAST)
+        assert (code, err) == (0, "")
+        assert f"trials:   {expected}, " in out
+
+
+def test_a_preset_keeps_its_budget_beside_a_stage_of_ones_own(run_sweep, garments):
+    """Ten passes over the 160 photos here, as without the flag; one epoch was what became of it."""
+    arguments = (
+        "--data",
+        garments,
+        "--preset",
+        "evening",
+        "--space",
+        "tiny",
+        "--dry-run",
+        "--samples-per-second",
+        "1e6",
+        *FAST,
+    )
+    code, out, _ = run_sweep(*arguments)
+    assert (code, "budget:   1,584 examples a trial (9.9 epochs), evaluated every 176" in out) == (0, True)
+    code, out, _ = run_sweep(*arguments, "--grace-examples", "64")
+    assert (code, "budget:   1,600 examples a trial (10.0 epochs), evaluated every 64" in out) == (0, True)
+
+
+def test_compare_without_a_sweep_is_told_in_one_line(monkeypatch, capsys):
+    import runpy
+
+    monkeypatch.setattr("sys.argv", ["compare.py"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(Path(__file__).parents[2] / "sweeps" / "compare.py"), run_name="__main__")
+    said = capsys.readouterr().err
+    assert said.startswith("error: the following arguments are required: RESULTS/NAME")
+    assert said.count("\n") == 1
 
 
 def test_resume_with_nothing_to_resume_plans_a_new_sweep(run_sweep, garments, tmp_path):

@@ -230,6 +230,10 @@ class HardwareConfig(Section):
     """Both towers go through ``torch.compile`` in training; evaluation does not. Needs a C++ compiler, on a GPU Triton too;
     the first step takes a minute or more."""
 
+    deterministic: bool = field(default=True, metadata=NO_FINGERPRINT)
+    """On a GPU, where the same run gives the same bits only with kernels that may be slower; a run warns of operations that
+    have none. On a CPU the same threads do."""
+
     device_share: float = field(default=1.0, metadata=NO_FINGERPRINT)
     """The run's share of its device: a second of its work counts as so many seconds of the device (``device_s``)."""
 

@@ -23,6 +23,7 @@ from fashionclip_tune.optim import build_optimizer
 from fashionclip_tune.patch_draws import share_patch_draws, tied_to_micro_batch
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.recipe import PositivePairs
+from fashionclip_tune.repeatable import StrictPasses
 from fashionclip_tune.schedules import learning_rate_factor
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.stage_sums import StageSums
@@ -78,6 +79,7 @@ class Trainer:
         self._average = WeightAverage(self.network, decay) if decay is not None else None
         self._encode_image, self._encode_text = encoders(self.network, plan.device, compiled=config.hardware.compile)
         self._scaler = self._new_scaler()
+        self._passes = StrictPasses()
         self._transfer = Transfer(plan.device)
         self._sums = StageSums.zero(plan.device)
         self._keys_of_step: dict[int, tuple[str, ...]] = {}
@@ -126,7 +128,8 @@ class Trainer:
         return stats
 
     def _train_step(self, batch: TrainBatch) -> None:
-        """One optimizer step; where memory runs out, the same one with half the micro-batch.
+        """One optimizer step; where memory runs out, the same one with half the micro-batch; where a GPU has no deterministic
+        kernel, the same one with what it has.
 
         Everything before the update can be done again as if it had not been, and the update itself needs no memory.
         """
@@ -135,6 +138,8 @@ class Trainer:
                 self._attempt_step(batch)
                 return
             except RuntimeError as error:
+                if self._passes.give_way(error):
+                    continue
                 if not ran_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
@@ -150,13 +155,14 @@ class Trainer:
         self._patches.begin_step(torch_seed(training.seed, Stream.PATCHES, self.step), len(batch.keys))
         inputs = prepare_inputs(batch, self._config, self._loaded.preprocessing, self.step, self._transfer)
         self._optimizer.zero_grad(set_to_none=True)
-        loss = backward_whole_batch(
-            lambda rows: self._encode(inputs, rows),
-            lambda image_BD, text_BD: self._loss(image_BD, text_BD, inputs.positives_BB),
-            self._scaler.scale,
-            batch_size=len(batch.keys),
-            micro_batch_size=self.micro_batch_size,
-        )
+        with self._passes.strictly():
+            loss = backward_whole_batch(
+                lambda rows: self._encode(inputs, rows),
+                lambda image_BD, text_BD: self._loss(image_BD, text_BD, inputs.positives_BB),
+                self._scaler.scale,
+                batch_size=len(batch.keys),
+                micro_batch_size=self.micro_batch_size,
+            )
         self._scaler.unscale_(self._optimizer)
         max_norm = math.inf if training.max_grad_norm is None else training.max_grad_norm
         grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)

@@ -15,6 +15,7 @@ from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.portable import DurableRun
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.progress_bars import OnPhase, no_phases, phase_bars
+from fashionclip_tune.repeatable import repeatable
 from fashionclip_tune.run import OnEval, RoomFor, Run, TrainResult, any_room
 from fashionclip_tune.stopping import StopRequest
 
@@ -73,7 +74,7 @@ def train(
     if not goes_on_here and (read_history(out_dir) or newest_checkpoint(out_dir) != (None, [])):
         raise UserError(f"{out_dir} holds a run already: give another folder, or resume it (resume_from=the folder)")
     stop, too_small = StopRequest(should_stop), ""
-    with stop.listening():
+    with stop.listening(), repeatable(plan.device.type == "cuda" and config.hardware.deterministic):
         try:
             run = Run(
                 *(config, out_dir, plan, shards, source, stop, durable),

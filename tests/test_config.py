@@ -90,6 +90,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "hardware.threads": (2, True),
     "hardware.gradient_checkpointing": (True, False),
     "hardware.compile": (True, True),
+    "hardware.deterministic": (False, False),
 }
 
 

@@ -110,8 +110,9 @@ def _is_file(space: str | None) -> bool:
 
 
 def _differs(name: str, flag: str, before: object, now: object) -> UserError:
-    how = f"without {flag} {now}" if before is None else f"with {flag} {before}, not {now}"
-    return UserError(f"sweep {name} was started {how}: a resumed sweep keeps its settings")
+    if before is None:
+        return UserError(f"sweep {name} was started without {flag} {now}: a resumed sweep keeps its settings")
+    return UserError(f"sweep {name} was started with {flag} {before}, not {now}: a resumed sweep keeps its settings")
 
 
 class CheckedFlags(NamedTuple):

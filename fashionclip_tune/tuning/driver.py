@@ -17,6 +17,7 @@ from fashionclip_tune.tuning.engine import DurablePlan
 from fashionclip_tune.tuning.execution import run_trials
 from fashionclip_tune.tuning.header import sweep_header
 from fashionclip_tune.tuning.hparams import HParamsTab
+from fashionclip_tune.tuning.outcome import how_to_go_on
 from fashionclip_tune.tuning.overhead import keep_overhead
 from fashionclip_tune.tuning.place import Place
 from fashionclip_tune.tuning.plan import SweepPlan
@@ -139,6 +140,7 @@ def drive(
             time_budget=time_budget,
             disk_budget=disk_budget,
             durable=durable_plan(plan, place, plan.may_end_at),
+            go_on=how_to_go_on(place, plan.settings),
         )
         if stop.cannot_record:
             with suppress(OSError, StorageError):

@@ -58,6 +58,7 @@ def run_trials(
     time_budget: TimeBudget | None = None,
     disk_budget: DiskBudget | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
+    go_on: str = "go on with --resume",
 ) -> bool:
     """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if it was ended early.
 
@@ -85,7 +86,7 @@ def run_trials(
     )
     scheduler = StudyScheduler(study, rule, stop)
     with (
-        _connected(slots, address),
+        _connected(slots, address, go_on),
         stop.listening(),
         _ending_in_time(time_budget, stop),
         tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
@@ -162,8 +163,8 @@ def _ray_trial_id(trial: Trial) -> str:
 
 
 @contextmanager
-def _ended_with_ray() -> Iterator[None]:
-    """Ends this process when the Ray that it started is killed under it.
+def _ended_with_ray(go_on: str) -> Iterator[None]:
+    """Ends this process, saying how to go on, when the Ray that it started is killed under it.
 
     That is what preemption does where it tells all processes at once. Ray's own client would wait a minute for them to come
     back, within calls that nothing else interrupts, and then end this process without a word.
@@ -176,7 +177,7 @@ def _ended_with_ray() -> Iterator[None]:
             if dead := {name for name, _ in node.dead_processes()} & _VITAL:
                 print(
                     f"Ray's own processes have ended ({', '.join(sorted(dead))}): killed, or out of memory. What is recorded "
-                    "is kept, and trials go on from their last checkpoints: go on with --resume",
+                    f"is kept, and trials go on from their last checkpoints: {go_on}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -195,7 +196,7 @@ def _ended_with_ray() -> Iterator[None]:
 
 
 @contextmanager
-def _connected(slots: Slots, address: str | None) -> Iterator[None]:
+def _connected(slots: Slots, address: str | None, go_on: str) -> Iterator[None]:
     """A Ray of our own, or the one at ``address``, unless this process is connected to one."""
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
@@ -231,7 +232,7 @@ def _connected(slots: Slots, address: str | None) -> Iterator[None]:
             ray.init(address=address, runtime_env={"env_vars": settings}, **common)
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place, which ends this process without a word
     try:
-        with _ended_with_ray() if started and address is None else nullcontext():
+        with _ended_with_ray(go_on) if started and address is None else nullcontext():
             yield
     finally:
         if started:

@@ -146,5 +146,5 @@ def test_ray_leaves_sigterm_to_the_sweep(monkeypatch):
     )
     monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.shutdown", lambda: None)
     before = signal.getsignal(signal.SIGTERM)
-    with execution._connected(Slots(1, 1, 0), "somewhere"):
+    with execution._connected(Slots(1, 1, 0), "somewhere", "go on"):
         assert signal.getsignal(signal.SIGTERM) is before

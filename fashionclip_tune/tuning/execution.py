@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -86,11 +85,14 @@ def run_trials(
     )
     scheduler = StudyScheduler(study, rule, stop)
     with (
-        _connected(slots, address, go_on),
+        _connected(slots, address, go_on, stop),
         stop.listening(),
         _ending_in_time(time_budget, stop),
         tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
     ):
+        if stop.received:  # while Ray started
+            return False
+        stop.connected()
         tuner = tune.Tuner(
             tune.with_resources(_patient(trainable), _resources),
             tune_config=tune.TuneConfig(
@@ -196,7 +198,19 @@ def _ended_with_ray(go_on: str) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(slots: Slots, address: str | None, go_on: str) -> Iterator[None]:
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keeps ``ray.init`` from replacing it, for good: Ray's raises SystemExit, which its own start may swallow."""
+    name, utils = "set_sigterm_handler", ray._private.utils
+    rays = getattr(utils, name)
+    setattr(utils, name, lambda handler: None)
+    try:
+        yield
+    finally:
+        setattr(utils, name, rays)
+
+
+@contextmanager
+def _connected(slots: Slots, address: str | None, go_on: str, stop: StopSignal) -> Iterator[None]:
     """A Ray of our own, or the one at ``address``, unless this process is connected to one."""
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
@@ -225,12 +239,11 @@ def _connected(slots: Slots, address: str | None, go_on: str) -> Iterator[None]:
     os.environ.update(settings)
     started = not ray.is_initialized()
     if started:
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        if address is None:
-            ray.init(address="local", **here, **common)  # its processes inherit the environment
-        else:
-            ray.init(address=address, runtime_env={"env_vars": settings}, **common)
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place, which ends this process without a word
+        with stop.listening(), _own_sigterm_handler():
+            if address is None:
+                ray.init(address="local", **here, **common)  # its processes inherit the environment
+            else:
+                ray.init(address=address, runtime_env={"env_vars": settings}, **common)
     try:
         with _ended_with_ray(go_on) if started and address is None else nullcontext():
             yield

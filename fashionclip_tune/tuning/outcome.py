@@ -43,7 +43,7 @@ def saying_how_to_go_on(go_on: str) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as error:  # while Ray starts, SIGTERM is a SystemExit of its own
+    except KeyboardInterrupt as error:
         raise KeyboardInterrupt(go_on) from error
     except Exception as error:
         if not isinstance(error, StorageError) and not is_full(error):

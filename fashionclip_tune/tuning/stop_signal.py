@@ -42,8 +42,7 @@ class StopSignal(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """In the main thread, with Ray connected. A second signal acts as it would without this: Ctrl-C ends at once."""
-        _internal_kv_del(_key())
+        """In the main thread. A second signal acts as it would without this: Ctrl-C ends at once."""
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self._previous:
             signal.signal(number, self._on_signal)
@@ -51,6 +50,10 @@ class StopSignal(Callback):
             yield
         finally:
             self._restore()
+
+    def connected(self) -> None:
+        """Once Ray is: what an earlier sweep of this process was told is over."""
+        _internal_kv_del(_key())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = True

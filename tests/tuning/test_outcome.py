@@ -6,17 +6,17 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 
 import pytest
+import ray
 from rich.console import Console
 
 from fashionclip_tune.cli import assignments
-from fashionclip_tune.tuning import execution
 from fashionclip_tune.tuning.outcome import how_to_go_on
 from fashionclip_tune.tuning.place import Results
 from fashionclip_tune.tuning.plan import plan_sweep
-from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.settings import SweepSettings
 
 OWN = ("name", "results", "dry_run", "resume", "refit")
@@ -119,15 +119,12 @@ def interrupted_in(monkeypatch, where, number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "where",
-    ["tuning.driver.SweepStudy", "tuning.execution.ray.init", "tuning.driver.export_best", "tuning.outcome.write_report"],
+    ["tuning.driver.SweepStudy", "tuning.driver.export_best", "tuning.outcome.write_report"],
 )
 def test_a_signal_at_any_moment_says_how_to_go_on(garments, tmp_path, monkeypatch, run_sweep, where, number):
-    """Before Ray is there, while it starts, and after it is gone; the trials themselves are left out."""
+    """Before Ray is there and after it is gone; the trials themselves are left out."""
     before = signal.getsignal(signal.SIGTERM)
-    if "ray" in where:
-        monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.is_initialized", lambda: False)
-    else:
-        monkeypatch.setattr("fashionclip_tune.tuning.driver.run_trials", lambda *_, **__: True)
+    monkeypatch.setattr("fashionclip_tune.tuning.driver.run_trials", lambda *_, **__: True)
     interrupted_in(monkeypatch, f"fashionclip_tune.{where}", number)
     code, out, err = run_sweep("--data", garments, "--results", tmp_path, "--name", "it", "--device", "cpu", *FAST)
     assert code == 130
@@ -137,14 +134,21 @@ def test_a_signal_at_any_moment_says_how_to_go_on(garments, tmp_path, monkeypatc
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_ray_leaves_sigterm_to_the_sweep(monkeypatch):
-    """In ``ray.init`` it puts a handler of its own in place, for good."""
-    monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.is_initialized", lambda: False)
-    monkeypatch.setattr(
-        "fashionclip_tune.tuning.execution.ray.init",
-        lambda **_: signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number)),
-    )
-    monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.shutdown", lambda: None)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_is_heeded_once_it_is_there(garments, tmp_path, monkeypatch, run_sweep, number):
+    """``ray.init`` would put a handler of its own in place, for good, and may swallow what that raises."""
+
+    def init(**_):
+        ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+
     before = signal.getsignal(signal.SIGTERM)
-    with execution._connected(Slots(1, 1, 0), "somewhere", "go on"):
-        assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.init", init)
+    monkeypatch.setattr("fashionclip_tune.tuning.execution.ray.shutdown", lambda: None)
+    monkeypatch.setattr("fashionclip_tune.tuning.execution._ended_with_ray", lambda go_on: nullcontext())
+    code, out, err = run_sweep("--data", garments, "--results", tmp_path, "--name", "it", "--device", "cpu", *FAST)
+    assert (code, err) == (130, "")
+    assert f"interrupted; go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --resume " in out
+    assert signal.getsignal(signal.SIGTERM) is before

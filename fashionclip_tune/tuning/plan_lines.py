@@ -1,5 +1,6 @@
 """A sweep's plan as people read it: the first lines of a run, and all of a dry run."""
 
+from fashionclip_tune.machine import this_machine
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.shares import GB
 
@@ -18,6 +19,7 @@ def plan_lines(plan: SweepPlan) -> list[str]:
         f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"
         f" {plan.num_valid:,} to evaluate on",
         f"trials:   {plan.num_trials}, at most {plan.slots.count} side by side, on {plan.base.device}",
+        *_machine_lines(plan),
         *_share_lines(plan),
         *_memory_lines(plan),
         _disk_line(plan),
@@ -29,6 +31,16 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     ]
     lines += [f"cut:      {cut}" for cut in plan.allotment.cuts]
     return [*lines, f"tight?    {_cut_first(plan)}"]
+
+
+def _machine_lines(plan: SweepPlan) -> list[str]:
+    """What is taken for granted where the plan is for a card that is not here."""
+    if plan.gpu is None or plan.gpu.card.is_here:
+        return []
+    machine, gigabytes = plan.allotment.machine, plan.gpu.card.memory_bytes / GB
+    whose = "as this machine has" if machine == this_machine() else "as stated"
+    host = f"{machine.cores} cores and {machine.memory_bytes / GB:.1f} GB of host memory, {whose}"
+    return [f"machine:  a card of {gigabytes:.1f} GB, which is not here, beside {host}"]
 
 
 def _share_lines(plan: SweepPlan) -> list[str]:

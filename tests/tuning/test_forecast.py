@@ -111,13 +111,14 @@ def test_that_is_measured_in_a_sweep_that_ran_in_one_go(tmp_path: Path, monkeypa
         trial.number, durations_s[number] = number, float(own)
         trial.datetime_start, trial.datetime_complete = (started + timedelta(seconds=s) for s in (start, end))
         trials.append(trial)
-    assert "another machine" in known_overhead(2).source
-    found = keep_overhead(trials, durations_s, 35.0, slots=2)
+    assert "another machine" in known_overhead(2, "cpu").source
+    found = keep_overhead(trials, durations_s, 35.0, slots=2, device="cpu")
     assert found is not None
     assert (found.sweep_s, found.process_s, found.trial_s) == pytest.approx((35 - 29.5, 8.0, 1.0))
-    assert known_overhead(2) == replace(found, source="measured in an earlier sweep")
-    assert known_overhead(1).source != known_overhead(2).source
-    assert keep_overhead(trials[:2], durations_s, 35.0, slots=2) is None
+    assert known_overhead(2, "cpu") == replace(found, source="measured in an earlier sweep")
+    assert known_overhead(1, "cpu").source != known_overhead(2, "cpu").source
+    assert keep_overhead(trials[:2], durations_s, 35.0, slots=2, device="cpu") is None
+    assert "another machine" in known_overhead(2, "cuda").source  # of a card, that need not be here
 
 
 def test_an_unknown_rate_leaves_the_hours_open() -> None:

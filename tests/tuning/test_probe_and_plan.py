@@ -14,6 +14,7 @@ from fashionclip_tune.memory import MemoryEstimate
 from fashionclip_tune.model_check import without_numbers
 from fashionclip_tune.tuning import shares
 from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
+from fashionclip_tune.tuning.plan_lines import plan_lines
 from fashionclip_tune.tuning.settings import SweepSettings
 
 GB = 10**9
@@ -87,6 +88,35 @@ def test_what_a_user_says_of_the_token_embedding_is_what_is_probed(monkeypatch: 
     for table in ("true", "false"):
         main(["probe", "--set", "clip_model=ViT-B-16-SigLIP2-256", "--set", f"freeze.token_embedding={table}"])
     assert [config.freeze.token_embedding for config in measured] == [True, False]
+
+
+@pytest.mark.usefixtures("t4")
+def test_where_memory_depends_on_what_is_drawn_each_share_has_its_line_and_its_hours(
+    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        'BASE = {"clip_model": "ViT-B-32", "training.batch_size": 64}\n'
+        "def space(trial):\n"
+        '    return {"freeze.text_tower": trial.suggest_categorical("freeze", [False, True])}\n'
+    )
+    monkeypatch.setattr(shares, "_estimate_bytes", lambda config: (5 if config.freeze.text_tower else 9) * GB)
+    settings = SweepSettings(data=str(garments), space=str(file), budget_examples=576)
+    plan = plan_sweep(settings, lambda text: None, dry_run=True)
+    lines = plan_lines(plan)
+    (trials,) = [line for line in lines if line.startswith("trials:")]
+    assert "at most 3 side by side" in trials
+    one, three = [line for line in lines if "loader processes" in line]
+    assert "1.00 GPU, 1 side by side: 9.0 of 15.8 GB (estimate)" in one
+    assert "0.33 GPU, 3 side by side: 5.0 of 15.8 GB (estimate)" in three
+    # Three share the card's time.
+    alone = 20_000 / 44
+    (rates,) = [line for line in lines if line.startswith("rates:")]
+    assert f"{alone / 3:.0f} to {alone:.0f} samples/s a trial" in rates
+    assert plan.course.paces is not None
+    pairs = zip(plan.course.configs, plan.course.paces, strict=True)
+    found = {(config.freeze.text_tower, round(pace.samples_per_second)) for config, pace in pairs}
+    assert found == {(False, round(alone)), (True, round(alone / 3))}
 
 
 def test_nothing_is_downloaded_or_pretrained_to_probe(

@@ -1,5 +1,6 @@
 """What a plan says of time: presets, rates and where they come from, the course of a sweep, the time that is left."""
 
+import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +22,7 @@ from fashionclip_tune.tuning.forecast import Course, ModelPace, forecast
 from fashionclip_tune.tuning.overhead import Overhead, keep_overhead, known_overhead
 from fashionclip_tune.tuning.presets import preset_budget, preset_trials
 from fashionclip_tune.tuning.quota import ModelQuota
-from fashionclip_tune.tuning.rates import measured_in, model_paces
+from fashionclip_tune.tuning.rates import keep_measured, measured_in, model_paces
 from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.time_budget import TimeBudget
 
@@ -216,6 +217,21 @@ def test_a_sweeps_own_stages_are_measured_from_its_files(tmp_path: Path) -> None
     assert (measured.samples_per_second, measured.start_s) == (50, 7)
     assert measured.evaluation_s == pytest.approx(1.0)
     assert measured.stage_s(100) == pytest.approx(3.0)
+
+
+def test_an_earlier_sweep_is_measured_by_kind_of_trial(
+    small_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials froze nothing: of such as freeze a tower it says nothing, not even of the same model."""
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
+    saved = json.loads(next(small_sweep.glob("trials/0000-*/config.json")).read_text())
+    same = ProjectConfig.from_dict(saved).with_overrides({"training.learning_rate": 1e-6})
+    frozen = same.with_overrides({"freeze.text_tower": True})
+    keep_measured(small_sweep, [same, frozen], lambda config: 2, 20)
+    assert len(list((tmp_path / "rates").iterdir())) == 1
+    paces = model_paces([same], lambda config: 2, num_valid=20, stated=None, say=pytest.fail)
+    assert paces is not None
+    assert paces[0].source == "measured in an earlier sweep"
 
 
 def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What this machine is, gathered once: the driver, torch, cores, memory, disks, packages. ``doctor`` judges it."""
 
 import ctypes
+import fcntl
 import os
 import platform
 import re
@@ -170,8 +171,9 @@ def _try(folder: Path, purpose: str) -> Mount:
 
 
 def _lock(path: Path) -> None:
-    with FileLock(path, timeout=1):
-        pass
+    """As FileLock does it, which where the mount knows no locks would quietly go on with a file that a kill leaves behind."""
+    with open(path, "wb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def leftovers(scratch: Path) -> Iterator[Leftover]:

@@ -61,7 +61,24 @@ def load_model(config: ProjectConfig) -> LoadedModel:
     Raises:
         UserError: no such architecture, or weights that cannot be had: says where they were looked for.
     """
-    loaded = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
+    cached = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
+    return _copied(cached, config)
+
+
+def load_random_model(config: ProjectConfig) -> LoadedModel:
+    """With random weights and a stand-in for the tokenizer, to measure with: memory and speed depend on neither.
+
+    Nothing is looked for on the hub, but for a text tower that only the hub describes.
+
+    Raises:
+        UserError: no such architecture.
+    """
+    cached = _load_cached(config.model_name, None, config.model_cache_dir, config.training.seed, with_tokenizer=False)
+    return _copied(cached, config)
+
+
+def _copied(loaded: LoadedModel, config: ProjectConfig) -> LoadedModel:
+    """The caller's own, with the logit bias that its loss needs."""
     loaded = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
     if config.loss_function.value == "siglip" and _logit_bias(loaded.network) is None:
         given = config.model.init_logit_bias
@@ -77,7 +94,7 @@ def _logit_bias(network: nn.Module) -> Tensor | None:
 
 
 @lru_cache(maxsize=3)
-def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) -> LoadedModel:
+def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int, with_tokenizer: bool = True) -> LoadedModel:
     model_config = check_architecture(name)
     source = _weights_source(name, pretrained)
     weights = read_pickled_weights(source) if isinstance(source, Path) and source.suffix in PICKLED_SUFFIXES else None
@@ -103,7 +120,7 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int) 
             network = open_clip.create_model(**arguments)
             if weights is not None:
                 network.load_state_dict(weights)
-            tokenizer = _tokenizer(name, cache_dir, source)
+            tokenizer = _tokenizer(name, cache_dir, source) if with_tokenizer else _same_tokens(network.context_length)
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
         raise _weights_error(name, pretrained, source, cache_dir, error) from error
     preprocess = network.visual.preprocess_cfg
@@ -223,6 +240,10 @@ def _tokenizer(name: str, cache_dir: Path, source: str | Path | None) -> Tokeniz
         name = f"local-dir:{source}"
     tokenizer: Tokenizer = open_clip.get_tokenizer(name, cache_dir=str(cache_dir))
     return tokenizer
+
+
+def _same_tokens(context_length: int) -> Tokenizer:
+    return lambda texts: torch.ones(len(texts), context_length, dtype=torch.long)
 
 
 def _local_model_config(folder: Path, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,9 +27,16 @@ def check_model_options(config: ProjectConfig) -> None:
     model_config = check_architecture(config.model_name)
     if config.freeze == FreezeConfig() and config.model.patch_dropout == 0 and config.optimizer.layer_decay == 1:
         return
-    if not has_known_text_tower(model_config):
-        return
-    network = without_numbers(config.model_name)
+    if has_known_text_tower(model_config):
+        _try(config.model_name, config.freeze, config.model.patch_dropout, config.optimizer.layer_decay)
+
+
+@lru_cache(maxsize=256)  # the draws of a space have few combinations of these
+def _try(name: str, freeze: FreezeConfig, patch_dropout: float, layer_decay: float) -> None:
+    config = replace(ProjectConfig(clip_model=name), freeze=freeze).with_overrides(
+        {"model.patch_dropout": patch_dropout, "optimizer.layer_decay": layer_decay}
+    )
+    network = without_numbers(name)
     prepare_towers(network, config)
     build_optimizer(network, config.training, config.optimizer)
 

@@ -17,7 +17,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.memory import CONTEXT_BYTES
-from fashionclip_tune.model import load_model
+from fashionclip_tune.model import load_random_model
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.probe import probe_identity, random_batch
 from fashionclip_tune.trainer import Trainer
@@ -113,7 +113,7 @@ def time_steps(settings: dict[str, Any], count: int, barrier: Any, results: Any,
             total = torch.cuda.get_device_properties(plan.device).total_memory
             part_bytes = min(total, card_bytes or total) / count - CONTEXT_BYTES
             torch.cuda.set_per_process_memory_fraction(max(0.0, part_bytes / total), plan.device)
-        loaded = load_model(config)
+        loaded = load_random_model(config)
         trainer = Trainer(loaded, config, _WARM_UP_STEPS + _TIMED_STEPS, plan)
         batch = random_batch(config, loaded)
         batch = batch.pin_memory() if plan.device.type == "cuda" else batch

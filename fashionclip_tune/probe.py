@@ -16,7 +16,7 @@ from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import OutOfMemoryError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.memory import CONTEXT_BYTES, MemoryEstimate, estimate_memory
-from fashionclip_tune.model import LoadedModel, load_model
+from fashionclip_tune.model import LoadedModel, load_random_model
 from fashionclip_tune.oom import free_memory, ran_out_of_memory
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.towers import prepare_towers
@@ -59,11 +59,10 @@ def probe(config: ProjectConfig) -> ProbeReport:
     On a machine without a GPU each is estimated only.
 
     Raises:
-        UserError: a GPU is asked for that is not there, or weights that are not, or the model lacks what is to be frozen
-            or dropped.
+        UserError: a GPU is asked for that is not there, or the model lacks what is to be frozen or dropped.
     """
     plan = plan_precision(config)
-    loaded = load_model(config)
+    loaded = load_random_model(config)
     prepare_towers(loaded.network, config)  # as a trainer does; done twice it changes nothing more
     if plan.device.type != "cuda":
         # What would be computed in on a T4, where nothing else is asked for.
@@ -79,6 +78,12 @@ def probe(config: ProjectConfig) -> ProbeReport:
         for size, peak in measured.items()
     )
     return ProbeReport(card.name, card.total_memory, probes)
+
+
+def card_bytes(config: ProjectConfig) -> int | None:
+    """Memory of the card that a run would have; None: on a CPU."""
+    device = plan_precision(config).device
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
 def _halves(batch_size: int) -> list[int]:
@@ -101,8 +106,12 @@ def probe_identity(config: ProjectConfig) -> str | None:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-# Trials that differ in other settings (rates, captions, augmentation) share a measurement.
-_RELEVANT = ("clip_model", "training.batch_size", "freeze.", "model.patch_dropout", "hardware.")
+# Trials that differ in other settings (rates, captions, augmentation) share a measurement, whatever part of the machine they
+# have: ``hardware.threads`` and ``hardware.device_share`` change nothing of what a card measures.
+_RELEVANT = (
+    *("clip_model", "training.batch_size", "freeze.", "model.patch_dropout"),
+    *("hardware.precision", "hardware.gradient_checkpointing", "hardware.compile"),
+)
 
 
 def known_peak(config: ProjectConfig) -> int | None:

@@ -30,7 +30,7 @@ def parse() -> argparse.Namespace:
     add("--min-trials-per-model", type=int, metavar="N", help="before the search chooses (default: 6, or half of the trials)")
     add("--warm-start", metavar="DIR", help="an older sweep's folder, or s3://...: its ended trials inform this one")
     add("--gpus-per-trial", type=finite, metavar="F", help="share of a GPU (default: by the memory that a trial needs)")
-    add("--gpu-memory-gb", type=finite, metavar="G", help="of a card, at most; a dry run plans for such a card anywhere")
+    add("--gpu-memory-gb", type=finite, metavar="G", help="of a card, at most; a dry run plans for one, here or not")
     add("--preset", metavar="NAME", help="quick, evening or night on a T4: trials and rungs that no flag gives")
     add("--time-budget", type=finite, metavar="MIN", help="of this run: ten minutes before its end all is kept; then --resume")
     add("--samples-per-second", type=finite, metavar="N", help="a trial's training rate (default: measured or estimated)")

@@ -1,5 +1,6 @@
 """What is wrong with machines that are made up; and that this one can be looked at."""
 
+import errno
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from filelock import FileLock
 from fashionclip_tune import doctor_command
 from fashionclip_tune.cli import main
 from fashionclip_tune.doctor import Level, judge, lines, problems
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine import Machine, memory_limit_bytes
 from fashionclip_tune.machine_facts import PACKAGES, Facts, Gpu, Leftover, Mount, gather, look_at_mount
 
@@ -111,6 +113,20 @@ def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert "ok       GPU       not asked for: --device cpu" in out
     assert "ray 2.60" in out
+
+
+def test_a_mount_without_locks_is_found_and_said_before_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert not look_at_mount(tmp_path, "results").locks
+    doctor_command.refuse_problems(str(tmp_path), None, "cpu")
+    assert "no locks: a slow or remote mount; add --scratch with a local folder" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no locks: give --scratch a folder on a local disk"):
+        doctor_command.refuse_problems(str(tmp_path), str(tmp_path / "scratch"), "cpu")
 
 
 def test_a_mount_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,10 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.machine import Machine
 from fashionclip_tune.tuning.host_memory import HostMemory, check_room, plan_host_memory
 from fashionclip_tune.tuning.resources import Share, Slots, plan_slots
-from fashionclip_tune.tuning.shares import GB, SMALL_CARD_BYTES, GpuMemory, has_large_token_table
+from fashionclip_tune.tuning.shares import GB, GpuMemory
 
 # Batches of several loader processes wait there, beside Ray's object store.
 _MIN_SHARED_MEMORY_BYTES = 512 * 10**6
-_TABLE = "freeze.token_embedding"
 
 
 @dataclass(frozen=True)
@@ -197,10 +196,3 @@ def _that_fit(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, c
     counts = [count for count in range(wanted, 0, -1) if count <= cards or count == wanted or count % cards == 0]
     count = next((count for count in counts if host(count).room(machine.memory_bytes) >= count), 1)
     return Alike(count, host(count), tuple(configs))
-
-
-def with_default_freeze(config: ProjectConfig, gpu: GpuMemory | None, given: Mapping[str, object]) -> ProjectConfig:
-    """On a small card a large token embedding is frozen, unless a space or ``--set`` speaks of it."""
-    if gpu is None or gpu.card.memory_bytes >= SMALL_CARD_BYTES or _TABLE in given or not has_large_token_table(config):
-        return config
-    return config.with_overrides({_TABLE: True})

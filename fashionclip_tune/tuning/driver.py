@@ -193,7 +193,7 @@ def _keep_for_later_plans(plan: SweepPlan, place: Place, study: SweepStudy, resu
     keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
     if in_one_go:
         durations_s = {int(row["trial_id"]): row["duration_s"] for row in result["trials"]}
-        keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count)
+        keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count, plan.base.device)
 
 
 def durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:

@@ -8,8 +8,9 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ _PLAYED = 100
 
 @dataclass(frozen=True)
 class ModelPace:
-    """How long a trial of one model takes, where as many run side by side as fit."""
+    """How long a trial of one configuration takes, where as many run side by side as fit."""
 
     samples_per_second: float
     low: float
@@ -45,9 +46,9 @@ class Course:
     num_trials: int
     allotment: Allotment
     configs: Sequence[ProjectConfig]
-    """Draws of the space, its own points first: how often each model comes."""
-    paces: Mapping[str, ModelPace] | None
-    """By model; None where one of them is not known."""
+    """Draws of the space, its own points first: how often each model comes, and each of its shares."""
+    paces: Sequence[ModelPace] | None
+    """Of each of ``configs``; None where that of a model is not known."""
     reduction_factor: int
     scheduler: str
     num_points: int = 0
@@ -69,10 +70,11 @@ class Forecast:
     """Trained by all trials together."""
     trials_to_budget: float
     samples_per_second: dict[str, float]
+    """By model; where its configurations differ, the median of the draws."""
     sources: dict[str, str]
     overhead: Overhead
     first_stage_s: dict[str, float]
-    """From a trial's start to the end of its first stage."""
+    """From a trial's start to the end of its first stage, by model; the slowest configuration's."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,21 +85,26 @@ def forecast(course: Course, budget: int, stage: int) -> Forecast:
     middle = _play(course, budget, stage, "samples_per_second")
     examples = float(np.mean([played.examples for played in middle]))
     to_budget = float(np.mean([played.to_budget for played in middle]))
-    paces = course.paces
-    if paces is None:
+    if course.paces is None:
         return Forecast(None, None, None, examples, to_budget, {}, {}, course.overhead, {})
     slow = [played.hours for played in _play(course, budget, stage, "low")]
     fast = [played.hours for played in _play(course, budget, stage, "high")]
+    by_model: dict[str, list[ModelPace]] = {}
+    for config, pace in zip(course.configs, course.paces, strict=True):
+        by_model.setdefault(config.model_name, []).append(pace)
     return Forecast(
         hours=float(np.median([played.hours for played in middle])),
         hours_low=float(np.percentile(fast, 10)),
         hours_high=float(np.percentile(slow, 90)),
         examples=examples,
         trials_to_budget=to_budget,
-        samples_per_second={model: pace.samples_per_second for model, pace in paces.items()},
-        sources={model: pace.source for model, pace in paces.items()},
+        samples_per_second={model: median(pace.samples_per_second for pace in paces) for model, paces in by_model.items()},
+        sources={model: " or ".join(dict.fromkeys(pace.source for pace in paces)) for model, paces in by_model.items()},
         overhead=course.overhead,
-        first_stage_s={model: _seconds(paces, model, stage, stage, "samples_per_second") for model in paces},
+        first_stage_s={
+            model: max(_seconds(pace, stage, stage, "samples_per_second") for pace in paces)
+            for model, paces in by_model.items()
+        },
     )
 
 
@@ -109,13 +116,11 @@ class _Played:
 
 
 def _play(course: Course, budget: int, stage: int, rate: str) -> list[_Played]:
-    at_a_time = {config.model_name: course.allotment.at_a_time(config) for config in course.configs}
+    at_a_time = [course.allotment.at_a_time(config) for config in course.configs]
     return [_play_once(course, at_a_time, budget, stage, rate, random.Random(seed)) for seed in range(_PLAYED)]
 
 
-def _play_once(
-    course: Course, at_a_time: Mapping[str, int], budget: int, stage: int, rate: str, chance: random.Random
-) -> _Played:
+def _play_once(course: Course, at_a_time: Sequence[int], budget: int, stage: int, rate: str, chance: random.Random) -> _Played:
     """Trials start in turn, each as soon as its part of the machine is free; rungs see them in that order."""
     rule = stopping_rule(
         course.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor
@@ -123,35 +128,38 @@ def _play_once(
     reached: dict[tuple[str, int], list[dict[int, float]]] = {}
     for model in course.older:
         _stopped_at(reached, model, rule, budget, chance.random())
-    models, slots, overhead = _models(course, chance), course.allotment.slots.count, course.overhead
+    drawn, slots, overhead = _drawn(course, chance), course.allotment.slots.count, course.overhead
     running: list[tuple[float, float]] = []  # when it ends, and its part of the machine
     now, used, last_end, examples, to_budget = 0.0, 0.0, 0.0, 0, 0
-    for number, model in enumerate(models):
-        seen = _stopped_at(reached, model, rule, budget, chance.random())
-        part = 1 / at_a_time[model]
+    for number, draw in enumerate(drawn):
+        seen = _stopped_at(reached, course.configs[draw].model_name, rule, budget, chance.random())
+        part = 1 / at_a_time[draw]
         while running and (used + part > 1 + 1e-6 or len(running) >= slots):
             now, freed = heapq.heappop(running)
             used -= freed
         beside_s = overhead.process_s if number < slots else overhead.trial_s
-        end = now + beside_s + _seconds(course.paces, model, seen, stage, rate)
+        end = now + beside_s + _seconds(course.paces[draw] if course.paces else None, seen, stage, rate)
         heapq.heappush(running, (end, part))
         used, last_end = used + part, max(last_end, end)
         examples, to_budget = examples + seen, to_budget + (seen == budget)
     return _Played((overhead.sweep_s + last_end) / 3600, examples, to_budget)
 
 
-def _models(course: Course, chance: random.Random) -> list[str]:
-    """Of the trials in turn, as the study draws them: the points, each architecture's minimum, then the sampler's choice."""
+def _drawn(course: Course, chance: random.Random) -> list[int]:
+    """Which of ``configs`` the trials are, in turn, as the study draws them: the points, each architecture's minimum, then the
+    sampler's choice."""
     names = [config.model_name for config in course.configs]
-    points = [] if course.older else names[: course.num_points]  # a warm start brings them along
-    models: list[str] = points[: course.num_trials]
-    started = Counter((*course.older, *models))
-    while len(models) < course.num_trials:
+    free = range(course.num_points, len(names)) or range(len(names))
+    points = range(0 if course.older else course.num_points)  # a warm start brings them along
+    drawn = list(points[: course.num_trials])
+    started = Counter((*course.older, *(names[draw] for draw in drawn)))
+    while len(drawn) < course.num_trials:
         bound = course.quota.next_fixed(started) if course.quota is not None else {}
-        model = str(next(iter(bound.values()), None) or chance.choice(names[course.num_points :] or names))
-        models.append(model)
-        started[model] += 1
-    return models
+        model = next(iter(bound.values()), None)
+        possible = free if model is None else [draw for draw in free if names[draw] == model]
+        drawn.append(chance.choice(possible or [names.index(str(model))]))
+        started[names[drawn[-1]]] += 1
+    return drawn
 
 
 def _stopped_at(
@@ -169,8 +177,7 @@ def _stopped_at(
     return budget
 
 
-def _seconds(paces: Mapping[str, ModelPace] | None, model: str, seen: int, stage: int, rate: str) -> float:
-    if paces is None:
+def _seconds(pace: ModelPace | None, seen: int, stage: int, rate: str) -> float:
+    if pace is None:
         return math.nan
-    pace = paces[model]
     return float(pace.start_s + seen / vars(pace)[rate] + seen // stage * pace.evaluation_s)

@@ -34,16 +34,20 @@ NO_OVERHEAD = Overhead(0.0, 0.0, 0.0, "left out")
 _ELSEWHERE = Overhead(4.7, 5.4, 0.5, "measured on another machine")
 
 
-def known_overhead(slots: int) -> Overhead:
-    """Of the last whole sweep with as many trials side by side on this machine, else on the one where this was developed."""
-    path = _path(slots)
+def known_overhead(slots: int, device: str) -> Overhead:
+    """Of the last whole sweep with as many trials side by side on this machine's CPU or card, else of another machine's.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+    path = _path(slots, device)
     if not path.is_file():
         return _ELSEWHERE
     return Overhead(**json.loads(path.read_text()), source="measured in an earlier sweep")
 
 
 def keep_overhead(
-    trials: Sequence[FrozenTrial], durations_s: Mapping[int, float], elapsed_s: float, slots: int
+    trials: Sequence[FrozenTrial], durations_s: Mapping[int, float], elapsed_s: float, slots: int, device: str
 ) -> Overhead | None:
     """Measures it in a sweep that ran from its start to its end in one go, for the plans of later ones.
 
@@ -57,7 +61,7 @@ def keep_overhead(
     found = measured_overhead(trials, durations_s, elapsed_s, slots)
     if found is not None:
         costs = {name: value for name, value in asdict(found).items() if name != "source"}
-        write_json(_path(slots), costs)
+        write_json(_path(slots, device), costs)
     return found
 
 
@@ -78,7 +82,8 @@ def measured_overhead(
     return Overhead(sweep_s, statistics.median(beside[:slots]), statistics.median(beside[slots:]), "measured now")
 
 
-def _path(slots: int) -> Path:
-    device = torch.cuda.get_device_properties(0).name if torch.cuda.is_available() else "cpu"
+def _path(slots: int, device: str) -> Path:
+    if device != "cpu":  # a plan may be for a card that is not here
+        device = torch.cuda.get_device_properties(0).name if torch.cuda.is_available() else "no card"
     parts = [platform.machine(), available_cores(), device, torch.__version__, slots]
     return cache_dir() / "rates" / f"overhead-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.json"

@@ -11,11 +11,12 @@ import optuna
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.dataset import run_shards
+from fashionclip_tune.default_freeze import with_default_freeze
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.index import ShardIndex
 from fashionclip_tune.machine import Machine
 from fashionclip_tune.tuning import study
-from fashionclip_tune.tuning.allotment import Allotment, with_default_freeze
+from fashionclip_tune.tuning.allotment import Allotment
 from fashionclip_tune.tuning.budget import plan_budget
 from fashionclip_tune.tuning.changes import describe_data
 from fashionclip_tune.tuning.disk import DiskPlan, plan_disk
@@ -91,7 +92,8 @@ class SweepPlan:
     def build(self, settings: Mapping[str, Any]) -> ProjectConfig:
         """The configuration of a trial with these settings."""
         given = {**self.space.base, **self.settings.overrides, **settings}
-        config = with_default_freeze(self.base.with_overrides(settings), self.gpu, given)
+        card_bytes = self.gpu.card.memory_bytes if self.gpu is not None else None
+        config = with_default_freeze(self.base.with_overrides(settings), card_bytes, given)
         return self.allotment.fitted(config)
 
     @property
@@ -166,7 +168,8 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, say: Callabl
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         refuse_shared(drawn, f"space {space.file}")
         given = {**space.base, **drawn, **settings.overrides}
-        return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), site.gpu, given)
+        card_bytes = site.gpu.card.memory_bytes if site.gpu is not None else None
+        return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), card_bytes, given)
 
     check = check_space(space, build, flags.seed)
     largest = check.batch_sizes[-1]
@@ -198,7 +201,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
         flags.scheduler,
         num_points=len(found.space.points),
         quota=quota,
-        overhead=known_overhead(allotment.slots.count),
+        overhead=known_overhead(allotment.slots.count, found.site.device),
     )
     budget, stage, preset_note = _examples(settings, course, found)
     threads, examples = fixed["hardware.threads"], {"training.budget_examples": budget, "training.stage_examples": stage}

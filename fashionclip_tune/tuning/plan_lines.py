@@ -1,5 +1,9 @@
 """A sweep's plan as people read it: the first lines of a run, and all of a dry run."""
 
+from collections.abc import Sequence
+
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.machine import this_machine
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.shares import GB
 
@@ -18,6 +22,7 @@ def plan_lines(plan: SweepPlan) -> list[str]:
         f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"
         f" {plan.num_valid:,} to evaluate on",
         f"trials:   {plan.num_trials}, at most {plan.slots.count} side by side, on {plan.base.device}",
+        *_machine_lines(plan),
         *_share_lines(plan),
         *_memory_lines(plan),
         _disk_line(plan),
@@ -31,24 +36,49 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     return [*lines, f"tight?    {_cut_first(plan)}"]
 
 
+def _machine_lines(plan: SweepPlan) -> list[str]:
+    """What is taken for granted where the plan is for a card that is not here."""
+    if plan.gpu is None or plan.gpu.card.is_here:
+        return []
+    machine, gigabytes = plan.allotment.machine, plan.gpu.card.memory_bytes / GB
+    whose = "as this machine has" if machine == this_machine() else "as stated"
+    host = f"{machine.cores} cores and {machine.memory_bytes / GB:.1f} GB of host memory, {whose}"
+    return [f"machine:  a card of {gigabytes:.1f} GB, which is not here, beside {host}"]
+
+
 def _share_lines(plan: SweepPlan) -> list[str]:
-    """What each model gets of the machine."""
-    lines = []
-    for name, config in plan.check.config_of_model.items():
-        fitted = plan.allotment.fitted(config)
-        share = plan.allotment.share_of(fitted)
-        text = f"{name}: {share.cpus:g} CPU, {fitted.training.num_workers} loader processes"
-        if share.gpus:
-            text += f", {share.gpus:.2f} GPU, {plan.allotment.at_a_time(fitted)} side by side"
-        if plan.gpu is not None:
-            need = plan.gpu.need(config)
-            text += f": {need.memory_bytes / GB:.1f} of {plan.gpu.card.memory_bytes / GB:.1f} GB ({need.source})"
-            if need.micro_batch_size < config.training.batch_size:
-                text += f" at micro-batch {need.micro_batch_size} of {config.training.batch_size}"
-        if config.freeze.token_embedding and not plan.base.freeze.token_embedding:
-            text += "; token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)"
-        lines.append(text)
-    return _labelled("shares:", lines)
+    """What each model gets of the machine; a line for each share, where that depends on what is drawn."""
+    kinds: dict[str, dict[int, list[ProjectConfig]]] = {}
+    for config in plan.check.configs:
+        kinds.setdefault(config.model_name, {}).setdefault(plan.allotment.at_a_time(config), []).append(config)
+    return _labelled(
+        "shares:", [_share_line(plan, by_count[count]) for by_count in kinds.values() for count in sorted(by_count)]
+    )
+
+
+def _share_line(plan: SweepPlan, configs: Sequence[ProjectConfig]) -> str:
+    """Of configurations of one model with the same share."""
+    fitted, frozen = plan.allotment.fitted(configs[0]), [config.freeze.token_embedding for config in configs]
+    share = plan.allotment.share_of(fitted)
+    text = f"{fitted.model_name}: {share.cpus:g} CPU, {fitted.training.num_workers} loader processes"
+    if share.gpus:
+        text += f", {share.gpus:.2f} GPU, {plan.allotment.at_a_time(fitted)} side by side"
+    if plan.gpu is not None:
+        needs = [plan.gpu.need(config) for config in configs]
+        memory = _range([f"{bytes_ / GB:.1f}" for bytes_ in sorted(need.memory_bytes for need in needs)])
+        sources = " or ".join(sorted({need.source for need in needs}))
+        text += f": {memory} of {plan.gpu.card.memory_bytes / GB:.1f} GB ({sources})"
+        if any(need.micro_batch_size < config.training.batch_size for need, config in zip(needs, configs, strict=True)):
+            sizes = _range([str(size) for size in sorted(need.micro_batch_size for need in needs)])
+            batches = _range([str(size) for size in sorted(config.training.batch_size for config in configs)])
+            text += f" at micro-batch {sizes} of {batches}"
+    if all(frozen) and not plan.base.freeze.token_embedding:
+        text += "; token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)"
+    return text
+
+
+def _range(ascending: Sequence[str]) -> str:
+    return ascending[0] if ascending[0] == ascending[-1] else f"{ascending[0]} to {ascending[-1]}"
 
 
 def _memory_lines(plan: SweepPlan) -> list[str]:
@@ -91,9 +121,14 @@ def _time_lines(plan: SweepPlan) -> list[str]:
     assert forecast.hours_high is not None
     low, middle, high = (_duration(hours) for hours in (forecast.hours_low, forecast.hours, forecast.hours_high))
     lines.append(f"time:     {middle} ({low} to {high})")
+    assert plan.course.paces is not None
+    by_model: dict[str, set[float]] = {}
+    for config, pace in zip(plan.course.configs, plan.course.paces, strict=True):
+        by_model.setdefault(config.model_name, set()).add(pace.samples_per_second)
     rates = [
-        f"{model}: {rate:,.{0 if rate >= 10 else 1}f} samples/s a trial ({forecast.sources[model]})"
-        for model, rate in forecast.samples_per_second.items()
+        f"{model}: {_range([f'{rate:,.{0 if rate >= 10 else 1}f}' for rate in sorted(each)])} samples/s a trial "
+        f"({forecast.sources[model]})"
+        for model, each in by_model.items()
     ]
     each = forecast.overhead
     beside = f"{each.sweep_s:.0f} s a sweep, {each.process_s:.0f} s a process, {each.trial_s:.1f} s a trial ({each.source})"

@@ -6,10 +6,11 @@ import platform
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,23 +53,36 @@ def model_paces(
     num_valid: int,
     stated: float | None,
     say: Callable[[str], None],
-) -> dict[str, ModelPace] | None:
-    """A pace for each model, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for a T4.
+) -> list[ModelPace] | None:
+    """Of each configuration, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for a T4.
 
-    None where one model's is not known. Only the tiny towers on a CPU are measured now, in a few seconds, once.
+    Where one configuration's is not known it is taken for the slowest of its model; None where nothing is known of a model.
+    Only the tiny towers on a CPU are measured now, in a few seconds, once.
     """
-    paces = {}
-    for config in {config.model_name: config for config in configs}.values():
-        pace = _pace(config, at_a_time(config), num_valid, stated, say)
-        if pace is None:
-            return None
-        paces[config.model_name] = pace
-    return paces
+    by_kind: dict[Path, ModelPace | None] = {}
+    by_model: dict[str, list[ModelPace]] = {}
+    first: dict[str, ProjectConfig] = {}
+    kinds = [_path(config, at_a_time(config), num_valid) for config in configs]
+    for kind, config in zip(kinds, configs, strict=True):
+        alone = first.setdefault(config.model_name, config)
+        if kind not in by_kind:
+            by_kind[kind] = pace = _pace(config, alone, at_a_time(config), num_valid, stated, say)
+            by_model.setdefault(config.model_name, []).extend([pace] if pace is not None else [])
+    if not all(by_model.values()):
+        return None
+    slowest = {model: min(paces, key=lambda pace: pace.samples_per_second) for model, paces in by_model.items()}
+    return [by_kind[kind] or slowest[config.model_name] for kind, config in zip(kinds, configs, strict=True)]
 
 
 def _pace(
-    config: ProjectConfig, at_a_time: int, num_valid: int, stated: float | None, say: Callable[[str], None]
+    config: ProjectConfig,
+    to_measure: ProjectConfig,
+    at_a_time: int,
+    num_valid: int,
+    stated: float | None,
+    say: Callable[[str], None],
 ) -> ModelPace | None:
+    """``to_measure``: one of this model, where a tiny tower is measured now."""
     device = config.device.partition(":")[0]
     if stated is not None:
         return _with_evaluation(stated, stated, stated, num_valid, device, "stated")
@@ -79,11 +93,11 @@ def _pace(
         shared = pace.side_by_side / 2 if at_a_time > 1 and pace.side_by_side is not None else pace.alone
         return _with_evaluation(shared, 0.75 * shared, shared, num_valid, device, "measured by probe")
     if device == "cpu" and config.model_name in TINY_MODELS:
-        alone = _path(config, 0, num_valid)
+        alone = _path(to_measure, 0, num_valid)
         if not alone.is_file():
             say(f"measuring how fast {config.model_name} trains here: once, some seconds")
             try:
-                write_json(alone, asdict(_measure(config)))
+                write_json(alone, asdict(_measure(to_measure)))
             except RuntimeError:  # bad data and the like: the sweep will say it, trial by trial
                 return None
         return _known(Measured(**json.loads(alone.read_text())), 0.3, "measured in a short run")
@@ -157,18 +171,30 @@ def keep_measured(
     sweep_dir: Path, configs: Sequence[ProjectConfig], at_a_time: Callable[[ProjectConfig], int], num_valid: int
 ) -> None:
     """After a sweep: the next one on this machine plans with its rates."""
-    for config in {config.model_name: config for config in configs}.values():
-        runs = [run for run in runs_of(sweep_dir, config.model_name) if _is_of(run, config.model_name)]
+    for path, config in {_path(config, at_a_time(config), num_valid): config for config in configs}.items():
+        wanted = _kind(config.to_dict())
+        runs = [run for run in runs_of(sweep_dir, config.model_name) if _kind_of(run) == wanted]
         if (measured := measured_in(runs)) is not None:
-            write_json(_path(config, at_a_time(config), num_valid), asdict(measured))
+            write_json(path, asdict(measured))
 
 
-def _is_of(run_dir: Path, model: str) -> bool:
+def _kind_of(run_dir: Path) -> dict[str, Any] | None:
     """A name may begin with another's: ViT-B-16 and ViT-B-16-SigLIP2-256."""
     try:
-        return bool(json.loads((run_dir / "config.json").read_text())["clip_model"] == model)
-    except (OSError, ValueError, KeyError):
-        return False
+        return _kind(json.loads((run_dir / "config.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _kind(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what ``_path`` goes by, what trials of one sweep may differ in."""
+    return {path: value for path, value in settings.items() if path.startswith(_DIFFERS)}
+
+
+_DIFFERS = (
+    *("clip_model", "training.batch_size", "training.micro_batch_size", "training.num_workers", "freeze."),
+    "hardware.gradient_checkpointing",
+)
 
 
 def _path(config: ProjectConfig, at_a_time: int, num_valid: int) -> Path:

@@ -21,10 +21,6 @@ from fashionclip_tune.towers import prepare_towers
 GB = 10**9
 # Below it two trials side by side are no gain over one after the other, and each may run out of memory.
 MIN_PACKING_GAIN = 0.10
-# An embedding table takes 16 bytes a number while it is trained: weight, gradient and Adam's two moments.
-_TRAINED_BYTES = 16
-_LARGE_TABLE_BYTES = 10**9
-SMALL_CARD_BYTES = 20 * GB
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,8 @@ class Card:
     name: str
     memory_bytes: int
     count: int = 1
+    is_here: bool = True
+    """Else it is planned for only."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,28 @@ def find_card(gpu_memory_gb: float | None, *, may_be_imaginary: bool) -> Card | 
         smallest = min(found, key=lambda each: int(each.total_memory))
         return Card(smallest.name, int(min(limit, smallest.total_memory)), len(found))
     if may_be_imaginary and gpu_memory_gb is not None:
-        return Card("a card that is not here", int(limit))
+        return Card("a card that is not here", int(limit), is_here=False)
     return None
 
 
 class GpuMemory:
     """How much of a card's memory each configuration needs; equal ones are estimated once."""
 
-    def __init__(self, card: Card, *, packing: Callable[[ProjectConfig], float | None] = packing_gain) -> None:
+    def __init__(
+        self, card: Card, share: float | None = None, *, packing: Callable[[ProjectConfig], float | None] = packing_gain
+    ) -> None:
+        """
+        Args:
+            share: of the card, that a flag gives to each trial; None: up to the whole card.
+        """
         self.card = card
+        self.share = share
+        self._room_bytes = int(card.memory_bytes * (share or 1.0))
         self._packing = packing
         self._needs: dict[Any, Need] = {}
 
     def need(self, config: ProjectConfig) -> Need:
-        """The memory of a trial with the largest micro-batch, halved from the configured one, that the card holds.
+        """The memory of a trial with the largest micro-batch, halved from the configured one, that its share of the card holds.
 
         Raises:
             UserError: one photo at a time is too much.
@@ -89,7 +95,7 @@ class GpuMemory:
 
     def _whole(self, config: ProjectConfig) -> Need:
         """A text tower that only the hub describes cannot be sized: such a trial has a card alone."""
-        return Need(self.card.memory_bytes, config.training.micro_batch_size or config.training.batch_size, "not known")
+        return Need(self._room_bytes, config.training.micro_batch_size or config.training.batch_size, "not known")
 
     def _largest(self, config: ProjectConfig) -> Need:
         size = min(config.training.micro_batch_size or config.training.batch_size, config.training.batch_size)
@@ -97,15 +103,21 @@ class GpuMemory:
             at_size = config.with_overrides({"training.micro_batch_size": size})
             measured = known_peak(at_size)
             needed = measured if measured is not None else _estimate_bytes(at_size)
-            if needed <= self.card.memory_bytes:
+            if needed <= self._room_bytes:
                 return Need(needed, size, "measured" if measured is not None else "estimate")
             if size == 1:
-                raise UserError(
-                    f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for one photo at a time, the card has "
-                    f"{self.card.memory_bytes / GB:.1f}: freeze a part of it (--set freeze.token_embedding=true, "
-                    "freeze.text_tower), or leave it out of the space"
-                )
+                raise self._refusal(config, needed)
             size = (size + 1) // 2
+
+    def _refusal(self, config: ProjectConfig, needed: int) -> UserError:
+        allowed, cure = f"the card has {self.card.memory_bytes / GB:.1f}", ""
+        if self.share is not None:
+            allowed = f"--gpus-per-trial {self.share:g} allows {self._room_bytes / GB:.1f} of the card's"
+            allowed, cure = f"{allowed} {self.card.memory_bytes / GB:.1f}", "give a larger share or none, "
+        return UserError(
+            f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for one photo at a time, {allowed}: {cure}freeze a "
+            "part of it (--set freeze.token_embedding=true, freeze.text_tower), or leave it out of the space"
+        )
 
 
 def _memory_settings(config: ProjectConfig) -> tuple[Any, ...]:
@@ -152,16 +164,3 @@ def weights_bytes(config: ProjectConfig) -> int:
 def _weights_bytes(name: str) -> int:
     network = without_numbers(name)
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
-
-
-def has_large_token_table(config: ProjectConfig) -> bool:
-    """Whether training the token embedding takes a GB or more: SigLIP2's, half of all its parameters, takes 3.1."""
-    if not is_described_here(config):
-        return False
-    return _token_table_numbers(config.model_name) * _TRAINED_BYTES >= _LARGE_TABLE_BYTES
-
-
-@cache
-def _token_table_numbers(name: str) -> int:
-    named = without_numbers(name).named_parameters()
-    return sum(parameter.numel() for path, parameter in named if "token_embedding." in path)

@@ -52,7 +52,7 @@ class Site:
 def find_site(settings: SweepSettings, *, dry_run: bool, machine: Machine | None = None) -> Site:
     """
     Args:
-        dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
+        dry_run: ``gpu_memory_gb`` may stand for a card that is not here, and asks for one.
         machine: None: this one.
 
     Raises:
@@ -60,8 +60,10 @@ def find_site(settings: SweepSettings, *, dry_run: bool, machine: Machine | None
     """
     nodes = cluster_nodes(settings.address) if settings.address is not None else None
     card = find_card(settings.gpu_memory_gb, may_be_imaginary=dry_run)
-    device = _device(settings.device or "auto", nodes, card if settings.device == "cuda" else None)
-    gpu = GpuMemory(card) if device == "cuda" and card is not None and nodes is None else None
+    if dry_run and settings.gpu_memory_gb is not None and settings.device == "cpu":
+        raise UserError("--gpu-memory-gb with --device cpu is not allowed in a dry run: it plans for a card of that memory")
+    device = _device(settings.device or "auto", nodes, card if dry_run and settings.gpu_memory_gb is not None else None)
+    gpu = GpuMemory(card, settings.gpus_per_trial) if device == "cuda" and card is not None and nodes is None else None
     return Site(device, gpu, nodes, machine or this_machine())
 
 
@@ -70,6 +72,6 @@ def _device(wanted: str, nodes: Sequence[Node] | None, imaginary: Card | None) -
         raise UserError(f"--device {wanted!r} is not allowed: auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses GPUs)")
     if nodes is not None and wanted == "auto":
         return "cuda" if any(node.gpus for node in nodes) else "cpu"
-    if nodes is not None or imaginary is not None:
+    if nodes is not None:
         return wanted
-    return choose_device(wanted).type
+    return "cuda" if imaginary is not None else choose_device(wanted).type

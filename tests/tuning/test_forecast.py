@@ -1,5 +1,6 @@
 """What a plan says of time: presets, rates and where they come from, the course of a sweep, the time that is left."""
 
+import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +22,7 @@ from fashionclip_tune.tuning.forecast import Course, ModelPace, forecast
 from fashionclip_tune.tuning.overhead import Overhead, keep_overhead, known_overhead
 from fashionclip_tune.tuning.presets import preset_budget, preset_trials
 from fashionclip_tune.tuning.quota import ModelQuota
-from fashionclip_tune.tuning.rates import measured_in, model_paces
+from fashionclip_tune.tuning.rates import keep_measured, measured_in, model_paces
 from fashionclip_tune.tuning.resources import Slots
 from fashionclip_tune.tuning.time_budget import TimeBudget
 
@@ -31,7 +32,7 @@ B32 = ProjectConfig(clip_model="ViT-B-32", device="cuda")
 
 def course(*, count: int = 1, rate: float | None = 100.0, trials: int = 30, halves: bool = True) -> Course:
     allotment = Allotment(Slots(count, 1, 0), Machine(2, 12 * GB, GB), {}, None, None)
-    paces = None if rate is None else {"ViT-B-32": ModelPace(rate, rate / 2, 2 * rate, 10.0, 5.0, "stated")}
+    paces = None if rate is None else [ModelPace(rate, rate / 2, 2 * rate, 10.0, 5.0, "stated")]
     return Course(trials, allotment, [B32], paces, 3, "asha" if halves else "none")
 
 
@@ -59,7 +60,7 @@ def two_models(**changes: object) -> Course:
     """A slow one and a fast one, drawn equally often; no rungs."""
     plain = course(trials=10, halves=False)
     slow = B32.with_overrides({"clip_model": "ViT-B-16"})
-    paces = {"ViT-B-32": ModelPace(100, 100, 100, 0, 0, "stated"), "ViT-B-16": ModelPace(10, 10, 10, 0, 0, "stated")}
+    paces = [ModelPace(100, 100, 100, 0, 0, "stated"), ModelPace(10, 10, 10, 0, 0, "stated")]
     return replace(plain, configs=[B32, slow], paces=paces, **changes)
 
 
@@ -71,13 +72,26 @@ def test_points_and_each_models_minimum_come_before_the_samplers_choice() -> Non
     assert forecast(two_models(quota=one), 900, 100).hours == pytest.approx(10 * 9 / 3600)
     # A point of the slow model is the first trial, and counts for its minimum.
     slow_first = two_models(quota=quota, num_points=1)
-    slow_first = replace(slow_first, configs=slow_first.configs[::-1])
+    slow_first = replace(slow_first, configs=slow_first.configs[::-1], paces=slow_first.paces[::-1])
     assert forecast(slow_first, 900, 100).hours == pytest.approx(5 * (9 + 90) / 3600)
     # Free: between all fast and all slow.
     free = forecast(two_models(), 900, 100)
     assert free.hours_low is not None
     assert free.hours_high is not None
     assert 10 * 9 / 3600 < free.hours_low < free.hours_high < 10 * 90 / 3600
+
+
+def test_hours_go_by_all_configurations_of_a_model_and_not_by_the_last_one() -> None:
+    """Of one model, one draw in four is ten times as slow."""
+    fast, slow = (ModelPace(rate, rate, rate, 0, 0, "stated") for rate in (100.0, 10.0))
+    plain = replace(course(trials=40, halves=False), configs=[B32] * 4)
+    one, other = (
+        forecast(replace(plain, paces=paces), 900, 100) for paces in ([slow, fast, fast, fast], [fast, fast, fast, slow])
+    )
+    for plan in (one, other):
+        assert plan.hours == pytest.approx(40 * (0.75 * 9 + 0.25 * 90) / 3600, rel=0.2)
+        assert plan.samples_per_second == {"ViT-B-32": 100}
+        assert plan.first_stage_s == {"ViT-B-32": 10}
 
 
 def test_older_trials_count_for_the_minimum_and_at_the_rungs() -> None:
@@ -111,13 +125,14 @@ def test_that_is_measured_in_a_sweep_that_ran_in_one_go(tmp_path: Path, monkeypa
         trial.number, durations_s[number] = number, float(own)
         trial.datetime_start, trial.datetime_complete = (started + timedelta(seconds=s) for s in (start, end))
         trials.append(trial)
-    assert "another machine" in known_overhead(2).source
-    found = keep_overhead(trials, durations_s, 35.0, slots=2)
+    assert "another machine" in known_overhead(2, "cpu").source
+    found = keep_overhead(trials, durations_s, 35.0, slots=2, device="cpu")
     assert found is not None
     assert (found.sweep_s, found.process_s, found.trial_s) == pytest.approx((35 - 29.5, 8.0, 1.0))
-    assert known_overhead(2) == replace(found, source="measured in an earlier sweep")
-    assert known_overhead(1).source != known_overhead(2).source
-    assert keep_overhead(trials[:2], durations_s, 35.0, slots=2) is None
+    assert known_overhead(2, "cpu") == replace(found, source="measured in an earlier sweep")
+    assert known_overhead(1, "cpu").source != known_overhead(2, "cpu").source
+    assert keep_overhead(trials[:2], durations_s, 35.0, slots=2, device="cpu") is None
+    assert "another machine" in known_overhead(2, "cuda").source  # of a card, that need not be here
 
 
 def test_an_unknown_rate_leaves_the_hours_open() -> None:
@@ -161,7 +176,7 @@ def test_a_t4s_rates_are_estimates_and_say_so_until_better_is_known(monkeypatch:
     def pace_of(config: ProjectConfig, at_a_time: int = 1, stated: float | None = None) -> ModelPace:
         paces = model_paces([config], lambda config: at_a_time, num_valid=454, stated=stated, say=print)
         assert paces is not None
-        return paces[config.model_name]
+        return paces[0]
 
     alone = pace_of(B32)
     assert alone.source == "estimate for a T4"
@@ -204,6 +219,21 @@ def test_a_sweeps_own_stages_are_measured_from_its_files(tmp_path: Path) -> None
     assert measured.stage_s(100) == pytest.approx(3.0)
 
 
+def test_an_earlier_sweep_is_measured_by_kind_of_trial(
+    small_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials froze nothing: of such as freeze a tower it says nothing, not even of the same model."""
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
+    saved = json.loads(next(small_sweep.glob("trials/0000-*/config.json")).read_text())
+    same = ProjectConfig.from_dict(saved).with_overrides({"training.learning_rate": 1e-6})
+    frozen = same.with_overrides({"freeze.text_tower": True})
+    keep_measured(small_sweep, [same, frozen], lambda config: 2, 20)
+    assert len(list((tmp_path / "rates").iterdir())) == 1
+    paces = model_paces([same], lambda config: 2, num_valid=20, stated=None, say=pytest.fail)
+    assert paces is not None
+    assert paces[0].source == "measured in an earlier sweep"
+
+
 def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
     said: list[str] = []
@@ -213,8 +243,8 @@ def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig, tmp_path: Pat
     for _ in range(2):
         paces = model_paces([config], lambda config: 2, num_valid=20, stated=None, say=said.append)
         assert paces is not None
-        assert 10 < paces["tiny-clip"].samples_per_second < 100_000
-        assert paces["tiny-clip"].source == "measured in a short run"
+        assert 10 < paces[0].samples_per_second < 100_000
+        assert paces[0].source == "measured in a short run"
     assert len(said) == 1
     steps = 2 * 512 // 16
     assert told == [("measuring how fast tiny-clip trains here", step, steps) for step in range(steps)]

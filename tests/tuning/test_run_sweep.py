@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fashionclip_tune.machine import available_cores
+
 FAST = ("--set", "model.pretrained=none", "--set", "training.batch_size=16")
 
 
@@ -177,16 +179,19 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_pa
         garments,
         "--results",
         tmp_path / "results",
-        "--space",
-        "openclip",
         "--set",
         "training.batch_size=16",
     )
-    card = ("--device", "cuda", "--gpu-memory-gb", "15.8")
+    card = ("--gpu-memory-gb", "15.8")  # which asks for a card, and so for the space openclip
     code, out, err = run_sweep(*arguments, *card, "--preset", "evening", "--dry-run")
     assert (code, err) == (0, "")
     for part in (
         "trials:   30",
+        "on cuda",
+        "machine:  a card of 15.8 GB, which is not here, beside ",
+        f"{available_cores()} cores and ",
+        "of host memory, as this machine has",
+        "(measured on another machine)",
         "ViT-B-16-SigLIP2-256: ",
         "token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)",
         "of 15.8 GB (estimate)",
@@ -201,7 +206,11 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_pa
     assert code == 0
     assert "frozen" not in out
     assert re.search(r"disk:     at most \d\d\.\d GB in the results \(with", out)
-    refused(run_sweep(*arguments, *card), "--device cuda", "--device cpu")
+    large = ("--set", "clip_model=ViT-B-16-SigLIP2-256", "--set", "training.micro_batch_size=1")
+    more = (*large, "--gpus-per-trial", "0.25")
+    refused(run_sweep(*arguments, *card, *more, "--dry-run"), "SigLIP2-256 needs", "--gpus-per-trial 0.25 allows 4.0 of")
+    refused(run_sweep(*arguments, *card, "--device", "cpu", "--dry-run"), "--gpu-memory-gb", "--device cpu")
+    refused(run_sweep(*arguments, "--device", "cuda", *card), "--device cuda", "--device cpu")
     assert not (tmp_path / "results").exists()
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.default_freeze import with_default_freeze
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.machine import Machine
 from fashionclip_tune.memory import CONTEXT_BYTES
 from fashionclip_tune.tuning import gpu_share
-from fashionclip_tune.tuning.allotment import Allotment, allot, with_default_freeze
+from fashionclip_tune.tuning.allotment import Allotment, allot
 from fashionclip_tune.tuning.gpu_share import claim_gpu_share
 from fashionclip_tune.tuning.shares import GB, Card, GpuMemory
 
@@ -37,7 +38,7 @@ def gpu_memory(card: Card, packing: float | None) -> GpuMemory:
 def divided(machine: Machine = ROOMY, card: Card = T4, packing: float | None = None, **flags: object) -> Allotment:
     gpu = gpu_memory(card, packing)
     wanted = {"num_trials": 12, "max_concurrent": None, "gpus_per_trial": None, **flags}
-    configs = [with_default_freeze(config, gpu, {}) for config in (B32, B16, SIGLIP2)]
+    configs = [with_default_freeze(config, card.memory_bytes, {}) for config in (B32, B16, SIGLIP2)]
     return allot(configs, device="cuda", machine=machine, gpu=gpu, **wanted)
 
 
@@ -60,7 +61,7 @@ def test_packing_that_was_measured_to_gain_little_is_not_done() -> None:
 
 
 def test_the_token_embedding_is_frozen_on_a_small_card_unless_someone_speaks_of_it() -> None:
-    small, large = GpuMemory(T4), GpuMemory(Card("large", 24 * GB))
+    small, large = T4.memory_bytes, 24 * GB
     assert with_default_freeze(SIGLIP2, small, {}).freeze.token_embedding
     assert not with_default_freeze(SIGLIP2, small, {"freeze.token_embedding": False}).freeze.token_embedding
     assert not with_default_freeze(SIGLIP2, large, {}).freeze.token_embedding
@@ -75,6 +76,20 @@ def test_a_micro_batch_is_halved_until_it_fits_and_what_never_does_is_refused() 
     assert divided(card=Card("small", 9 * GB)).fitted(B16).training.micro_batch_size == 32
     with pytest.raises(UserError, match=r"ViT-B-16 needs .* GB of GPU memory for one photo at a time, the card has 2"):
         GpuMemory(Card("tiny", 2 * GB)).need(B16)
+
+
+def test_a_share_that_a_flag_gives_sizes_the_micro_batch_and_refuses_what_it_does_not_hold() -> None:
+    half, whole = GpuMemory(T4, 0.5), GpuMemory(T4)
+    assert half.need(B16).micro_batch_size < whole.need(B16).micro_batch_size == 64
+    assert half.need(B16).memory_bytes <= T4.memory_bytes // 2
+    allotment = allot([B16], device="cuda", machine=ROOMY, gpu=half, num_trials=12, max_concurrent=None, gpus_per_trial=0.5)
+    assert allotment.at_a_time(B16) == 2
+    assert allotment.fitted(B16).training.micro_batch_size == half.need(B16).micro_batch_size
+    needs = (
+        r"SigLIP2-256 needs .* GB .* one photo at a time, --gpus-per-trial 0.25 allows 4.0 of the card's 15.8: give a larger"
+    )
+    with pytest.raises(UserError, match=needs):
+        GpuMemory(T4, 0.25).need(SIGLIP2.with_overrides({"freeze.token_embedding": True, "training.micro_batch_size": 1}))
 
 
 def test_host_memory_is_that_of_what_really_runs_side_by_side() -> None:

@@ -13,6 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from fashionclip_tune.encoding import EncodingSpeed
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 
 Row = dict[str, Any]
@@ -32,9 +33,30 @@ _TRAINING = (
 
 
 def read_history(run_dir: Path) -> list[Row]:
-    """The rows of a run's evaluations, in the order of their steps."""
-    files = sorted((run_dir / "evaluations").glob("step_*.json"))
-    return [json.loads(file.read_text()) for file in files]
+    """The rows of a run's evaluations, in the order of their steps.
+
+    Raises:
+        UserError: one cannot be read. Who goes on from them must not take a history with a hole for a whole one.
+    """
+    rows, torn = read_whole_rows(run_dir)
+    if torn:
+        raise UserError(f"{torn[0]} is torn or no JSON: put it back from a copy, or remove {run_dir} to begin that run again")
+    return rows
+
+
+def read_whole_rows(run_dir: Path) -> tuple[list[Row], list[Path]]:
+    """For people: the rows that can be read, and the files that cannot.
+
+    On a durable side torn ones are to be expected after the loss of a machine; a sweep that goes on writes them again.
+    """
+    rows: list[Row] = []
+    torn: list[Path] = []
+    for file in sorted((run_dir / "evaluations").glob("step_*.json")):
+        try:
+            rows.append(json.loads(file.read_text()))
+        except ValueError:
+            torn.append(file)
+    return rows, torn
 
 
 class History:

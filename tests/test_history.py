@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashionclip_tune.history import History, read_history
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.history import History, read_history, read_whole_rows
 
 
 def row(step: int, recall: float, **more: Any) -> dict[str, Any]:
@@ -43,6 +44,16 @@ def test_rows_are_read_back_in_the_order_of_their_steps_to_the_last_bit(tmp_path
 
 def test_a_run_without_a_row_has_an_empty_history(tmp_path: Path) -> None:
     assert read_history(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 2, "recall', "\x00\x00"])
+def test_a_torn_evaluation_is_no_hole_for_a_run_and_left_out_for_people(tmp_path: Path, content: str) -> None:
+    record(tmp_path, [row(0, 0.1), row(2, 0.2), row(4, 0.3)], first_new_examples=0)
+    torn = tmp_path / "evaluations" / "step_00000002.json"
+    torn.write_text(content)
+    with pytest.raises(UserError, match=r"step_00000002\.json is torn or no JSON"):
+        read_history(tmp_path)
+    assert read_whole_rows(tmp_path) == ([row(0, 0.1), row(4, 0.3)], [torn])
 
 
 def test_a_row_recorded_again_is_compared_and_the_first_one_stays(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,19 @@ def test_half_a_row_left_by_a_kill_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "evaluations" / ".step_00000004.json.77.tmp").write_text('{"step": 4, "rec')
     assert [each["step"] for each in read_history(tmp_path)] == [2]
     assert json.loads((tmp_path / "evaluations" / "step_00000002.json").read_text()) == row(2, 0.5)
+
+
+def test_a_curve_that_was_restored_without_its_events_is_whole_again(tmp_path: Path) -> None:
+    """After the loss of a machine the evaluations are there, and a state of step 4; step 6 is trained again."""
+    rows = [row(step, 0.1 * step, loss=1.0 / (1 + step)) for step in (0, 2, 4, 6)]
+    record(tmp_path / "lost", rows, first_new_examples=0)
+    shutil.copytree(tmp_path / "lost" / "evaluations", tmp_path / "found" / "evaluations")
+    record(tmp_path / "found", rows[2:], first_new_examples=64)
+    for name in ("recall_at_10", "train/loss"):
+        assert scalars(tmp_path / "found", name) == scalars(tmp_path / "lost", name)
+    assert read_history(tmp_path / "found") == rows
+    record(tmp_path / "found", rows[3:], first_new_examples=96)
+    assert len(scalars(tmp_path / "found", "recall_at_10")) == 4, "with its events nothing is written twice"
 
 
 def test_lives_that_follow_at_once_are_read_in_their_order(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class SweepMirror:
             self._mirrored_bytes += len(piece)
 
     def fetch_evaluations(self, under: str = "trials") -> None:
-        """Copies evaluations and ended trials' curves that are not in the local folder: of an earlier machine or another node."""
+        """Copies evaluations and curves that are not in the local folder: of an earlier machine, or of another node."""
         for name in self.folder.sizes(under):
             parts = name.split("/")
             is_known = parts[-1] in _PER_TRIAL or parts[-1].startswith(_EVENTS)

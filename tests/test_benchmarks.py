@@ -17,6 +17,7 @@ import lose_machine
 import published_asha
 import search_replay
 import search_table
+import t4_plans
 
 
 class Curves:
@@ -147,3 +148,15 @@ def test_machines_are_lost_under_way_only_and_compared_but_for_the_times(tmp_pat
     assert not lose_machine.is_over(tmp_path)
     whole, lost = (lose_machine.outcome(tmp_path / name / "it") for name in ("whole", "lost"))
     assert lose_machine.differences(lost, whole) == []
+
+
+def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(monkeypatch, capsys):
+    monkeypatch.setenv("FASHIONCLIP_CACHE", "put back: the script sets it")
+    for name in ("run_shards", "load_data"):
+        monkeypatch.setattr(t4_plans.planning, name, getattr(t4_plans.planning, name))  # put back, too
+    t4_plans.main(["--preset", "quick", "--max-concurrent", "1", "--memory-gb", "12.7", "--train", "50000"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "trials:   8, at most 1 side by side, on cuda"
+    assert any(line.startswith("host RAM: at most") and " of 12.7 GB" in line for line in lines)
+    assert any("16,128 examples a trial (0.3 epochs)" in line for line in lines)
+    assert sum("(estimate for a T4)" in line for line in lines) == 3

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -184,6 +185,9 @@ def _ended_with_ray() -> Iterator[None]:
     watcher.start()
     try:
         yield
+    except (ray.exceptions.RayError, tune.TuneError):  # of a call that was under way, before the processes are seen to be gone
+        time.sleep(4 * _LOOKS_AFTER_RAY_EVERY_S)  # the watcher goes on
+        raise
     finally:
         over.set()
         watcher.join()

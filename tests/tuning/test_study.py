@@ -117,7 +117,7 @@ def test_the_sampler_keeps_away_from_where_trials_break_however_late(tmp_path, r
 def test_an_architecture_gets_its_trials_however_bad_it_is_cheap_ones_first(tmp_path):
     """Also in a study opened anew before each trial, and with a point of the user's among the first."""
     points = ({"clip_model": "b", "learning_rate": 1e-4, "strength": 0.5},)
-    quota = ModelQuota("clip_model", ("a", "b"), 4)
+    quota = ModelQuota("clip_model", {"a": 1, "b": 4}, 4)
     reopen = lambda: open_study(tmp_path, quota=quota, points=points)  # noqa: E731
     study = reopen()
     for _ in range(12):
@@ -132,7 +132,7 @@ def test_an_architecture_gets_its_trials_however_bad_it_is_cheap_ones_first(tmp_
 
 
 def test_a_bound_trial_that_died_while_it_was_drawn_stays_bound(tmp_path):
-    quota = ModelQuota("clip_model", ("b", "a"), 2)
+    quota = ModelQuota("clip_model", {"b": 1, "a": 2.5}, 2)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole = open_study(tmp_path / "whole", quota=quota)
@@ -168,7 +168,7 @@ def test_a_space_that_raises_when_a_trial_is_drawn_again_fails_that_trial_only(t
 
 
 def test_a_quota_of_a_parameter_that_is_not_drawn_binds_nothing(tmp_path):
-    study = open_study(tmp_path, quota=ModelQuota("another", ("a", "b"), 4))
+    study = open_study(tmp_path, quota=ModelQuota("another", {"a": 1, "b": 1}, 4))
     assert len({overrides["clip_model"] for overrides in run(study, 8)}) == 2
 
 

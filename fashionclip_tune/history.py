@@ -41,7 +41,9 @@ def read_history(run_dir: Path) -> list[Row]:
     """
     rows, torn = read_whole_rows(run_dir)
     if torn:
-        raise UserError(f"{torn[0]} is torn or no JSON: put it back from a copy, or remove {run_dir} to begin that run again")
+        raise UserError(
+            f"{torn[0]} is torn or no JSON: put it back from a copy; a run that has not ended begins again without {run_dir}"
+        )
     return rows
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from test_report import write_sweep  # tests/test_report.py
+from test_report import change_sweep, write_sweep  # tests/test_report.py
 
 from fashionclip_tune import report_sections
 from fashionclip_tune.config import ProjectConfig
@@ -255,6 +255,13 @@ def test_sweeps_stand_side_by_side_with_the_test_between_their_best(tmp_path: Pa
     behind = {row[0]: row[6] for row in page.rows if len(row) == 7}
     assert behind == {"sweep": "behind the first", "ahead": "", "close": "0.0050, tie", "weak": "0.4500, real"}
     assert not (folders[1] / "report.html").exists()
+    assert "not comparable" not in page.text
+
+    change_sweep(folders[0], data_fingerprint="train:others")
+    page = Page(write_report(folders))
+    behind = [(row[0], row[6]) for row in page.rows if len(row) == 7 and row[0] != "sweep"]
+    assert behind == [("ahead", ""), ("close", ""), ("weak", "0.4450, real")], "the first of its own photos"
+    assert "recalls are not comparable" in page.text
 
 
 def test_the_pareto_front_is_what_no_other_point_beats() -> None:

@@ -6,7 +6,8 @@
 A sweep of tiny towers runs with ``--scratch`` and ``--results``. At a random moment the durable folder is copied away under
 way, the processes are killed and everything else is deleted; the sweep is resumed under another path, home folder, user and
 (where this user may set one) host name. It is to end with the settings and metrics of a sweep that was never stopped (one
-trial at a time, on a CPU).
+trial at a time, on a CPU). Moments are shares of the time from the first stage to the end that this one took. A sweep that is
+over by then was not lost under way: another moment is drawn.
 """
 
 import argparse
@@ -19,14 +20,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from sweep_invariants import differences, outcome
 
 from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ("model.pretrained=none", "training.batch_size=16")
-TIMING = ("duration_s", "samples_per_second", "device_s", "process_memory_bytes")
 
 
 def start(data: Path, machine: Path, results: Path, sync_every: float, *more: str) -> subprocess.Popen[str]:
@@ -47,16 +50,6 @@ def named(host: str) -> list[str]:
     return unshared if may else []
 
 
-def outcome(results: Path) -> dict[str, Any]:
-    content = json.loads((results / "it" / "sweep.json").read_text())
-    histories = {}
-    for folder in sorted((results / "it" / "trials").iterdir()):
-        rows = [json.loads(path.read_text()) for path in sorted((folder / "evaluations").glob("*.json"))]
-        histories[folder.name] = [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
-    rows = [{key: value for key, value in row.items() if key not in TIMING} for row in content["trials"]]
-    return {"state": content["state"], "trials": rows, "histories": histories}
-
-
 def remove(folder: Path) -> None:
     """Workers outlive their driver for seconds, and write."""
     while folder.exists():
@@ -68,33 +61,86 @@ def stages(results: Path) -> int:
     return len(list((results / "it").glob("trials/*/evaluations/*.json")))
 
 
-def lose_once(number: int, data: Path, work: Path, sync_every: float, after_s: float, expected: dict[str, Any]) -> bool:
+def wait_for_a_stage(results: Path, process: subprocess.Popen[str]) -> None:
+    while not stages(results):
+        assert process.poll() is None, "it ended before its first stage"
+        time.sleep(0.01)
+
+
+def copy_under_way(drive: Path, copy: Path) -> None:
+    """Files in it may be torn; one that was removed while others were copied is no loss of a machine: once more."""
+    try:
+        shutil.copytree(drive, copy)
+    except shutil.Error:
+        remove(copy)
+        copy_under_way(drive, copy)
+
+
+def is_over(results: Path) -> bool:
+    """Its last file is there, and says so."""
+    summary = results / "it" / "sweep.json"
+    try:
+        return bool(json.loads(summary.read_text())["state"] == "FINISHED")
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+
+
+def run_whole(data: Path, work: Path, sync_every: float) -> tuple[dict[str, Any], float]:
+    """The outcome of a sweep that is never stopped, and how long it took from its first stage on."""
+    results = work / "whole-results"
+    process = start(data, work / "whole", results, sync_every)
+    wait_for_a_stage(results, process)
+    started = time.monotonic()
+    assert process.wait(timeout=600) == 0, (work / "whole" / "log").read_text()
+    return outcome(results / "it"), time.monotonic() - started
+
+
+def lose_once(number: int, data: Path, work: Path, sync_every: float, after_s: float, expected: dict[str, Any]) -> bool | None:
+    """Whether the sweep that was lost and resumed came out as ``expected``; None where it was over before it was lost."""
     first, second, drive = work / f"{number}-first", work / f"{number}-second", work / f"{number}-drive"
     process = start(data, first, drive, sync_every)
-    deadline = time.monotonic() + 120
-    while not stages(drive) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_a_stage(drive, process)
     time.sleep(after_s)
     elsewhere = second / "mounted"
     elsewhere.mkdir(parents=True)
-    shutil.copytree(drive, elsewhere / "results")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    copy_under_way(drive, elsewhere / "results")
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     for folder in (drive, first):
         remove(folder)
+    if is_over(elsewhere / "results"):
+        remove(second)
+        return None
     shutil.copytree(data, elsewhere / "shards")
     kept = stages(elsewhere / "results")
     states = [path.name for path in elsewhere.glob("results/it/trials/*/state/*") if (path / "checkpoint.json").exists()]
     process = start(elsewhere / "shards", second / "machine", elsewhere / "results", sync_every, "--resume")
-    code = process.wait(timeout=600)
-    passed_over = [path for path in second.rglob("warnings.log") if "otherwise" in path.read_text()]
-    equal = code == 0 and outcome(elsewhere / "results") == expected and not passed_over
+    found = [f"status {process.wait(timeout=600)}"] if process.wait(timeout=600) else []
+    found = found or differences(outcome(elsewhere / "results" / "it"), expected)
+    found += [str(path) for path in second.rglob("warnings.log") if "otherwise" in path.read_text()]
     total = stages(elsewhere / "results")
-    verdict = "equal" if equal else "DIFFERENT"
+    verdict = "; ".join(["DIFFERENT", *found[:3]]) if found else "equal"
     print(f"| {number} | {after_s:.1f} | {kept} of {total} | {', '.join(states) or 'none'} | {verdict} |", flush=True)
-    if equal:
-        shutil.rmtree(second)
-    return equal
+    if not found:
+        remove(second)
+    return not found
+
+
+def lose_under_way(times: int, seed: int, lose: Callable[[int, float], bool | None]) -> tuple[list[bool], int]:
+    """Until as many sweeps were lost before they were over: the outcomes, and how many moments came too late.
+
+    Args:
+        lose: loses the sweep of this number at this share of its time; None where it was over.
+    """
+    moments, equal, num_late = random.Random(seed), list[bool](), 0
+    while len(equal) < times:
+        came_out = lose(len(equal) + 1, moments.random())
+        if came_out is None:
+            num_late += 1
+        else:
+            equal.append(came_out)
+    return equal, num_late
 
 
 def main() -> None:
@@ -107,19 +153,18 @@ def main() -> None:
     os.environ["FASHIONCLIP_CACHE"] = str(work / "cache")
     data = work / "shards"
     render_dataset(data, GarmentRecipe(num_products=100, views_per_product=2, image_size=48))
-    started = time.monotonic()
-    whole = start(data, work / "whole", work / "whole-results", arguments.sync_every)
-    assert whole.wait(timeout=600) == 0, (work / "whole" / "log").read_text()
-    expected = outcome(work / "whole-results")
-    span_s = 0.6 * (time.monotonic() - started)
-    moments = random.Random(arguments.seed)
+    expected, span_s = run_whole(data, work, arguments.sync_every)
+    print(f"never stopped: {span_s:.1f} s from the first stage to the end")
     print("| loss | s after the first stage | stages kept | states kept | outcome |")
-    print("|---|---|---|---|---|")
-    equal = [
-        lose_once(number, data, work, arguments.sync_every, moments.uniform(0, span_s), expected)
-        for number in range(1, arguments.times + 1)
-    ]
-    print(f"{sum(equal)} of {len(equal)} sweeps ended as one that was never stopped")
+    print("|---|---|---|---|---|", flush=True)
+    equal, num_late = lose_under_way(
+        arguments.times,
+        arguments.seed,
+        lambda number, share: lose_once(number, data, work, arguments.sync_every, share * span_s, expected),
+    )
+    print(
+        f"{sum(equal)} of {len(equal)} sweeps ended as one that was never stopped; {num_late} more were over, and drawn again"
+    )
     if not all(equal):
         print(f"what differs is in {work}")
         sys.exit(1)

@@ -11,16 +11,18 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from fashionclip_tune.checkpoint import newest_checkpoint
+from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.history import TIMING
+from fashionclip_tune.journal_pieces import read_journal
 
 # Of Optuna's journal.
 _SET_STAGE, _SET_ATTRIBUTE = 7, 8
 
 
 def journal_of(sweep_dir: Path) -> list[dict[str, Any]]:
-    """What is in the journal, an unfinished last line left out."""
+    """What is in the journal, an unfinished last line left out; on a durable side it is in pieces."""
     path = sweep_dir / "study.journal"
-    content = path.read_bytes() if path.exists() else b""
+    content = path.read_bytes() if path.exists() else read_journal(DurableFolder(sweep_dir))
     return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fashionclip_tune.history import read_history
+from fashionclip_tune.history import read_whole_rows
 
 Row = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def architectures_at_equal_cost(
 
     Args:
         rows: a sweep's trials, as in its ``sweep.json``.
-        histories: each one's evaluations by ``trial_id``, as ``read_history`` gives them; ``device_s`` of each counts from
+        histories: each one's evaluations by ``trial_id``, as ``read_whole_rows`` gives them; ``device_s`` of each counts from
             the trial's start.
     """
     by_model: dict[str, list[Row]] = {}
@@ -87,5 +87,5 @@ def equal_cost_table(sweep_dir: Path, rows: Sequence[Row]) -> Table | None:
 def _recorded(sweep_dir: Path, row: Row) -> list[dict[str, Any]]:
     """A trial's evaluations, those that its row knows of."""
     for folder in sweep_dir.glob(f"trials/{row['trial_id']}-*"):
-        return [stage for stage in read_history(folder) if stage["examples_seen"] <= row["examples_seen"]]
+        return [stage for stage in read_whole_rows(folder)[0] if stage["examples_seen"] <= row["examples_seen"]]
     return []

@@ -13,9 +13,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from fashionclip_tune.encoding import EncodingSpeed
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 
 Row = dict[str, Any]
+_EVENT_FILES = "events.out.tfevents.*"
 # These say how long it took, not what came out: a stage that is trained again may differ in them.
 TIMING = ("duration_s", "device_s", "samples_per_second", *EncodingSpeed._fields)
 _TRAINING = (
@@ -32,20 +34,51 @@ _TRAINING = (
 
 
 def read_history(run_dir: Path) -> list[Row]:
-    """The rows of a run's evaluations, in the order of their steps."""
-    files = sorted((run_dir / "evaluations").glob("step_*.json"))
-    return [json.loads(file.read_text()) for file in files]
+    """The rows of a run's evaluations, in the order of their steps.
+
+    Raises:
+        UserError: one cannot be read. Who goes on from them must not take a history with a hole for a whole one.
+    """
+    rows, torn = read_whole_rows(run_dir)
+    if torn:
+        raise UserError(
+            f"{torn[0]} is torn or no JSON: put it back from a copy; a run that has not ended begins again without {run_dir}"
+        )
+    return rows
+
+
+def read_whole_rows(run_dir: Path) -> tuple[list[Row], list[Path]]:
+    """For people: the rows that can be read, and the files that cannot.
+
+    On a durable side torn ones are to be expected after the loss of a machine; a sweep that goes on writes them again.
+    """
+    rows: list[Row] = []
+    torn: list[Path] = []
+    for file in sorted((run_dir / "evaluations").glob("step_*.json")):
+        try:
+            rows.append(json.loads(file.read_text()))
+        except ValueError:
+            torn.append(file)
+    return rows, torn
 
 
 class History:
     """Records a run's rows in its folder; a row that is there already is compared, not written again."""
 
     def __init__(self, run_dir: Path, *, first_new_examples: int) -> None:
-        """``first_new_examples``: a resumed run writes from there on; TensorBoard drops what an earlier life wrote later."""
+        """``first_new_examples``: a resumed run writes from there on; TensorBoard drops what an earlier life wrote later.
+
+        Where the rows before that were restored without their events, as after the loss of a machine, their scalars are
+        written again.
+        """
         self._run_dir = run_dir
         self._recorded = {row["step"]: row for row in read_history(run_dir)}
+        has_events = any(run_dir.glob(_EVENT_FILES))
         _wait_for_a_later_name(run_dir)
         self._writer = SummaryWriter(str(run_dir), purge_step=first_new_examples)
+        for row in self._recorded.values():
+            if not has_events and row["examples_seen"] < first_new_examples:
+                self._write_scalars(row)
 
     def show(self, answer_sheet: bytes | None, memory_bytes: int, examples_seen: int) -> None:
         """For TensorBoard only: a picture of what a few captions find (JPEG), and the memory in use."""
@@ -58,9 +91,7 @@ class History:
 
     def record(self, row: Row) -> str | None:
         """Writes a row, and returns how it differs from one that an earlier life of the run recorded, if it does."""
-        for name, value in row.items():
-            if (tag := _tag(name)) is not None:
-                self._writer.add_scalar(tag, value, row["examples_seen"])
+        self._write_scalars(row)
         self._writer.flush()
         earlier = self._recorded.get(row["step"])
         if earlier is None:
@@ -68,6 +99,11 @@ class History:
             self._recorded[row["step"]] = row
             return None
         return _difference(earlier, row)
+
+    def _write_scalars(self, row: Row) -> None:
+        for name, value in row.items():
+            if (tag := _tag(name)) is not None:
+                self._writer.add_scalar(tag, value, row["examples_seen"])
 
     def close(self) -> None:
         self._writer.close()
@@ -78,7 +114,7 @@ def _wait_for_a_later_name(run_dir: Path) -> None:
 
     A life that follows another within a second could be read before it, and what it wrote taken for overtaken.
     """
-    made = [int(path.name.split(".")[3]) for path in run_dir.glob("events.out.tfevents.*")]
+    made = [int(path.name.split(".")[3]) for path in run_dir.glob(_EVENT_FILES)]
     while made and int(time.time()) == max(made):
         time.sleep(0.05)
 

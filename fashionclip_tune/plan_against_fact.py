@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fashionclip_tune.history import read_history
+from fashionclip_tune.history import read_whole_rows
 
 
 class Compared(NamedTuple):
@@ -54,5 +54,7 @@ def _rate(sweep: Mapping[str, Any], sweep_dir: Path, model: str) -> float | None
     """The median over all stages of a model's trials."""
     numbers = [row["trial_id"] for row in sweep["trials"] if row["config"].get("clip_model") == model]
     folders = [folder for number in numbers for folder in sweep_dir.glob(f"trials/{number}-*")]
-    rates = [row["samples_per_second"] for folder in folders for row in read_history(folder) if "samples_per_second" in row]
+    rates = [
+        row["samples_per_second"] for folder in folders for row in read_whole_rows(folder)[0] if "samples_per_second" in row
+    ]
     return statistics.median(rates) if rates else None

@@ -36,6 +36,8 @@ _COLUMNS = (
     "device_s",
 )
 
+_SWEEP_NAMES = ("name", "state", "best", "trials")  # of sweep.json, what every version wrote
+
 FREED = ("freed_bytes", "freed_durable_bytes")
 """Of sweep.json: what was removed of ended trials, where the sweep ran, and with a scratch folder in the results."""
 
@@ -48,10 +50,12 @@ def read_sweep(sweep_dir: Path) -> dict[str, Any]:
     """
     path = sweep_dir / "sweep.json"
     try:
-        sweep: dict[str, Any] = json.loads(path.read_text())
-        return sweep
+        sweep = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{sweep_dir} is no sweep: {path} cannot be read ({error})") from error
+    if not isinstance(sweep, dict) or any(name not in sweep for name in _SWEEP_NAMES) or not isinstance(sweep["trials"], list):
+        raise UserError(f"{sweep_dir} is no sweep: {path} is some other file, without {', '.join(_SWEEP_NAMES)} of a sweep")
+    return sweep
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:

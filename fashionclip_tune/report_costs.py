@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from fashionclip_tune.equal_cost import architectures_at_equal_cost
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.html_parts import figure_or_nothing, panels, table, text
+from fashionclip_tune.model import check_architecture
+from fashionclip_tune.model_check import has_known_text_tower, without_numbers
 from fashionclip_tune.report import Row
 from fashionclip_tune.report_data import SweepView
 from fashionclip_tune.report_plots import FAINT, colours, described, styled
@@ -81,10 +84,24 @@ def _of_models(rows: Sequence[Row], value_of: dict[str, float | None]) -> list[t
 
 
 def _weights_mb(view: SweepView) -> dict[str, float | None]:
-    """Of each architecture: only the best trials' weights are kept."""
+    """Of each architecture, as the best trials' files are; on a durable side there are none, and its tensors are counted."""
     files = sorted(view.folder.glob("trials/*/checkpoints/*/model.safetensors"))
     kept = {path.parents[2].name.split("-")[0]: round(path.stat().st_size / _MEGABYTE, 1) for path in files}
-    return {row["config"]["clip_model"]: kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
+    found = {row["config"]["clip_model"]: kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
+    models = dict.fromkeys(row["config"]["clip_model"] for row in view.rows)
+    return {model: found[model] if model in found else _computed_mb(model) for model in models}
+
+
+def _computed_mb(model: str) -> float | None:
+    """Of the tensors in fp32; None of one that is not known here, or only on the hub."""
+    try:
+        if not has_known_text_tower(check_architecture(model)):
+            return None
+    except UserError:
+        return None
+    tensors = without_numbers(model).state_dict().values()
+    num_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return round(num_bytes / _MEGABYTE, 1)
 
 
 def pareto(view: SweepView, cost: Cost) -> go.Figure:

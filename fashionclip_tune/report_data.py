@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.history import read_history
+from fashionclip_tune.history import read_whole_rows
 from fashionclip_tune.journal_pieces import read_journal
 from fashionclip_tune.report import Row, best_row, compare_trials, has_failed, ranked, read_sweep
 from fashionclip_tune.statistics import PairedTest
@@ -40,18 +40,17 @@ class SweepView:
     """A sweep as its files stood when they were read.
 
     ``curves`` has the evaluations of each trial by its id; ``tests`` what the best trial is better by than each other one,
-    None where they were not evaluated on the same queries; ``trials`` are empty where the journal cannot be read.
+    None where they were not evaluated on the same queries; ``trials`` are empty where the journal cannot be read; ``torn`` are
+    evaluations that cannot be read, and are left out.
     """
 
     folder: Path
+    name: str
     content: Mapping[str, Any]
     curves: Mapping[str, Sequence[Row]]
     tests: Mapping[str, PairedTest | None]
     trials: Sequence[FrozenTrial]
-
-    @property
-    def name(self) -> str:
-        return str(self.content["name"])
+    torn: Sequence[Path]
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -117,23 +116,30 @@ class SweepView:
         return Importance(dict(shares), stage, num_trials)
 
 
-def view_sweep(folder: Path) -> SweepView:
+def view_sweep(folder: Path, name: str | None = None) -> SweepView:
     """Reads a sweep, running, half finished or finished.
+
+    Args:
+        name: what it is to be called, where its own name does not tell it apart.
 
     Raises:
         UserError: the folder is no sweep.
     """
     content = read_sweep(folder)
     curves: dict[str, Sequence[Row]] = {}
+    torn: list[Path] = []
     for row in content["trials"]:
-        rows = [each for path in folder.glob(f"trials/{row['trial_id']}-*") for each in read_history(path)]
-        curves[row["trial_id"]] = [each for each in rows if each["examples_seen"] <= row["examples_seen"]]
+        curves[row["trial_id"]] = []
+        for path in folder.glob(f"trials/{row['trial_id']}-*"):
+            rows, unreadable = read_whole_rows(path)
+            curves[row["trial_id"]] = [each for each in rows if each["examples_seen"] <= row["examples_seen"]]
+            torn += unreadable
     best = best_row(content["trials"])
     tests: dict[str, PairedTest | None] = {}
     if best is not None:
         others = [row for row in ranked(content["trials"]) if row is not best and row["state"] != "RUNNING"]
         tests = {row["trial_id"]: compare_trials(folder, best, folder, row) for row in others}
-    return SweepView(folder, content, curves, tests, read_trials(folder / "study.journal"))
+    return SweepView(folder, name or str(content["name"]), content, curves, tests, read_trials(folder / "study.journal"), torn)
 
 
 def read_trials(journal: Path) -> list[FrozenTrial]:

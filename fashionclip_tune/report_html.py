@@ -1,7 +1,10 @@
 """One self-contained page about one or more sweeps: nothing is loaded from anywhere, so it can be mailed and kept."""
 
+import html
+import json
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,37 +12,70 @@ from plotly.offline import get_plotlyjs
 
 from fashionclip_tune import report_costs, report_plots, report_sections
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.gallery import Gallery, make_gallery
 from fashionclip_tune.html_parts import answers, plot, section, table, text
 from fashionclip_tune.progress_bars import OnProgress, no_progress
-from fashionclip_tune.report import compare_trials
 from fashionclip_tune.report_data import SweepView, view_sweep
+from fashionclip_tune.side_by_side import NOT_COMPARABLE, names_of, standings
 
 REPORT_NAME = "report.html"
+_HEAD_LENGTH = 100_000
 # Whatever a browser would fetch, run or open from elsewhere is refused; plotly compiles its shaders' code at run time.
 _POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"
 
 
-def write_report(sweep_dirs: Sequence[Path], *, gallery: bool = True, on_progress: OnProgress = no_progress) -> Path:
+def write_report(
+    sweep_dirs: Sequence[Path],
+    *,
+    gallery: bool = True,
+    on_progress: OnProgress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Writes ``report.html`` into the first sweep's folder, beside the others' figures where several are given.
 
     Args:
         gallery: encode the validation photos with each winner's weights and show what it finds.
         on_progress: called with the numbers of photos encoded for it and in total.
+        say: told which files could not be read, and what the report that was there had and this one has not.
 
     Raises:
         UserError: a folder is no sweep.
     """
-    views = [view_sweep(folder) for folder in sweep_dirs]
+    views = [view_sweep(folder, name) for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True)]
+    galleries = [_gallery(view, gallery, on_progress) for view in views]
     path = sweep_dirs[0] / REPORT_NAME
     unfinished = path.with_name(f".{REPORT_NAME}.tmp")
+    for line in filter(None, map(report_sections.torn_line, views)):
+        say(line)
+    had, has = _contents_of(path), _contents(views, galleries)
+    if gone := [part for part in had if part not in has]:
+        why = [f" ({view.name}: {shown})" for view, shown in zip(views, galleries, strict=True) if isinstance(shown, str)]
+        say(f"the {REPORT_NAME} that was there had {', '.join(gone)}; this one has not{''.join(why)}")
     try:
-        unfinished.write_text(page(views, [_gallery(view, gallery, on_progress) for view in views]), encoding="utf-8")
+        unfinished.write_text(page(views, galleries), encoding="utf-8")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)  # of a full disk
     return path
+
+
+def _contents(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> list[str]:
+    """What one report may have and another, made elsewhere or with less at hand, may lack."""
+    found = []
+    for view, gallery in zip(views, galleries, strict=True):
+        parts = {"trials": view.rows, "study": view.trials, "winner's photos": not isinstance(gallery, str)}
+        found += [f"the {part} of {view.content['name']}" for part, is_there in parts.items() if is_there]
+    return found
+
+
+def _contents_of(report: Path) -> list[str]:
+    """Of a report that is there; nothing of one that cannot be read or that an earlier version wrote."""
+    try:
+        with open(report, encoding="utf-8") as file:
+            found = re.search(r'<meta name="fashionclip-tune" content="([^"]*)">', file.read(_HEAD_LENGTH))
+    except (OSError, ValueError):
+        return []
+    return json.loads(html.unescape(found[1])) if found else []
 
 
 def _gallery(view: SweepView, wanted: bool, on_progress: OnProgress) -> Gallery | str:
@@ -66,6 +102,7 @@ def page(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name="fashionclip-tune" content="{text(json.dumps(_contents(views, galleries)))}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{style}</style>'
         "<noscript><style>div:has(> .plotly-graph-div) { display: none; }</style></noscript>"
@@ -93,20 +130,16 @@ def _body(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> Ite
 
 
 def _side_by_side(views: Sequence[SweepView]) -> Iterator[str]:
-    with_best = sorted(
-        ((view, view.best) for view in views if view.best is not None), key=lambda pair: -pair[1]["recall_at_10"]
-    )
-    rows = []
-    for view, best in with_best:
-        behind = ""
-        if view is not with_best[0][0]:
-            test = compare_trials(with_best[0][0].folder, with_best[0][1], view.folder, best)
-            behind = "other queries" if test is None else f"{test.difference:.4f}, {'tie' if test.is_tie else 'real'}"
-        gain = "" if best.get("gain") is None else f"{best['gain']:+.4f}"
-        counted = counted_as(best) if best.get("protocol") else ""
-        cells = [text(view.name), best["trial_id"], text(best["config"]["clip_model"]), f"{best['recall_at_10']:.4f}", gain,
-                 text(counted), behind]  # fmt: skip
-        rows.append((cells, ""))
-    yield table(("sweep", "trial", "model", "Recall@10", "gain", "counted as", "behind the first"), rows, numbers=(3, 4))
+    groups = standings([view.folder for view in views])
+    if len(groups) > 1:
+        yield f'<p class="note">{NOT_COMPARABLE.capitalize()}.</p>'
+    for group in groups:
+        rows = []
+        for each in group:
+            gain = "" if each.row.get("gain") is None else f"{each.row['gain']:+.4f}"
+            cells = [text(each.sweep), each.row["trial_id"], text(each.row["config"]["clip_model"]),
+                     f"{each.row['recall_at_10']:.4f}", gain, text(each.counted), each.behind]  # fmt: skip
+            rows.append((cells, ""))
+        yield table(("sweep", "trial", "model", "Recall@10", "gain", "counted as", "behind the first"), rows, numbers=(3, 4))
     elsewhere = "Its figures are in the table, the intervals below with each sweep's winner."
-    yield plot(report_plots.best_of_each(views), "no sweep has a result yet", elsewhere)
+    yield plot(report_plots.best_of_each(groups), "no sweep has a result yet", elsewhere)

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from fashionclip_tune.report import Row
 from fashionclip_tune.report_data import SweepView
+from fashionclip_tune.side_by_side import Standing
 
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -129,9 +130,9 @@ def budget(view: SweepView) -> go.Figure | None:
     return styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "photos", None)
 
 
-def best_of_each(views: Sequence[SweepView]) -> go.Figure | None:
-    """The best trial of each sweep with its interval."""
-    found = [(view.name, view.best) for view in views if view.best is not None]
+def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
+    """The best trial of each sweep with its interval; how it was counted where that differs."""
+    found = [(each.sweep + f"<br>{each.counted}" * (len(groups) > 1), each.row) for group in groups for each in group]
     if not found:
         return None
     recalls = [row["recall_at_10"] for _, row in found]

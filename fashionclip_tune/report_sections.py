@@ -11,6 +11,7 @@ from fashionclip_tune.report_data import SweepView
 
 _LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
 _KS = (1, 5, 10)
+_SHOWN_TORN = 5
 
 
 def about(view: SweepView) -> str:
@@ -108,7 +109,7 @@ def _all_recalls(view: SweepView) -> str:
     headers = ["trial", "protocol", "direction", *(f"R@{k}" for k in _KS), "median rank", "queries", "gallery"]
     rows = []
     for row in view.rows:
-        last = view.curves[row["trial_id"]][-1] if view.curves[row["trial_id"]] else {}
+        last = next((stage for stage in view.curves[row["trial_id"]] if stage["step"] == row["step"]), {})
         for title, name, queries, gallery in (
             ("text to image", "text_to_image", "text", "photos"),
             ("image to text", "image_to_text", "image", "texts"),
@@ -146,12 +147,23 @@ def gains(view: SweepView) -> Iterator[str]:
 
 
 def curves(view: SweepView) -> Iterator[str]:
+    if (left_out := torn_line(view)) is not None:
+        yield f"<p>{text(left_out)}</p>"
     yield (
         '<p class="note">A line a trial from the untouched weights on, the best one thick. A cross: stopped before its '
         "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
     )
     elsewhere = "Of each line the last point is in the ranking; those before it are in <code>trials/*/evaluations/</code> only."
     yield plot(report_plots.learning_curves(view), "no evaluation yet", elsewhere)
+
+
+def torn_line(view: SweepView) -> str | None:
+    """Which evaluations could not be read."""
+    if not view.torn:
+        return None
+    names = ", ".join(str(path.relative_to(view.folder)) for path in view.torn[:_SHOWN_TORN])
+    more = f" and {len(view.torn) - _SHOWN_TORN} more" if len(view.torn) > _SHOWN_TORN else ""
+    return f"{view.name}: left out, as torn files: {names}{more}"
 
 
 def what_mattered(view: SweepView) -> Iterator[str]:

@@ -5,28 +5,36 @@ import io
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.report import Row, ranked, read_sweep, ties_with_best
+from fashionclip_tune.side_by_side import NOT_COMPARABLE, counted_in_words, counting_of, names_of
 
 _HEADERS = ("trial", "model", "loss", "learning rate", "R@5", "R@10", "low", "high", "zero-shot R@10", "gain", "gain %", "tie")
 
 
 def ranking_text(sweep_dirs: Sequence[Path], form: str) -> str:
-    """The trials of each sweep, best first, in a form of ``FORMS``; of several sweeps, with a column for their name.
+    """The trials of each sweep, best first, in a form of ``FORMS``.
+
+    Of several sweeps with columns for their names and for how recalls were counted; csv, without a note, always has the latter.
 
     Raises:
         UserError: a folder is no sweep.
     """
-    headers, rows, counted = list(_HEADERS), list[list[str]](), dict[str, None]()
-    for folder in sweep_dirs:
+    headers, rows, countings = list(_HEADERS), list[list[str]](), list[tuple[str, str]]()
+    for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True):
         sweep = read_sweep(folder)
         trials = ranked(sweep["trials"])
         ties = ties_with_best(folder, trials)
-        counted |= dict.fromkeys(counted_as(row) for row in trials if row.get("protocol"))
-        rows += [[sweep["name"]] * (len(sweep_dirs) > 1) + _cells(row, ties) for row in trials]
+        countings += [counting_of(sweep, row) for row in trials]
+        rows += [[name] * (len(sweep_dirs) > 1) + _cells(row, ties) for row in trials]
+    words = counted_in_words(countings)
     if len(sweep_dirs) > 1:
         headers.insert(0, "sweep")
-    return FORMS[form](headers, rows, f"recall_at_10: {', '.join(counted)}; low, high: 95 % interval over products")
+    if len(sweep_dirs) > 1 or form == "csv":
+        headers.append("counted as")
+        rows = [[*row, counted] for row, counted in zip(rows, words, strict=True)]
+    distinct = [counted for counted in dict.fromkeys(words) if counted]
+    note = f"recall_at_10: {', '.join(distinct)}; low, high: 95 % interval over products"
+    return FORMS[form](headers, rows, note + f"; {NOT_COMPARABLE}" * (len(distinct) > 1))
 
 
 def _cells(row: Row, ties: Collection[str]) -> list[str]:

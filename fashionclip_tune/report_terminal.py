@@ -13,8 +13,6 @@ from fashionclip_tune.equal_cost import equal_cost_table
 from fashionclip_tune.evaluate import counted_as, gain
 from fashionclip_tune.report import (
     Row,
-    best_row,
-    compare_trials,
     end_of,
     failure_lines,
     ranked,
@@ -22,6 +20,7 @@ from fashionclip_tune.report import (
     refit_lines,
     ties_with_best,
 )
+from fashionclip_tune.side_by_side import NOT_COMPARABLE, Standing, names_of, standings
 
 _SHOWN_BAD, _INDENT = 10, 10
 
@@ -134,38 +133,35 @@ def _signed(value: float | None, form: str) -> str:
 
 def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
     """The ranking and the winner of each sweep; for several sweeps, which winner is ahead."""
-    sweeps = [(folder, read_sweep(folder)) for folder in sweep_dirs]
     parts: list[Table | str] = []
-    for folder, sweep in sweeps:
+    for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True):
+        sweep = read_sweep(folder)
         rows = ranked(sweep["trials"])
         ties = ties_with_best(folder, rows)
-        parts.append(trials_table(rows, f"{sweep['name']} ({sweep['state'].lower()}), best first", sweep["state"], ties))
+        parts.append(trials_table(rows, f"{name} ({sweep['state'].lower()}), best first", sweep["state"], ties))
         parts += winner_lines(sweep, folder, ties)
         if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
             parts.append(at_equal_cost)
         parts += failure_lines(sweep["trials"])
-    if len(sweeps) > 1:
-        parts.append(_best_of_each(sweeps))
+    if len(sweep_dirs) > 1:
+        parts.append(_best_of_each(standings(sweep_dirs)))
     return parts
 
 
-def _best_of_each(sweeps: Sequence[tuple[Path, Mapping[str, Any]]]) -> Table:
-    table = Table(title="best of each sweep", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
+    title = "best of each sweep" + f"\n{NOT_COMPARABLE}" * (len(groups) > 1)
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("sweep", "trial", "model"):
         table.add_column(header, no_wrap=True)
     for header in ("R@10", "gain", "%", "behind"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("counted as")
-    with_best = [(folder, sweep, best) for folder, sweep in sweeps if (best := best_row(sweep["trials"])) is not None]
-    with_best.sort(key=lambda entry: -entry[2]["recall_at_10"])
-    for folder, sweep, row in with_best:
-        behind = ""
-        if row is not with_best[0][2]:
-            test = compare_trials(with_best[0][0], with_best[0][2], folder, row)
-            behind = "other queries" if test is None else f"{test.difference:.4f}{', tie' if test.is_tie else ''}"
-        gains = (_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%").rstrip("%"))
-        counted = counted_as(row) if row.get("protocol") else ""
-        table.add_row(
-            sweep["name"], row["trial_id"], row["config"]["clip_model"], _figure(row["recall_at_10"]), *gains, behind, counted
-        )
+    for number, group in enumerate(groups):
+        if number:
+            table.add_row()
+        for each in group:
+            row = each.row
+            gains = (_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%").rstrip("%"))
+            figures = (_figure(row["recall_at_10"]), *gains, each.behind)
+            table.add_row(each.sweep, row["trial_id"], row["config"]["clip_model"], *figures, each.counted)
     return table

@@ -31,8 +31,10 @@ def main() -> None:
                 print_lines(console, [part])
             else:
                 console.print(part)
+        notes: list[str] = []
         with progress_bar("encoding photos") as on_progress:
-            path = write_report(given.sweeps, gallery=not given.no_gallery, on_progress=on_progress)
+            path = write_report(given.sweeps, gallery=not given.no_gallery, on_progress=on_progress, say=notes.append)
+        print_lines(console, notes)
         print(f"report: {path}")
 
 

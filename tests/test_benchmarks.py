@@ -7,12 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fashionclip_tune.files import write_json
+from fashionclip_tune.history import TIMING
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_shares
+import lose_machine
 import published_asha
 import search_replay
 import search_table
+import t4_plans
 
 
 class Curves:
@@ -121,3 +126,37 @@ def test_gpu_shares_sees_gradients_that_are_not_equal(monkeypatch):
     trainer = SimpleNamespace(micro_batch_size=1, run_stage=lambda *_: None)
     monkeypatch.setattr(gpu_shares, "trainer_of", lambda job: (trainer, None, None))
     assert gpu_shares.survive({})["difference"] == pytest.approx(1 / 34**0.5)
+
+
+def test_machines_are_lost_under_way_only_and_compared_but_for_the_times(tmp_path):
+    drawn = []
+
+    def lose(number, share):
+        drawn.append((number, share))
+        return None if len(drawn) == 2 else number != 3
+
+    assert lose_machine.lose_under_way(3, 5, lose) == ([True, True, False], 1)
+    assert [number for number, _ in drawn] == [1, 2, 2, 3], "the one that was over is drawn again"
+    assert all(0 <= share < 1 for _, share in drawn)
+    assert len({share for _, share in drawn}) == 4
+
+    for results, speed in ((tmp_path / "whole", 100.0), (tmp_path / "lost", 200.0)):
+        row = {"step": 0, "recall_at_10": 0.5, **dict.fromkeys(TIMING, speed)}
+        write_json(results / "it" / "trials" / "0000-tiny" / "evaluations" / "step_00000000.json", row)
+        write_json(results / "it" / "sweep.json", {"state": "FINISHED", "best": None, "trials": [row]})
+    assert lose_machine.is_over(tmp_path / "lost")
+    assert not lose_machine.is_over(tmp_path)
+    whole, lost = (lose_machine.outcome(tmp_path / name / "it") for name in ("whole", "lost"))
+    assert lose_machine.differences(lost, whole) == []
+
+
+def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(monkeypatch, capsys):
+    monkeypatch.setenv("FASHIONCLIP_CACHE", "put back: the script sets it")
+    for name in ("run_shards", "load_data"):
+        monkeypatch.setattr(t4_plans.planning, name, getattr(t4_plans.planning, name))  # put back, too
+    t4_plans.main(["--preset", "quick", "--max-concurrent", "1", "--memory-gb", "12.7", "--train", "50000"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "trials:   8, at most 1 side by side, on cuda"
+    assert any(line.startswith("host RAM: at most") and " of 12.7 GB" in line for line in lines)
+    assert any("16,128 examples a trial (0.3 epochs)" in line for line in lines)
+    assert sum("(estimate for a T4)" in line for line in lines) == 3

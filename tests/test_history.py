@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashionclip_tune.history import History, read_history
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.history import History, read_history, read_whole_rows
 
 
 def row(step: int, recall: float, **more: Any) -> dict[str, Any]:
@@ -43,6 +45,16 @@ def test_rows_are_read_back_in_the_order_of_their_steps_to_the_last_bit(tmp_path
 
 def test_a_run_without_a_row_has_an_empty_history(tmp_path: Path) -> None:
     assert read_history(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 2, "recall', "\x00\x00"])
+def test_a_torn_evaluation_is_no_hole_for_a_run_and_left_out_for_people(tmp_path: Path, content: str) -> None:
+    record(tmp_path, [row(0, 0.1), row(2, 0.2), row(4, 0.3)], first_new_examples=0)
+    torn = tmp_path / "evaluations" / "step_00000002.json"
+    torn.write_text(content)
+    with pytest.raises(UserError, match=r"step_00000002\.json is torn or no JSON"):
+        read_history(tmp_path)
+    assert read_whole_rows(tmp_path) == ([row(0, 0.1), row(4, 0.3)], [torn])
 
 
 def test_a_row_recorded_again_is_compared_and_the_first_one_stays(tmp_path: Path) -> None:
@@ -87,6 +99,19 @@ def test_half_a_row_left_by_a_kill_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "evaluations" / ".step_00000004.json.77.tmp").write_text('{"step": 4, "rec')
     assert [each["step"] for each in read_history(tmp_path)] == [2]
     assert json.loads((tmp_path / "evaluations" / "step_00000002.json").read_text()) == row(2, 0.5)
+
+
+def test_a_curve_that_was_restored_without_its_events_is_whole_again(tmp_path: Path) -> None:
+    """After the loss of a machine the evaluations are there, and a state of step 4; step 6 is trained again."""
+    rows = [row(step, 0.1 * step, loss=1.0 / (1 + step)) for step in (0, 2, 4, 6)]
+    record(tmp_path / "lost", rows, first_new_examples=0)
+    shutil.copytree(tmp_path / "lost" / "evaluations", tmp_path / "found" / "evaluations")
+    record(tmp_path / "found", rows[2:], first_new_examples=64)
+    for name in ("recall_at_10", "train/loss"):
+        assert scalars(tmp_path / "found", name) == scalars(tmp_path / "lost", name)
+    assert read_history(tmp_path / "found") == rows
+    record(tmp_path / "found", rows[3:], first_new_examples=96)
+    assert len(scalars(tmp_path / "found", "recall_at_10")) == 4, "with its events nothing is written twice"
 
 
 def test_lives_that_follow_at_once_are_read_in_their_order(tmp_path: Path) -> None:

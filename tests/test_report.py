@@ -10,10 +10,12 @@ import torch
 from rich.console import Console
 
 from fashionclip_tune.config import Protocol
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.metrics import QueryRanks
 from fashionclip_tune.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
-from fashionclip_tune.report import best_row, ties_with_best
+from fashionclip_tune.report import best_row, read_sweep, ties_with_best
 from fashionclip_tune.report_terminal import comparison
+from fashionclip_tune.side_by_side import names_of, standings
 
 
 def queries(num_right: int, seed: int) -> Retrieval:
@@ -142,6 +144,45 @@ def test_the_best_of_several_sweeps_are_compared_on_the_same_queries_only(tmp_pa
     assert first.split()[3:6] == ["0.7500", "+0.5000", "+200"]
     assert first.endswith("instance among 1,200 photos, 190 texts")
     assert "0.0050, tie" in by_name["close"]
-    assert "0.4500 " in by_name["weaker"]
+    assert "0.4500, real" in by_name["weaker"]
     assert "tie" not in by_name["weaker"]
     assert "other queries" in by_name["elsewhere"]
+
+
+def change_sweep(folder: Path, **changes: Any) -> None:
+    path = folder / "sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_sweeps_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    folders = [write_sweep(tmp_path / place / "sweep-001", [right]) for place, right in (("a/x", 150), ("b/x", 149), ("c", 60))]
+    folders.append(write_sweep(tmp_path / "c" / "other", [40]))
+    assert names_of(folders) == ["a/x/sweep-001", "b/x/sweep-001", "c/sweep-001", "other"]
+    assert names_of(folders[2:]) == ["sweep-001", "other"]
+    assert names_of([folders[0]] * 2) == ["sweep-001"] * 2, "one folder given twice"
+    change_sweep(folders[3], name="sweep-001")
+    assert names_of(folders[2:]) == ["sweep-001", "other"], "a folder that was given another name"
+    text = printed(*folders[:2])
+    assert "a/x/sweep-001 (finished), best first" in text
+    assert "\nb/x/sweep-001 0000" in text
+
+
+def test_sweeps_on_other_galleries_are_not_ranked_among_one_another(tmp_path: Path) -> None:
+    folders = [write_sweep(tmp_path / name, [right]) for name, right in (("few", 160), ("many", 40), ("many-more", 60))]
+    for folder, photos in zip(folders, ("aa", "bb", "bb"), strict=True):
+        change_sweep(folder, data_fingerprint=f"train:{photos}")
+    groups = standings(folders)
+    assert [[each.sweep for each in group] for group in groups] == [["few"], ["many-more", "many"]]
+    assert [each.behind for each in groups[1]] == ["", "0.1000, real"]
+    assert groups[0][0].counted == "instance among 1,200 photos, 190 texts (photos aa)"
+    table = printed(*folders)
+    assert "recalls are not comparable" in table
+    assert table.index("\nfew ") < table.index("\nmany-more ") < table.index("\nmany ")
+    assert "not comparable" not in printed(*folders[1:])
+
+
+@pytest.mark.parametrize("content", ["[]", '{"name": "x"}', '{"name": "x", "state": 1, "best": 1, "trials": 1}', "{", "\x00"])
+def test_another_file_in_the_place_of_a_sweeps_is_said_to_be_that(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match="is no sweep"):
+        read_sweep(tmp_path)

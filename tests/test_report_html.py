@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from test_report import write_sweep  # tests/test_report.py
+from test_report import change_sweep, write_sweep  # tests/test_report.py
 
 from fashionclip_tune import report_sections
 from fashionclip_tune.config import ProjectConfig
@@ -170,6 +170,47 @@ def test_the_durable_side_of_a_sweep_has_the_same_page(small_sweep: Path, tmp_pa
     assert (view.rungs, view.importance) == (local.rungs, local.importance)
     assert make_gallery(durable, view.best) == expected
 
+    page = Page(write_report([durable])).rows
+    shutil.copytree(small_sweep, tmp_path / "local" / "small")
+    shutil.copytree(durable / "best", tmp_path / "local" / "small" / "best")
+    assert page == Page(write_report([tmp_path / "local" / "small"])).rows, "sizes of weights, too"
+
+
+def test_torn_evaluations_are_left_out_of_the_page_and_named(small_sweep: Path, tmp_path: Path) -> None:
+    """As a drive may have them after the loss of a machine."""
+    folder = shutil.copytree(small_sweep, tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
+    whole = view_sweep(folder)
+    (torn,) = folder.glob("trials/0002-*/evaluations/step_00000006.json")
+    torn.write_bytes(torn.read_bytes()[:100])
+    said: list[str] = []
+    page = Page(write_report([folder], say=said.append))
+    name = torn.relative_to(folder)
+    assert said == [f"small: left out, as torn files: {name}"]
+    assert said[0] in page.text
+    view = view_sweep(folder)
+    assert view.curves == {**whole.curves, "0002": whole.curves["0002"][:-1]}
+    recalls = [cells for cells in page.rows if cells[:1] == ["0002"] and "text to image" in cells]
+    assert recalls[0][3:6] == ["", "", ""], "not those of the evaluation before"
+    assert f"{view.rows[0]['recall_at_10']:.4f}" in page.text
+
+
+def test_a_report_that_has_less_than_the_one_before_says_what(small_sweep: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_sweep, tmp_path / "small")
+    said: list[str] = []
+    write_report([folder], say=said.append)
+    assert said == []
+    (folder / "study.journal").unlink()
+    write_report([folder], say=said.append, gallery=False)
+    assert said == [
+        "the report.html that was there had the study of small, the winner's photos of small; this one has not "
+        "(small: left out by --no-gallery)"
+    ]
+    write_report([folder], say=said.append, gallery=False)
+    assert len(said) == 1, "it has as much as that one"
+    (folder / "report.html").write_bytes(b"\xff of another program")
+    write_report([folder], say=said.append, gallery=False)
+    assert len(said) == 1
+
 
 def test_a_running_sweep_is_not_disturbed_by_a_gallery(small_sweep: Path, tmp_path: Path) -> None:
     running = tmp_path / "running"
@@ -214,6 +255,13 @@ def test_sweeps_stand_side_by_side_with_the_test_between_their_best(tmp_path: Pa
     behind = {row[0]: row[6] for row in page.rows if len(row) == 7}
     assert behind == {"sweep": "behind the first", "ahead": "", "close": "0.0050, tie", "weak": "0.4500, real"}
     assert not (folders[1] / "report.html").exists()
+    assert "not comparable" not in page.text
+
+    change_sweep(folders[0], data_fingerprint="train:others")
+    page = Page(write_report(folders))
+    behind = [(row[0], row[6]) for row in page.rows if len(row) == 7 and row[0] != "sweep"]
+    assert behind == [("ahead", ""), ("close", ""), ("weak", "0.4450, real")], "the first of its own photos"
+    assert "recalls are not comparable" in page.text
 
 
 def test_the_pareto_front_is_what_no_other_point_beats() -> None:
@@ -229,8 +277,12 @@ def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_compare_writes_the_page_and_prints_the_table(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "one", [150, 148, 60])
+    torn = folder / "trials" / "0000-tiny-clip-contrastive" / "evaluations" / "step_00000010.json"
+    torn.parent.mkdir()
+    torn.write_text('{"step": 1')
     done = compare(folder)
     assert done.returncode == 0, done.stderr
+    assert f"one: left out, as torn files: {torn.relative_to(folder)}" in done.stdout
     assert "best: trial 0000" in done.stdout
     assert f"report: {folder / 'report.html'}" in done.stdout
     assert (folder / "report.html").is_file()

@@ -122,10 +122,11 @@ class SweepMirror:
             self._mirrored_bytes += len(piece)
 
     def fetch_evaluations(self, under: str = "trials") -> None:
-        """Copies evaluations that are not in the local folder: those of an earlier machine, or of another node."""
+        """Copies evaluations and curves that are not in the local folder: of an earlier machine, or of another node."""
         for name in self.folder.sizes(under):
             parts = name.split("/")
-            is_of_run = parts[-1] in _PER_TRIAL and len(parts) == (2 if under == "refit" else 3)
+            is_known = parts[-1] in _PER_TRIAL or parts[-1].startswith(_EVENTS)
+            is_of_run = is_known and len(parts) == (2 if under == "refit" else 3)
             is_wanted = parts[-1].endswith(".json") if "evaluations" in parts else is_of_run
             target = self._sweep_dir / name
             if not is_wanted or target.exists():

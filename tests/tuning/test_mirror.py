@@ -163,18 +163,20 @@ def test_of_two_that_register_at_once_the_earlier_one_starts_nothing(tmp_path, m
     second.start({"created": "now"})
 
 
-def test_evaluations_come_along_but_torn_ones(tmp_path, begun):
+def test_evaluations_and_curves_come_along_but_torn_ones(tmp_path, begun):
     evaluations = tmp_path / "drive" / "trials" / "0000-tiny-clip-contrastive" / "evaluations"
     evaluations.mkdir(parents=True)
     (evaluations / "step_00000001.json").write_text('{"step": 1}')
     (evaluations / "step_00000002.json").write_text('{"step": 2')
+    (evaluations.parent / "events.out.tfevents.1").write_text("of the trial, which had ended")
     state = evaluations.parent / "state" / "step_00000001"
     state.mkdir(parents=True)
     (state / "checkpoint.json").write_text("{}")
     mirror, other_dir = mirrored(tmp_path, "second")
     assert mirror.restore()
-    copied = [str(path.relative_to(other_dir / "trials")) for path in (other_dir / "trials").rglob("*") if path.is_file()]
-    assert copied == ["0000-tiny-clip-contrastive/evaluations/step_00000001.json"]
+    trial = other_dir / "trials" / "0000-tiny-clip-contrastive"
+    copied = {str(path.relative_to(trial)) for path in (other_dir / "trials").rglob("*") if path.is_file()}
+    assert copied == {"evaluations/step_00000001.json", "events.out.tfevents.1"}
 
 
 def write(run_dir: Path, files: dict[str, str]) -> None:

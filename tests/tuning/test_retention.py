@@ -105,7 +105,7 @@ def test_a_folder_that_its_worker_still_holds_is_left_for_later(sweep):
 
 def test_what_was_freed_stands_in_the_record_of_all_lives(tmp_path):
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
-    record = SweepRecord(tmp_path, study, {"freed_bytes": 1_000_000, "freed_durable_bytes": 0})
+    record = SweepRecord(tmp_path, study, {"name": "it", "freed_bytes": 1_000_000, "freed_durable_bytes": 0})
     content = record.write("RUNNING", (2_000_000, 3_000_000))
     assert (content["freed_bytes"], content["freed_durable_bytes"]) == (3_000_000, 3_000_000)
     assert read_sweep(tmp_path)["freed_bytes"] == 3_000_000

@@ -4,11 +4,12 @@
     python benchmarks/sweep_overhead.py --trials 16 --slots 2 --budget 5120
 
 The same short trials of the ``tiny`` space on synthetic garments, a process an engine: this project's sweep, and the same
-``train`` as a function trainable under Ray Tune's OptunaSearch, with its settings as they come and with reuse_actors=True.
-No trial is stopped early, so that all engines have the same work. "Engine" is from before Ray starts until the last trial
-has ended and Ray is down; "command" is the whole process: imports, the check of space and data, and for this project's
-sweep tables, checkpoints and the exported winner, which the others do not make. Seconds of training and evaluation are
-those that each trial counts itself (``device_s``), so what the machine's other work adds to them cancels out in part.
+``train`` as a function trainable under Ray Tune's OptunaSearch and ASHA, with its settings as they come and with
+reuse_actors=True. ASHA's only rung is the budget: no trial is stopped early, so that all engines have the same work. "Engine"
+is from before Ray starts until the last trial has ended and Ray is down; "command" is the whole process: imports, the check
+of space and data, and for this project's sweep tables, checkpoints and the exported winner, which the others do not make.
+Seconds of training and evaluation are those that each trial counts itself (``device_s``), so what the machine's other work
+adds to them cancels out in part.
 """
 
 import argparse
@@ -72,6 +73,7 @@ def draw(trial: Any) -> None:
 def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -> dict[str, Any]:
     import ray
     from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
@@ -99,7 +101,12 @@ def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            metric="recall_at_10", mode="max", search_alg=search, num_samples=arguments.trials, reuse_actors=reuse_actors
+            metric="recall_at_10",
+            mode="max",
+            search_alg=search,
+            scheduler=ASHAScheduler("examples_seen", max_t=arguments.budget, grace_period=arguments.budget),
+            num_samples=arguments.trials,
+            reuse_actors=reuse_actors,
         ),
         run_config=tune.RunConfig(storage_path=str(folder), name="stock", verbose=0),
     )

@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TimeoutOfFuture  # another one than Python's own before 3.11
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fashionclip_tune.prepare.tables import IMAGES_DATASET
 
 _WORTH_A_POOL = 128  # photos; fewer are encoded before processes have started
 _BATCHES_AHEAD = 4  # per worker: bounds what is encoded but not yet written
+_LOOKS_EVERY_S = 1.0
 THUMBNAIL_SIDE = 8
 _NOISE = 3  # grey levels of 255
 
@@ -86,7 +88,7 @@ def encode_all(
                     running.append(pool.submit(encode_batch, batch, size))
             if not running:
                 break
-            yield running.popleft().result()
+            yield _result(running.popleft(), pool)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process died while it encoded photos, most likely for want of memory: start the same command "
@@ -94,6 +96,25 @@ def encode_all(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future[list[EncodedPhoto | None]], pool: ProcessPoolExecutor) -> list[EncodedPhoto | None]:
+    """Waits for it, but not for ever where a worker was killed in the middle of a message.
+
+    The pool's reader would wait for the rest of it: this process holds the other end of the pipe open, and the other workers
+    wait for the lock of who was killed. Deaths at other moments the pool notices at once.
+    """
+    was_dead = False
+    while True:
+        try:
+            return future.result(timeout=_LOOKS_EVERY_S)
+        except TimeoutOfFuture:
+            processes = list((pool._processes or {}).values())
+            if was_dead:
+                for process in processes:
+                    process.kill()
+                pool._result_queue._writer.close()  # type: ignore[attr-defined]  # now the reader comes to an end
+            was_dead = any(process.exitcode is not None for process in processes)
 
 
 @contextmanager

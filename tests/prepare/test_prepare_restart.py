@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ from filelock import FileLock
 from PIL import Image
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare import prepare, shard_building
+from fashionclip_tune.prepare import photo_encoding, prepare, shard_building
 from fashionclip_tune.prepare.options import PrepareOptions
 from fashionclip_tune.prepare.report import PrepareReport
 from fashionclip_tune.prepare.shard_building import verify_shard
@@ -355,3 +356,24 @@ def test_a_worker_that_dies_is_said_and_the_rest_kept(tmp_path: Path, small_shar
     assert kept >= 10
     assert sum(counts.samples for counts in prepare(options).splits.values()) == 299
     assert json.loads((shop.out / "dataset.json").read_text())["splits"]["train"]["samples"] > 200
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_message_hangs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The beginning of a message that never ends is in the pipe; one worker is dead, the other one waits."""
+    pools: list[Any] = []
+
+    class Watched(photo_encoding.ProcessPoolExecutor):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            pools.append(self)
+
+    monkeypatch.setattr(photo_encoding, "ProcessPoolExecutor", Watched)
+    Shop(tmp_path, 300)
+    sources = [photo_encoding.PhotoSource(tmp_path / "images" / f"{number}.png") for number in range(300)]
+    encoded = photo_encoding.encode_all([sources[start : start + 10] for start in range(0, 300, 10)], size=64, workers=2)
+    next(encoded)
+    (pool,) = pools
+    os.write(pool._result_queue._writer.fileno(), struct.pack("!i", 2**20))
+    os.kill(next(iter(pool._processes)), signal.SIGKILL)
+    with pytest.raises(UserError, match="a worker process died"):
+        list(encoded)

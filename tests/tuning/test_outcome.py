@@ -116,6 +116,15 @@ def interrupted_in(monkeypatch, where, number):
     monkeypatch.setattr(where, interrupt)
 
 
+@pytest.fixture
+def heeded_ctrl_c():
+    """Tests that a shell runs in the background inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "where",
@@ -134,6 +143,7 @@ def test_a_signal_at_any_moment_says_how_to_go_on(garments, tmp_path, monkeypatc
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("heeded_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ray_starts_is_heeded_once_it_is_there(garments, tmp_path, monkeypatch, run_sweep, number):
     """``ray.init`` would put a handler of its own in place, for good, and may swallow what that raises."""

@@ -98,7 +98,7 @@ class OurSearch:
         number = int(key)
         plan = TrialPlan(number, "", {"clip_model": self._study.trials()[number].params["clip_model"]})
         result = {"examples_seen": examples_seen, METRIC: value}
-        if self._scheduler.on_trial_result(None, SimpleNamespace(config=plan.to_ray()), result) == "STOP":  # type: ignore
+        if self._scheduler.on_trial_result(None, SimpleNamespace(config=plan.to_ray()), result) == "STOP":
             return False
         if examples_seen == self._budget:
             self._study.end(number, TrialState.COMPLETE, "budget")

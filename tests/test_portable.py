@@ -162,11 +162,15 @@ def test_a_state_of_other_base_weights_is_refused(tiny_config, tmp_path):
         durable(tmp_path, other).fetch_state(tmp_path / "run")
 
 
-def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(tiny_config, tmp_path, monkeypatch):
-    train(tiny_config, tmp_path / "run")
-    older, newer = sorted((tmp_path / "run" / "checkpoints").iterdir())
+def with_two_checkpoints(config, tmp_path):
+    """A trained run: its durable side, with nothing there yet, and its last two checkpoints."""
+    train(config, tmp_path / "run")
     folder = DurableFolder(tmp_path / "drive")
-    run = DurableRun(folder, "trials/a", tiny_config)
+    return folder, DurableRun(folder, "trials/a", config), *sorted((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(tiny_config, tmp_path, monkeypatch):
+    folder, run, older, newer = with_two_checkpoints(tiny_config, tmp_path)
     run.put_state(older)
     whole = folder.sizes()
     num_bytes = sum(whole.values())
@@ -182,10 +186,7 @@ def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(tiny_c
 
 
 def test_weights_of_an_earlier_stage_make_room_for_the_next(tiny_config, tmp_path, monkeypatch):
-    train(tiny_config, tmp_path / "run")
-    older, newer = sorted((tmp_path / "run" / "checkpoints").iterdir())
-    folder = DurableFolder(tmp_path / "drive")
-    run = DurableRun(folder, "trials/a", tiny_config)
+    folder, run, older, newer = with_two_checkpoints(tiny_config, tmp_path)
     run.put_weights(older)
     (num_bytes,) = folder.sizes().values()
     folder.keep_below(num_bytes + 2**10)

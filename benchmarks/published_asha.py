@@ -14,7 +14,7 @@ import csv
 import itertools
 from pathlib import Path
 
-from fashionclip_tune.tuning import asha
+from fashionclip_tune.tuning.asha import survives_asha
 
 BATCH_SIZE = 64
 REDUCTION_FACTOR = 3
@@ -45,7 +45,7 @@ def replay(order: tuple[str, ...], rungs: list[int], curves: Curves, model_of: d
         for number, rung in enumerate(rungs, start=1):
             value = curves[run][rung]
             earlier = reached.setdefault(("" if shared else model_of[run], rung), [])
-            goes_on = asha.survives(value, earlier, REDUCTION_FACTOR)
+            goes_on = survives_asha(value, earlier, REDUCTION_FACTOR)
             earlier.append(value)
             if not goes_on:
                 stopped[run] = number

@@ -8,8 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from fashionclip_tune.history import read_whole_rows
-
-Row = Mapping[str, Any]
+from fashionclip_tune.report import Row
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import torch
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.model import check_architecture, openclip_is_quiet
-from fashionclip_tune.optim import build_optimizer
 from fashionclip_tune.recipe import FreezeConfig
-from fashionclip_tune.towers import prepare_towers
+from fashionclip_tune.towers import parameter_groups, prepare_towers
 
 
 def check_model_options(config: ProjectConfig) -> None:
@@ -38,7 +37,7 @@ def _try(name: str, freeze: FreezeConfig, patch_dropout: float, layer_decay: flo
     )
     network = without_numbers(name)
     prepare_towers(network, config)
-    build_optimizer(network, config.training, config.optimizer)
+    parameter_groups(network, config.training, config.optimizer)
 
 
 def has_known_text_tower(model_config: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from fashionclip_tune import report_plots
+from fashionclip_tune import report_plots as plots
 from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text, wide
 from fashionclip_tune.plan_against_fact import plan_against_fact
@@ -154,7 +154,7 @@ def curves(view: SweepView) -> Iterator[str]:
         "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
     )
     elsewhere = "Of each line the last point is in the ranking; those before it are in <code>trials/*/evaluations/</code> only."
-    yield plot(report_plots.learning_curves(view), "no evaluation yet", elsewhere)
+    yield plot(plots.learning_curves(view), "no evaluation yet", elsewhere)
 
 
 def torn_line(view: SweepView) -> str | None:
@@ -175,10 +175,10 @@ def what_mattered(view: SweepView) -> Iterator[str]:
         )
     shares = found.shares.items() if found is not None else ()
     figures = ", ".join(f"{text(name)} {share:.0%}" for name, share in sorted(shares, key=lambda item: -item[1]))
-    yield plot(report_plots.importances(view), "too few trials to tell (or no study.journal)", f"Its figures: {figures}.")
+    yield plot(plots.importances(view), "too few trials to tell (or no study.journal)", f"Its figures: {figures}.")
     yield '<h3>Settings of all trials</h3><p class="note">A line a trial; the darker, the higher its Recall@10.</p>'
     elsewhere = "Model, loss and learning rate are in the ranking, all settings in <code>trials.csv</code>."
-    yield wide(plot(report_plots.parallel_coordinates(view), "at least two trials that differ are needed", elsewhere))
+    yield wide(plot(plots.parallel_coordinates(view), "at least two trials that differ are needed", elsewhere))
 
 
 def budget(view: SweepView) -> Iterator[str]:
@@ -194,7 +194,7 @@ def budget(view: SweepView) -> Iterator[str]:
         f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
     )
     elsewhere = f"What each trial trained on is in the ranking; it might have been {view.budget_examples:,} photos."
-    yield plot(report_plots.budget(view), "", elsewhere)
+    yield plot(plots.budget(view), "", elsewhere)
     if (freed := freed_line(view.content)) is not None:
         yield f"<p>Disk: {text(freed)}.</p>"
     if view.content["state"] == "FINISHED" and (compared := plan_against_fact(view.content, view.folder)):

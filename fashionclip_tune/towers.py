@@ -13,8 +13,9 @@ from typing import Any, Literal
 from open_clip.transformer import PatchDropout, VisionTransformer
 from torch import nn
 
-from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.config import ProjectConfig, TrainingConfig
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.recipe import OptimizerConfig
 
 Tower = Literal["image", "text", "logits"]
 
@@ -67,6 +68,41 @@ def _depth(name: str, num_blocks: int) -> int | None:
     if num_blocks and _EMBEDDINGS.match(name):
         return 0
     return num_blocks + 1 if num_blocks and _HEADS.match(name) else None
+
+
+def parameter_groups(network: nn.Module, training: TrainingConfig, rates: OptimizerConfig) -> list[dict[str, Any]]:
+    """An optimizer's groups of what is not frozen: equal learning rate, equal decay.
+
+    Matrices decay, vectors and scalars (biases, norms, logit scale) do not. Each group has its own ``peak_rate``, to be
+    multiplied by the schedule's factor.
+
+    Raises:
+        UserError: a layer decay for a model whose layers cannot be told.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    places = parameter_places(network)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            decay = training.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((_peak_rate(name, places[name], training, rates), decay), []).append(parameter)
+    return [
+        {"params": parameters, "peak_rate": peak_rate, "weight_decay": decay}
+        for (peak_rate, decay), parameters in groups.items()
+    ]
+
+
+def _peak_rate(name: str, place: Place, training: TrainingConfig, rates: OptimizerConfig) -> float:
+    if place.tower == "logits":
+        return training.learning_rate if rates.logit_learning_rate is None else rates.logit_learning_rate
+    rate = training.learning_rate * (rates.image_rate if place.tower == "image" else rates.text_rate)
+    if rates.layer_decay == 1:
+        return rate
+    if place.layers_above is None:
+        raise UserError(
+            f"optimizer.layer_decay = {rates.layer_decay} is not possible: the {place.tower} tower is no plain transformer, "
+            f"the layer of {name} is not known; allowed is 1"
+        )
+    return rate * rates.layer_decay**place.layers_above
 
 
 def prepare_towers(network: Any, config: ProjectConfig) -> None:

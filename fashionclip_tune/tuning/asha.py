@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def rungs(grace_examples: int, budget_examples: int, reduction_factor: int) -> list[int]:
+def asha_rungs(grace_examples: int, budget_examples: int, reduction_factor: int) -> list[int]:
     """``grace * eta**k`` below the budget, in whole examples."""
     levels = []
     level = grace_examples
@@ -19,7 +19,7 @@ def rungs(grace_examples: int, budget_examples: int, reduction_factor: int) -> l
     return levels
 
 
-def survives(value: float, earlier_values: Sequence[float], reduction_factor: int) -> bool:
+def survives_asha(value: float, earlier_values: Sequence[float], reduction_factor: int) -> bool:
     """Whether a trial goes on from a rung at which the earlier ones had these values; NaN never does."""
     if not np.isfinite(value):
         return False

@@ -13,7 +13,7 @@ import numpy as np
 MIN_EARLIER = 3
 
 
-def survives(curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
+def survives_median(curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
     """Whether a trial goes on.
 
     Args:

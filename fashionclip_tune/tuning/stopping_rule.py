@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning import asha, median
+from fashionclip_tune.tuning.asha import asha_rungs, survives_asha
+from fashionclip_tune.tuning.median import survives_median
 
 SCHEDULERS = ("asha", "median", "none")
 _MIDWAY = "it changes a trial's settings midway, which a trial's frozen configuration and its fingerprint forbid"
@@ -28,14 +29,14 @@ class StoppingRule(Protocol):
 
 @dataclass(frozen=True)
 class AshaRule:
-    """One in ``reduction_factor`` goes on from a rung (see ``asha``); without rungs every trial runs to its budget."""
+    """One in ``reduction_factor`` goes on from a rung (see ``survives_asha``); without rungs every trial runs to its budget."""
 
     rungs: tuple[int, ...]
     reduction_factor: int
 
     def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
         stage = max(curve)
-        return asha.survives(curve[stage], [earlier[stage] for earlier in earlier_curves], self.reduction_factor)
+        return survives_asha(curve[stage], [earlier[stage] for earlier in earlier_curves], self.reduction_factor)
 
     def __str__(self) -> str:
         if not self.rungs:
@@ -45,12 +46,12 @@ class AshaRule:
 
 @dataclass(frozen=True)
 class MedianRule:
-    """The better half goes on, judged at every stage from the grace on (see ``median``)."""
+    """The better half goes on, judged at every stage from the grace on (see ``survives_median``)."""
 
     rungs: tuple[int, ...]
 
     def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
-        return median.survives(curve, earlier_curves)
+        return survives_median(curve, earlier_curves)
 
     def __str__(self) -> str:
         return f"median, judged every {self.rungs[0]:,} examples, from the fourth trial of an architecture on"
@@ -63,7 +64,7 @@ def stopping_rule(scheduler: str, *, stage_examples: int, budget_examples: int, 
     """The rule of a scheduler; the grace is a stage."""
     levels: tuple[int, ...] = ()
     if scheduler == "asha":
-        levels = tuple(asha.rungs(stage_examples, budget_examples, reduction_factor))
+        levels = tuple(asha_rungs(stage_examples, budget_examples, reduction_factor))
     elif scheduler == "median":
         levels = tuple(range(stage_examples, budget_examples, stage_examples))
     if not levels:

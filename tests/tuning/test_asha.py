@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from fashionclip_tune.tuning.asha import rungs, survives
+from fashionclip_tune.tuning.asha import asha_rungs, survives_asha
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from fashionclip_tune.tuning.asha import rungs, survives
     ],
 )
 def test_rungs_are_exact(grace, budget, factor, levels):
-    assert rungs(grace, budget, factor) == levels
+    assert asha_rungs(grace, budget, factor) == levels
 
 
 @given(st.integers(0, 10_000), st.integers(2, 4), st.integers(2, 30))
 def test_decisions_equal_those_of_rays_scheduler(seed, factor, num_trials):
     """Trials arrive at the rungs in random order; ours are decided from the values alone, Ray's from its own state."""
     draw = random.Random(seed)
-    levels = rungs(1, factor**3, factor)
+    levels = asha_rungs(1, factor**3, factor)
     theirs = AsyncHyperBandScheduler("step", "value", "max", max_t=factor**3, grace_period=1, reduction_factor=factor)
     trials = [SimpleNamespace(trial_id=str(number)) for number in range(num_trials)]
     for trial in trials:
@@ -40,7 +40,7 @@ def test_decisions_equal_those_of_rays_scheduler(seed, factor, num_trials):
         level = levels[alive[name]]
         value = draw.choice([draw.random(), 0.5])
         decision = theirs.on_trial_result(None, trials[int(name)], {"step": level, "value": value})
-        assert survives(value, seen[level], factor) == (decision == "CONTINUE")
+        assert survives_asha(value, seen[level], factor) == (decision == "CONTINUE")
         seen[level].append(value)
         alive[name] += 1
         if decision == "STOP" or alive[name] == len(levels):
@@ -48,11 +48,11 @@ def test_decisions_equal_those_of_rays_scheduler(seed, factor, num_trials):
 
 
 def test_a_value_that_is_no_number_never_survives_and_never_counts():
-    assert not survives(math.nan, [], 3)
-    assert not survives(math.inf, [0.5], 3)
-    assert survives(0.5, [math.nan, math.nan], 3)
-    assert not survives(0.4, [math.nan, 0.5], 3)
+    assert not survives_asha(math.nan, [], 3)
+    assert not survives_asha(math.inf, [0.5], 3)
+    assert survives_asha(0.5, [math.nan, math.nan], 3)
+    assert not survives_asha(0.4, [math.nan, 0.5], 3)
 
 
 def test_the_first_trial_at_a_rung_survives():
-    assert survives(0.0, [], 3)
+    assert survives_asha(0.0, [], 3)

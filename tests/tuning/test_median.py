@@ -7,7 +7,7 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fashionclip_tune.tuning.median import survives
+from fashionclip_tune.tuning.median import survives_median
 
 
 def slow(curve, others):
@@ -34,24 +34,24 @@ def test_decisions_equal_those_of_the_papers_sentence(seed, num_others, num_stag
     # Quarters, so that ties happen and sums are exact.
     value = lambda: math.nan if draw.random() < 0.1 else draw.randrange(5) / 4  # noqa: E731
     curves = [{0: 1.0, **{100 * stage: value() for stage in range(1, num_stages + 1)}} for _ in range(num_others + 1)]
-    assert survives(curves[0], curves[1:]) == slow(curves[0], curves[1:])
+    assert survives_median(curves[0], curves[1:]) == slow(curves[0], curves[1:])
 
 
 def test_a_value_that_is_no_number_never_survives_and_never_counts():
-    assert not survives({100: math.nan}, [])
-    assert not survives({100: 0.9, 200: math.inf}, [])
+    assert not survives_median({100: math.nan}, [])
+    assert not survives_median({100: 0.9, 200: math.inf}, [])
     nans = [{100: math.nan}] * 5
-    assert survives({100: 0.1}, [*nans, {100: 0.5}, {100: 0.5}])  # two that count are too few
-    assert not survives({100: 0.1}, [*nans, *[{100: 0.5}] * 3])
+    assert survives_median({100: 0.1}, [*nans, {100: 0.5}, {100: 0.5}])  # two that count are too few
+    assert not survives_median({100: 0.1}, [*nans, *[{100: 0.5}] * 3])
 
 
 def test_a_trial_is_judged_by_its_best_stage_and_the_others_by_their_mean():
     others = [{100: 0.2, 200: 0.8}] * 3
-    assert survives({100: 0.5, 200: 0.1}, others)
-    assert not survives({100: 0.4, 200: 0.49}, others)
+    assert survives_median({100: 0.5, 200: 0.1}, others)
+    assert not survives_median({100: 0.4, 200: 0.49}, others)
 
 
 def test_untouched_weights_are_no_result():
     others = [{0: 0.9, 100: 0.5}] * 3
-    assert not survives({0: 0.9, 100: 0.4}, others)
-    assert survives({0: 0.0, 100: 0.5}, others)
+    assert not survives_median({0: 0.9, 100: 0.4}, others)
+    assert survives_median({0: 0.0, 100: 0.5}, others)

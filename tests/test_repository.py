@@ -1,5 +1,6 @@
 """Promises of the repository as a whole: what it imports, what it installs, what it carries."""
 
+import ast
 import json
 import re
 import subprocess
@@ -74,6 +75,26 @@ print(json.dumps(imported))
     assert {"fashionclip_tune.training", "fashionclip_tune.cli", "fashionclip_tune.report"} <= set(imported)
     assert {name: packages for name, packages in imported.items() if "ray" in packages} == {}
     assert [name for name, packages in imported.items() if "optuna" in packages and name not in with_optuna] == []
+
+
+def test_torch_has_all_that_is_asked_of_it() -> None:
+    """By name, in lines that only run on a GPU too. Nothing is asked of its private parts but what is listed."""
+    import torch
+
+    private = {"torch._foreach_lerp_"}  # lerp_ of many tensors in one kernel: nothing public does it
+    asked = {}
+    for path in (path for folder in ("fashionclip_tune", "benchmarks", "sweeps") for path in ROOT.glob(f"{folder}/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and re.fullmatch(r"torch(\.\w+)+", name := ast.unparse(node)):
+                asked[name] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    assert {"torch.cuda.set_per_process_memory_fraction", "torch.cuda.is_bf16_supported"} <= asked.keys()
+    for name, where in asked.items():
+        parts = name.split(".")[1:]
+        assert name in private or not any(re.match("_(?!_)", part) for part in parts), where
+        found = torch
+        for part in parts:
+            assert hasattr(found, part), f"{where}: torch {torch.__version__} has no {name}"
+            found = getattr(found, part)
 
 
 def test_the_package_itself_imports_without_torch() -> None:

@@ -1,5 +1,6 @@
-"""What the machine has that is to be divided: cores, memory, shared memory. A container often has less than its host."""
+"""What the machine has: cores, memory, shared memory, of which a container often has less than its host; the GPU's driver."""
 
+import ctypes
 import os
 import shutil
 from dataclasses import dataclass
@@ -34,6 +35,19 @@ def memory_limit_bytes(cgroup_limits: tuple[str, ...] = _CGROUP_LIMITS) -> int:
         if path.is_file() and (text := path.read_text().strip()).isdigit():  # "max": no limit
             total = min(total, int(text))
     return total
+
+
+def cuda_of_driver() -> int | None:
+    """The newest CUDA version that the GPU's driver can run, as CUDA writes it: 12040 is 12.4; None: there is no driver.
+
+    From the driver's own library. torch has no public function for it, and a private one that not every version has.
+    """
+    number = ctypes.c_int()
+    try:
+        status = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):  # no such library, or one without this function
+        return None
+    return number.value if status == 0 else None
 
 
 def shared_memory_bytes() -> int:

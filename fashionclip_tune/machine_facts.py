@@ -1,6 +1,5 @@
 """What this machine is, gathered once: the driver, torch, cores, memory, disks, packages. ``doctor`` judges it."""
 
-import ctypes
 import fcntl
 import os
 import platform
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from fashionclip_tune.machine import Machine, this_machine
+from fashionclip_tune.machine import Machine, cuda_of_driver, this_machine
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "ray", "optuna", "transformers", "webdataset", "safetensors")
 _MOUNT_TIMEOUT_S = 10.0
@@ -83,7 +82,7 @@ def gather(folders: Mapping[str, Path]) -> Facts:
         packages={name: _version(name) for name in PACKAGES},
         cuda_of_torch=torch.version.cuda,
         driver=driver,
-        cuda_of_driver=_cuda_of_driver(),
+        cuda_of_driver=(number // 1000, number % 1000 // 10) if (number := cuda_of_driver()) is not None else None,
         system_gpus=system_gpus,
         gpus=_torch_gpus(),
         mounts=tuple(look_at_mount(path, purpose) for purpose, path in folders.items()),
@@ -114,16 +113,6 @@ def _nvidia_smi() -> tuple[tuple[str, ...], str | None]:
         re.search(r"Module\s+(?:for \S+\s+)?(\d+\.[\d.]+)", _DRIVER_PROC.read_text()) if _DRIVER_PROC.exists() else None
     )
     return found, version_of[1] if version_of else None
-
-
-def _cuda_of_driver() -> tuple[int, int] | None:
-    try:
-        number = ctypes.c_int()
-        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) != 0:
-            return None
-    except OSError:
-        return None
-    return number.value // 1000, number.value % 1000 // 10
 
 
 def _torch_gpus() -> tuple[Gpu, ...]:

@@ -6,8 +6,19 @@ import torch
 
 from fashionclip_tune.errors import OutOfMemoryError
 
-# Libraries below torch have errors of their own for it.
-_TEXTS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
+# Below torch's allocator it shows as an error with a text: a RuntimeError, or torch.AcceleratorError, which is one too and
+# which older versions of torch do not have.
+_TEXTS = (
+    "can't allocate memory",  # the CPU's allocator
+    "CUDA error: out of memory",  # the runtime: a context, a kernel that is loaded, pinned memory
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no memory for cuBLAS's handle; torch calls nothing of cuBLAS without one
+    "CUDNN_STATUS_ALLOC_FAILED",  # before cuDNN 9
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

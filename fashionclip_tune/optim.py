@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fashionclip_tune.config import TrainingConfig
+from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.recipe import OptimizerConfig
 from fashionclip_tune.towers import parameter_groups
 
@@ -32,6 +33,8 @@ def has_fused_adamw(device: str) -> bool:
     probe.grad = torch.zeros_like(probe)
     try:
         torch.optim.AdamW([probe], fused=True).step()
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError as error:  # NotImplementedError is one
+        if ran_out_of_memory(error):
+            raise
         return False
     return True

@@ -18,6 +18,7 @@ from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.memory import CONTEXT_BYTES
 from fashionclip_tune.model import load_random_model
+from fashionclip_tune.oom import ran_out_of_memory
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.probe import probe_identity, random_batch
 from fashionclip_tune.trainer import Trainer
@@ -96,9 +97,11 @@ def run_side_by_side(config: ProjectConfig, count: int, *, card_bytes: int | Non
         for process in processes:
             process.join(timeout=10)
             process.kill()
-    for result in found:
-        if isinstance(result, str):
-            raise (OutOfMemoryError if result.startswith("OutOfMemory") else UserError)(f"the pace was not measured: {result}")
+    # Where one runs out of memory, the others fail too: they wait for it in vain.
+    failed = sorted((each for each in found if isinstance(each, str)), key=lambda each: not each.startswith("OutOfMemory"))
+    if failed:
+        kind = OutOfMemoryError if failed[0].startswith("OutOfMemory") else UserError
+        raise kind(f"the pace was not measured: {failed[0]}")
     return [float(result) for result in found]
 
 
@@ -124,4 +127,5 @@ def time_steps(settings: dict[str, Any], count: int, barrier: Any, results: Any,
         results.put(stats.samples_per_second)
     except Exception as error:  # it is the parent who raises
         barrier.abort()
-        results.put(f"{type(error).__name__}: {error}")
+        kind = OutOfMemoryError if ran_out_of_memory(error) else type(error)  # of which there are several types
+        results.put(f"{kind.__name__}: {error}")

@@ -12,6 +12,7 @@ from fashionclip_tune.errors import UnavailableError
 @dataclass(frozen=True)
 class PrecisionPlan:
     device: torch.device
+    """A GPU has its number here."""
     autocast_dtype: torch.dtype | None
     """None: plain fp32."""
 
@@ -46,8 +47,13 @@ def plan_precision(config: ProjectConfig) -> PrecisionPlan:
 
 
 def choose_device(name: str) -> torch.device:
+    """A GPU always with its number: without one some of torch's functions refuse it. ``cuda`` is torch's current GPU.
+
+    Raises:
+        UserError: a GPU is asked for and torch sees none.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not torch.cuda.is_available():
         raise UnavailableError(f"device = {name!r}: torch sees no GPU here; use --device cpu, or a torch build for your driver")
-    return torch.device(name)
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)

@@ -15,6 +15,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import OutOfMemoryError
 from fashionclip_tune.files import write_json
+from fashionclip_tune.machine import cuda_of_driver
 from fashionclip_tune.memory import CONTEXT_BYTES, MemoryEstimate, estimate_memory
 from fashionclip_tune.model import LoadedModel, load_random_model
 from fashionclip_tune.oom import free_memory, ran_out_of_memory
@@ -99,10 +100,17 @@ def probe_identity(config: ProjectConfig) -> str | None:
         return None
     plan = plan_precision(config)
     card = torch.cuda.get_device_properties(plan.device)
-    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     settings = {path: value for path, value in config.to_dict().items() if path.startswith(_RELEVANT)}
     settings["ema"] = config.optimizer.ema_decay is not None
-    parts = [card.name, card.total_memory, driver, torch.__version__, torch.version.cuda, str(plan.autocast_dtype), settings]
+    parts = [
+        card.name,
+        card.total_memory,
+        cuda_of_driver(),
+        torch.__version__,
+        torch.version.cuda,
+        str(plan.autocast_dtype),
+        settings,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

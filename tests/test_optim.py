@@ -118,3 +118,14 @@ def test_fused_adamw_is_used_where_the_device_has_it_only() -> None:
     optimizer = build_optimizer(network, TrainingConfig(), OptimizerConfig())
     assert optimizer.param_groups[0]["fused"] is has_fused_adamw("cpu")
     assert not has_fused_adamw("meta")
+
+
+def test_a_card_that_is_full_is_not_taken_for_one_without_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", full)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            has_fused_adamw("cpu:0")
+    assert has_fused_adamw("cpu:0") is has_fused_adamw("cpu")  # nothing was kept of it

@@ -11,7 +11,7 @@ import torch
 
 from fashionclip_tune import pace, probe
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.errors import OutOfMemoryError
+from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.pace import known_pace, measure_pace, packing_gain, time_steps
 
 
@@ -42,6 +42,37 @@ def test_a_process_times_its_steps_and_reports_its_failure(tiny_config: ProjectC
     assert results.get_nowait().startswith("UserError: clip_model = 'ViT-Z'")
 
 
+class Full:
+    """In the place of a process: what it would put into the queue when it has ended."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.Barrier, self.Queue, self._answers = threading.Barrier, queue.Queue, answers
+
+    def Process(self, args: tuple[Any, ...], **_: Any) -> SimpleNamespace:
+        nothing = {"join": lambda timeout: None, "kill": lambda: None}
+        return SimpleNamespace(start=lambda: args[3].put(self._answers.pop(0)), **nothing)
+
+
+def test_a_process_for_which_the_card_is_full_says_so_whatever_torch_calls_it(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: ProjectConfig
+) -> None:
+    def full(config: ProjectConfig) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(pace, "load_random_model", full)
+    results: queue.Queue[Any] = queue.Queue()
+    time_steps(tiny_config.to_dict(), 1, threading.Barrier(1), results)
+    said = results.get_nowait()
+    assert said.startswith("OutOfMemoryError: CUDA error")
+    # The other one, which waited for it in vain, may be the first to answer.
+    monkeypatch.setattr(pace.multiprocessing, "get_context", lambda _: Full(["BrokenBarrierError: ", said]))
+    with pytest.raises(OutOfMemoryError, match="the pace was not measured: OutOfMemoryError: CUDA error"):
+        pace.run_side_by_side(tiny_config, 2)
+    monkeypatch.setattr(pace.multiprocessing, "get_context", lambda _: Full(["BrokenBarrierError: ", "KeyError: 'a'"]))
+    with pytest.raises(UserError, match="the pace was not measured"):
+        pace.run_side_by_side(tiny_config, 2)
+
+
 def test_trials_that_differ_in_rates_only_share_a_measured_peak(
     monkeypatch: pytest.MonkeyPatch, tiny_config: ProjectConfig, cache_of_the_tests: Path
 ) -> None:
@@ -50,7 +81,8 @@ def test_trials_that_differ_in_rates_only_share_a_measured_peak(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(probe, "cuda_of_driver", lambda: 12040)
     config = tiny_config.with_overrides({"device": "cuda", "training.micro_batch_size": 8})
     identity = probe.probe_identity(config)
     (cache_of_the_tests / "probes").mkdir(exist_ok=True)
@@ -59,3 +91,5 @@ def test_trials_that_differ_in_rates_only_share_a_measured_peak(
     assert probe.known_peak(config.with_overrides({"training.micro_batch_size": None})) > 2**60
     assert probe.known_peak(config.with_overrides({"training.micro_batch_size": 4})) is None
     assert probe.known_peak(config.with_overrides({"freeze.image_tower": True})) is None
+    monkeypatch.setattr(probe, "cuda_of_driver", lambda: 13000)
+    assert probe.known_peak(config) is None

@@ -34,8 +34,9 @@ def test_on_a_gpu_bf16_only_where_the_hardware_has_it(
     """No GPU is at hand: torch's answers are put in its mouth. With emulation it says yes on a T4 as well."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware)
-    for device in ("auto", "cuda"):
-        assert plan_precision(replace(tiny_config, device=device)) == PrecisionPlan(torch.device("cuda"), dtype)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    for device in ("auto", "cuda"):  # with its number: without one torch's allocator refuses to be capped, among others
+        assert plan_precision(replace(tiny_config, device=device)) == PrecisionPlan(torch.device("cuda:2"), dtype)
     assert plan_precision(replace(tiny_config, device="cpu")).autocast_dtype is None
     assert choose_device("cuda:1") == torch.device("cuda:1")
 

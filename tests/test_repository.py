@@ -1,10 +1,13 @@
 """Promises of the repository as a whole: what it imports, what it installs, what it carries."""
 
+import ast
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -74,6 +77,35 @@ print(json.dumps(imported))
     assert {"fashionclip_tune.training", "fashionclip_tune.cli", "fashionclip_tune.report"} <= set(imported)
     assert {name: packages for name, packages in imported.items() if "ray" in packages} == {}
     assert [name for name, packages in imported.items() if "optuna" in packages and name not in with_optuna] == []
+
+
+def test_torch_has_all_that_is_asked_of_it() -> None:
+    """By name, in lines that only run on a GPU too. Nothing is asked of its private parts but what is listed."""
+    import torch
+
+    private = {
+        "torch._foreach_lerp_",  # lerp_ of many tensors in one kernel: nothing public does it
+        "torch._subclasses.fake_tensor.FakeTensorMode",  # memory is estimated with it
+    }
+    asked = {}
+    for path in (path for folder in ("fashionclip_tune", "benchmarks", "sweeps") for path in ROOT.glob(f"{folder}/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [f"{node.module}.{each.name}" for each in node.names]
+            asked |= {name: f"{path.relative_to(ROOT)}:{node.lineno}" for name in names if re.fullmatch(r"torch(\.\w+)+", name)}
+    assert {"torch.cuda.set_per_process_memory_fraction", "torch.cuda.is_bf16_supported"} <= asked.keys()
+    for name, where in asked.items():
+        parts = name.split(".")[1:]
+        assert name in private or not any(re.match("_(?!_)", part) for part in parts), where
+        found = torch
+        for part in parts:
+            if isinstance(found, ModuleType) and not hasattr(found, part):
+                importlib.import_module(f"{found.__name__}.{part}")
+            assert hasattr(found, part), f"{where}: torch {torch.__version__} has no {name}"
+            found = getattr(found, part)
 
 
 def test_the_package_itself_imports_without_torch() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from fashionclip_tune.errors import UnavailableError
 from fashionclip_tune.memory import CONTEXT_BYTES
-from fashionclip_tune.oom import free_memory
+from fashionclip_tune.oom import free_memory, ran_out_of_memory
 
 _WAIT_S = 120.0
 _POLL_S = 2.0
@@ -29,7 +29,7 @@ def claim_gpu_share(
     torch.cuda.set_per_process_memory_fraction(allowed / total)
     # Asking makes this process's context; what the allocator still holds is ours already.
     needed, waited = min(allowed, needed_bytes - CONTEXT_BYTES), 0.0
-    while (free := int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())) < needed:
+    while (free := _free_bytes()) < needed:
         if waited >= wait_s:
             raise UnavailableError(
                 f"the card has {free / 2**30:.1f} GiB free after {wait_s:.0f} s, this trial needs {needed / 2**30:.1f}: "
@@ -37,3 +37,12 @@ def claim_gpu_share(
             )
         sleep(_POLL_S)
         waited += _POLL_S
+
+
+def _free_bytes() -> int:
+    try:
+        return int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        return 0  # not even a context fits

@@ -33,7 +33,7 @@ def t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
         patch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
-        patch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
         yield
 
 

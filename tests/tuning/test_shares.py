@@ -173,6 +173,20 @@ def test_a_trial_caps_itself_waits_for_memory_and_fails_clearly(monkeypatch: pyt
     assert stuck.waits == 5
 
 
+def test_a_trial_waits_for_a_card_that_has_no_room_for_a_context_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = FakeCuda(monkeypatch, free_gb=[9])
+    answer = gpu_share.torch.cuda.mem_get_info
+
+    def mem_get_info() -> tuple[int, int]:
+        if card.waits < 2:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+        return answer()
+
+    monkeypatch.setattr(gpu_share.torch.cuda, "mem_get_info", mem_get_info)
+    claim_gpu_share(8 * GB, 6 * GB, sleep=card.sleep)
+    assert card.waits == 2
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""What runs on a GPU, run to its end on a made-up one: see support/gpu_standin.c for what of it is real.
+
+torch's CUDA code is: its allocator, streams, loss scaling, choice of kernels, errors. Numbers are not: nothing is computed.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from support.gpu_standin import NoStandinError, build_standin
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.gpu_standin
+# On tiny towers from random weights, with batches that the few photos fill.
+TINY = ("--set", "model.pretrained=none", "--set", "training.batch_size=12", "--set", "training.num_workers=0")
+
+
+class Card:
+    """Starts Python on the made-up card."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def run(self, *arguments: object, **settings: int) -> str:
+        """What a process that ends well prints; ``settings`` are of the card, such as ``bytes``."""
+        environment = {f"GPU_STANDIN_{name.upper()}": str(value) for name, value in settings.items()}
+        done = subprocess.run(
+            [sys.executable, "-X", "faulthandler", *map(str, arguments)],
+            cwd=ROOT,
+            env={**self._environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Card:
+    try:
+        return Card(build_standin(tmp_path_factory.mktemp("card")))
+    except NoStandinError as error:
+        pytest.skip(f"no made-up GPU: {error}")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 photos to train on and 9 to evaluate on: an odd number, so that the card says of each that it counts."""
+    from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
+
+    folder = tmp_path_factory.mktemp("photos")
+    render_dataset(folder, GarmentRecipe(num_products=90, views_per_product=1, image_size=48))
+    return folder
+
+
+def test_what_the_made_up_card_needs_is_said_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(NoStandinError, match=r"^torch \S+ is no CUDA build$"):
+        build_standin(tmp_path)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoStandinError, match=r"^there is no gcc$"):
+        build_standin(tmp_path)
+
+
+def test_running_out_of_memory_is_recognised_in_the_words_of_this_torch(card: Card) -> None:
+    """Of its allocator, of CUDA, and of cuBLAS, for whose handle the rest of the card is too small."""
+    code = """
+import torch
+from fashionclip_tune.errors import UnavailableError
+from fashionclip_tune.oom import ran_out_of_memory
+from fashionclip_tune.tuning.gpu_share import claim_gpu_share
+
+def fill():
+    global numbers, rest
+    numbers = torch.ones(8, 8, device="cuda")
+    rest = torch.empty((torch.cuda.mem_get_info()[0] >> 21) - 2 << 21, dtype=torch.uint8, device="cuda")
+
+def says(action):
+    try:
+        action()
+    except Exception as error:
+        assert isinstance(error, UnavailableError) or ran_out_of_memory(error), error
+        print(str(error).splitlines()[0])
+
+"""
+    in_use = """
+says(lambda: torch.empty(2**40, device="cuda"))
+says(lambda: torch.empty(2**47, dtype=torch.uint8, pin_memory=True))
+fill()
+says(lambda: numbers @ numbers)
+"""
+    full = """
+says(lambda: torch.cuda.mem_get_info())
+says(lambda: claim_gpu_share(8 * 10**9, 6 * 10**9, wait_s=0))
+"""
+    allocator, pinned, cublas = card.run("-c", code + in_use).splitlines()
+    assert allocator.startswith("CUDA out of memory. Tried to allocate 4096.00 GiB")
+    assert pinned == "CUDA error: out of memory"
+    assert "CUBLAS_STATUS_NOT_INITIALIZED" in cublas
+    context, claimed = card.run("-c", code + full, taken=15_800_000_000).splitlines()
+    assert context == "CUDA error: out of memory"
+    assert claimed.startswith("the card has 0.0 GiB free after 0 s, this trial needs 5.0: another program holds the rest")
+
+
+def test_a_search_of_the_openclip_models_is_planned(card: Card, garments: Path, tmp_path: Path) -> None:
+    options = ("--data", garments, "--results", tmp_path, "--preset", "quick")
+    planned = card.run("sweeps/run_sweep.py", "--space", "openclip", "--dry-run", *options)
+    assert "side by side, on cuda" in planned
+    for model in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"):
+        assert f"{model}: " in planned
+    assert "of 15.8 GB (estimate)" in planned
+
+
+def test_a_model_is_probed_alone_and_beside_another(card: Card) -> None:
+    said = card.run("-m", "fashionclip_tune", "probe", "--set", "clip_model=ViT-B-32", "--set", "training.batch_size=2")
+    assert "measured on Tesla T4, 14.7 GiB\nmicro-batch     2  estimate " in said
+    assert " GiB  measured " in said
+    assert "two trials side by side: " in said
+
+
+def test_the_memory_of_the_larger_models_is_measured_and_a_batch_that_does_not_fit_is_halved(card: Card) -> None:
+    """In one process, and without the pace, whose processes take a minute a model here."""
+    code = """
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.probe import probe
+for model, batch_size in (("ViT-B-16", 2), ("ViT-B-16-SigLIP2-256", 128)):
+    found = probe(ProjectConfig(clip_model=model).with_overrides({"training.batch_size": batch_size}))
+    print(found.card, [each.micro_batch_size for each in found.probes], [each.fits for each in found.probes])
+"""
+    b16, siglip2 = card.run("-c", code).splitlines()
+    assert b16 == "Tesla T4 [2] [True]"
+    assert siglip2 == "Tesla T4 [128, 64] [False, True]"
+
+
+def test_the_benchmark_caps_a_process_to_its_part_of_the_card(card: Card) -> None:
+    job = {"model": "tiny-clip", "device": "cuda", "batch_size": 4, "micro_batch": 4, "checkpointing": False}
+    code = f"""
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu_shares, torch
+trainer, batch, _ = gpu_shares.trainer_of({job | {"part_bytes": 2 * 2**30, "limit_photos": None}})
+gpu_shares.train(trainer, batch, 1)
+try:
+    torch.empty(2 * 2**30, dtype=torch.uint8, device="cuda")
+except torch.cuda.OutOfMemoryError as error:
+    print(error)
+"""
+    assert " GiB allowed; " in card.run("-c", code)
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "siglip"])
+def test_six_steps_of_training(card: Card, photos: Path, tmp_path: Path, loss: str) -> None:
+    steps = ("--set", "training.max_steps=6", "--set", "training.checkpoint_interval=3", "--set", "device=cuda")
+    options = ("--data", photos, "--out", tmp_path / "run", "--set", "clip_model=tiny-clip", *TINY, *steps)
+    said = card.run("-m", "fashionclip_tune", "train", *options, "--set", f"loss_function={loss}")
+    assert "step      6         72 examples  recall_at_10 1.0000" in said
+    assert (tmp_path / "run" / "checkpoints" / "step_00000006").is_dir()
+
+
+def test_a_sweep_of_tiny_towers_runs_to_its_end_two_at_a_time(card: Card, photos: Path, tmp_path: Path) -> None:
+    options = ("--num-trials", 3, "--budget-examples", 48, "--grace-examples", 24, "--name", "tiny", *TINY)
+    where = ("--data", photos, "--results", tmp_path, "--device", "cuda", "--max-concurrent", 2)
+    said = card.run("sweeps/run_sweep.py", "--space", "tiny", *where, *options)
+    assert "3, at most 2 side by side, on cuda" in said
+    sweep = json.loads((tmp_path / "tiny" / "sweep.json").read_text())
+    assert sweep["state"] == "FINISHED"
+    assert [(row["state"], row["stop_reason"]) for row in sweep["trials"]] == [("COMPLETE", "budget")] * 3
+    assert (tmp_path / "tiny" / "best" / "open_clip_model.safetensors").is_file()

@@ -17,23 +17,19 @@ ROOT = Path(__file__).parents[2]
 def local_ray() -> Iterator[None]:
     """One Ray for all tests of this process; sweeps use the one that is there."""
     with pytest.MonkeyPatch.context() as patch:
-        # Without it Ray writes a token file to the home folder.
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
-        import ray
+        from fashionclip_tune.tuning.guarded_ray import own_ray
 
-        ray.init(
-            address="local",
+        with own_ray(
             num_cpus=2,
             num_gpus=1,  # logical: nothing is computed there
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             log_to_driver=False,
             runtime_env={"env_vars": {"FASHIONCLIP_CACHE": os.environ["FASHIONCLIP_CACHE"]}},
-        )
-        yield
-        ray.shutdown()
+        ):
+            yield
 
 
 @pytest.fixture

@@ -196,6 +196,8 @@ def fetch_weights(config: ProjectConfig) -> None:
     name, cache_dir = config.model_name, config.model_cache_dir
     check_architecture(name)
     source = _weights_source(name, config.model.pretrained)
+    if isinstance(source, Path) and source.is_dir():
+        _local_model_config(source, name)  # before its tokenizer is made, which could run code
     try:
         if isinstance(source, str):
             open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source), cache_dir=str(cache_dir))

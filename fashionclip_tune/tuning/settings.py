@@ -104,8 +104,8 @@ class SweepSettings:
         how = "what reaches out is not taken from its files: give this flag again"
         if self.cluster is not None and given.address is None:
             raise UserError(
-                f"sweep {name} was started with --address {self.address}, and {how}, or --address {HERE} to go on with it on this "
-                "machine"
+                f"sweep {name} was started with --address {self.address}, and {how}, or --address {HERE} to go on with it "
+                "on this machine"
             )
         if self.warm_start is not None and scheme_of(self.warm_start) is not None and given.warm_start is None:
             raise UserError(f"sweep {name} was started with --warm-start {self.warm_start}, and {how}")

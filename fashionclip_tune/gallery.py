@@ -60,8 +60,11 @@ class Gallery:
     disagreeing: tuple[Query, ...]
 
 
-def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = no_progress) -> Gallery:
+def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = no_progress, *, allow_remote: bool = False) -> Gallery:
     """Encodes the validation photos with the weights of a sweep's best trial, which takes as long as one evaluation.
+
+    Args:
+        allow_remote: URLs and commands that the trial read its photos from are followed.
 
     Raises:
         UserError: weights or data are not there, or cannot be used any more.
@@ -71,7 +74,8 @@ def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = no_progre
         raise UserError(f"the folder of trial {best['trial_id']} is not in {sweep_dir}")
     # On the durable side of a sweep, such as a drive, trials have no checkpoints: there the winner has a folder of its own.
     has_weights = newest_weights(folders[0]) is not None or _winner(sweep_dir) != best["trial_id"]
-    found = named_model(str(folders[0] if has_weights else sweep_dir / "best"), ProjectConfig())
+    caller = ProjectConfig().with_overrides({"reading.allow_remote": allow_remote})
+    found = named_model(str(folders[0] if has_weights else sweep_dir / "best"), caller)
     config = found.started_from
     if config is None:
         raise UserError(f"{folders[0]} does not say how it was trained: config.json is missing or cannot be read")

@@ -170,12 +170,21 @@ def check_architecture(name: str) -> dict[str, Any]:
     """OpenCLIP's configuration of an architecture; a UserError names the likely ones if there is none."""
     register_tiny_models()
     model_config: dict[str, Any] | None = open_clip.get_model_config(name)
+    _refuse_code(model_config, name)
     if model_config is None:
         raise UserError(
             f"clip_model = {name!r} is no OpenCLIP architecture: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, "
             "or another name from open_clip.list_models()"
         )
     return model_config
+
+
+def _refuse_code(model_config: Any, where: object) -> None:
+    """A description may ask for a tokenizer that comes with code of its own, which OpenCLIP would run."""
+    text = model_config.get("text_cfg") if isinstance(model_config, dict) else None
+    options = text.get("tokenizer_kwargs") if isinstance(text, dict) else None
+    if isinstance(options, dict) and options.get("trust_remote_code"):
+        raise UserError(f"{where}: its {CONFIG_NAME} has trust_remote_code, which runs code of the model's own: not supported")
 
 
 def fetch_weights(config: ProjectConfig) -> None:
@@ -187,6 +196,8 @@ def fetch_weights(config: ProjectConfig) -> None:
     name, cache_dir = config.model_name, config.model_cache_dir
     check_architecture(name)
     source = _weights_source(name, config.model.pretrained)
+    if isinstance(source, Path) and source.is_dir():
+        _local_model_config(source, name)  # before its tokenizer is made, which could run code
     try:
         if isinstance(source, str):
             open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source), cache_dir=str(cache_dir))
@@ -254,6 +265,7 @@ def _local_model_config(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         kind = UnavailableError if isinstance(error, OSError) else UserError
         raise kind(f"model.pretrained = {folder} is no OpenCLIP folder: {path.name} cannot be read ({error})") from error
+    _refuse_code(local, folder)
     expected = open_clip.get_model_config(name)
     for key in ("embed_dim", "vision_cfg"):
         if local.get(key) != expected.get(key):

@@ -12,6 +12,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, load_model
 from fashionclip_tune.preprocessing import Preprocessing
+from fashionclip_tune.stored import stored_config
 from fashionclip_tune.tiny import TINY_MODELS, register_tiny_models
 
 _SWEEP_NAME = "sweep.json"
@@ -27,7 +28,8 @@ def named_model(name: str, config: ProjectConfig) -> NamedModel:
     """Loads what ``--model`` names, on the CPU.
 
     Args:
-        config: its architecture and weights count where ``name`` is an architecture or an OpenCLIP folder.
+        config: the caller's; its architecture and weights count where ``name`` is an architecture or an OpenCLIP folder, and
+            whether the stored one of a run may reach out is taken from it.
 
     Raises:
         UserError: there is no such model, or the folder is none.
@@ -43,20 +45,22 @@ def named_model(name: str, config: ProjectConfig) -> NamedModel:
     if (weights := newest_weights(place)) is not None:
         place = weights.parent
     if (place / RECORD_NAME).is_file():
-        return _checkpoint_model(place)
+        return _checkpoint_model(place, config.reading.allow_remote)
     if (place / CONFIG_NAME).is_file():
         settings = {"clip_model": _architecture(place), "model.pretrained": str(place.absolute())}
-        return NamedModel(load_model(config.with_overrides(settings)), _start_of_the_best_trial(place))
+        return NamedModel(
+            load_model(config.with_overrides(settings)), _start_of_the_best_trial(place, config.reading.allow_remote)
+        )
     raise UserError(
         f"--model {name} is no model: give an OpenCLIP architecture, or the folder of a checkpoint ({RECORD_NAME}), a run, a "
         f"sweep or an OpenCLIP model ({CONFIG_NAME}); a single weights file by --set model.pretrained=FILE"
     )
 
 
-def _checkpoint_model(folder: Path) -> NamedModel:
+def _checkpoint_model(folder: Path, allow_remote: bool) -> NamedModel:
     try:
         record = json.loads((folder / RECORD_NAME).read_text())
-        started_from = ProjectConfig.from_dict(record["config"])
+        started_from = stored_config(record["config"], allow_remote=allow_remote)
         weights = started_from.with_overrides({"model.pretrained": str(folder.absolute() / WEIGHTS_NAME)})
         stored = record["preprocessing"]
         preprocessing = Preprocessing(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
@@ -67,13 +71,13 @@ def _checkpoint_model(folder: Path) -> NamedModel:
     return NamedModel(loaded, started_from)
 
 
-def _start_of_the_best_trial(best: Path) -> ProjectConfig | None:
+def _start_of_the_best_trial(best: Path, allow_remote: bool) -> ProjectConfig | None:
     """What the winner of a sweep started from, where its folder is still in the sweep's."""
     sweep_dir = best.absolute().parent
     try:
         trial_id = json.loads((sweep_dir / _SWEEP_NAME).read_text())["best"]["trial_id"]
         (record,) = sweep_dir.glob(f"trials/{trial_id}-*/config.json")
-        return ProjectConfig.from_dict(json.loads(record.read_text()))
+        return stored_config(json.loads(record.read_text()), allow_remote=allow_remote)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

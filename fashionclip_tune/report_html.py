@@ -28,6 +28,7 @@ def write_report(
     sweep_dirs: Sequence[Path],
     *,
     gallery: bool = True,
+    allow_remote: bool = False,
     on_progress: OnProgress = no_progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -35,14 +36,16 @@ def write_report(
 
     Args:
         gallery: encode the validation photos with each winner's weights and show what it finds.
+        allow_remote: for these photos URLs and commands are followed; that a sweep's own files allow it counts for nothing.
         on_progress: called with the numbers of photos encoded for it and in total.
-        say: told which files could not be read, and what the report that was there had and this one has not.
+        say: told which files could not be read, why photos are missing, and what the report that was there had and this one has
+            not.
 
     Raises:
         UserError: a folder is no sweep.
     """
     views = [view_sweep(folder, name) for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True)]
-    galleries = [_gallery(view, gallery, on_progress) for view in views]
+    galleries = [_gallery(view, gallery, allow_remote, on_progress) for view in views]
     path = sweep_dirs[0] / REPORT_NAME
     unfinished = path.with_name(f".{REPORT_NAME}.tmp")
     for line in filter(None, map(report_sections.torn_line, views)):
@@ -51,6 +54,10 @@ def write_report(
     if gone := [part for part in had if part not in has]:
         why = [f" ({view.name}: {shown})" for view, shown in zip(views, galleries, strict=True) if isinstance(shown, str)]
         say(f"the {REPORT_NAME} that was there had {', '.join(gone)}; this one has not{''.join(why)}")
+    elif gallery:
+        for view, shown in zip(views, galleries, strict=True):
+            if isinstance(shown, str):
+                say(f"{view.name}: what the winner finds is not shown: {shown}")
     try:
         unfinished.write_text(page(views, galleries), encoding="utf-8")
         unfinished.replace(path)
@@ -78,7 +85,7 @@ def _contents_of(report: Path) -> list[str]:
     return json.loads(html.unescape(found[1])) if found else []
 
 
-def _gallery(view: SweepView, wanted: bool, on_progress: OnProgress) -> Gallery | str:
+def _gallery(view: SweepView, wanted: bool, allow_remote: bool, on_progress: OnProgress) -> Gallery | str:
     """What the winner finds, or why it is not shown."""
     if not wanted:
         return "left out by --no-gallery"
@@ -89,7 +96,7 @@ def _gallery(view: SweepView, wanted: bool, on_progress: OnProgress) -> Gallery 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is unusual about this model has been said when it was trained
-            return make_gallery(view.folder, view.best, on_progress)
+            return make_gallery(view.folder, view.best, on_progress, allow_remote=allow_remote)
     except (UserError, OSError, RuntimeError) as error:  # weights or photos are gone, or the device is full
         return str(error)
 

@@ -13,6 +13,7 @@ def main() -> None:
     add("sweeps", nargs="+", type=Path, metavar="RESULTS/NAME", help="folders of sweeps, running ones included")
     add("--table", choices=("markdown", "latex", "csv"), help="print the ranking in this form only, for a paper")
     add("--no-gallery", action="store_true", help="leave the winner's photos out: it takes as long as an evaluation")
+    add("--allow-remote", action="store_true", help="for these photos, read https://, s3://, gs:// and pipe: (runs commands)")
     given = parser.parse_args()
     with user_errors():
         if given.table:
@@ -33,7 +34,13 @@ def main() -> None:
                 console.print(part)
         notes: list[str] = []
         with progress_bar("encoding photos") as on_progress:
-            path = write_report(given.sweeps, gallery=not given.no_gallery, on_progress=on_progress, say=notes.append)
+            path = write_report(
+                given.sweeps,
+                gallery=not given.no_gallery,
+                allow_remote=given.allow_remote,
+                on_progress=on_progress,
+                say=notes.append,
+            )
         print_lines(console, notes)
         print(f"report: {path}")
 

@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     add(
         "--address",
         metavar="ADDR",
-        help="of a running Ray cluster, or auto (default: this machine alone)",
+        help="of a running Ray cluster, or auto (default: local, this machine alone)",
     )
     add("--refit", type=int, metavar="N", help="train the named finished sweep's winner anew with N times the examples")
     add("--dry-run", action="store_true", help="print the plan and start nothing")
@@ -65,7 +65,7 @@ def main() -> None:
         from fashionclip_tune.tuning.sweep import sweep
 
         elsewhere = own["dry_run"] and arguments["gpu_memory_gb"] is not None
-        if arguments["address"] is None and not elsewhere:
+        if arguments["address"] in (None, "local") and not elsewhere:
             refuse_problems(own["results"], arguments["scratch"], arguments["device"])
         settings = SweepSettings(overrides=assignments(arguments.pop("set")), **arguments)
         result = sweep(settings, **own, console=Console())

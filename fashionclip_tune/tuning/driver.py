@@ -83,7 +83,7 @@ class _Bookkeeping:
     def on_event(self, progress: Progress) -> None:
         mirror = self._place.mirror
         with self._stop.on_storage_error():
-            if mirror is not None and self._plan.settings.address is not None:
+            if mirror is not None and self._plan.settings.cluster is not None:
                 mirror.fetch_evaluations()  # of trials on other machines
             sweep = self.record("RUNNING")
             progress.show(sweep)
@@ -135,7 +135,7 @@ def drive(
             rule=plan.rule,
             on_event=lambda: books.on_event(progress),
             stop=stop,
-            address=plan.settings.address,
+            address=plan.settings.cluster,
             share_of=plan.allotment.share_of,
             time_budget=time_budget,
             disk_budget=disk_budget,

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ray.tune.trainable import wrap_function
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.tuning.disk import DiskBudget
 from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher, TrialPlan
+from fashionclip_tune.tuning.guarded_ray import environment, own_ray
 from fashionclip_tune.tuning.resources import Share, Slots
 from fashionclip_tune.tuning.stop_signal import StopSignal
 from fashionclip_tune.tuning.stopping_rule import StoppingRule
@@ -234,24 +235,15 @@ def _connected(slots: Slots, address: str | None, go_on: str, stop: StopSignal) 
         # Tune takes a worker that this monitor has ended for a mistake of its own and ends the whole sweep; one that the
         # system ends for want of memory is retried like any dead process.
         settings["RAY_memory_monitor_refresh_ms"] = "0"
-        settings["RAY_AUTH_MODE"] = "disabled"  # listens to this machine only; else it writes a token to the home folder
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    started = not ray.is_initialized()
-    if started:
-        with stop.listening(), _own_sigterm_handler():
+    with ExitStack() as stack:
+        stack.enter_context(environment(settings))
+        if not ray.is_initialized():
+            with stop.listening(), _own_sigterm_handler():
+                if address is None:
+                    stack.enter_context(own_ray(**here, **common))  # its processes inherit the environment
+                else:
+                    ray.init(address=address, runtime_env={"env_vars": settings}, **common)
+                    stack.callback(ray.shutdown)
             if address is None:
-                ray.init(address="local", **here, **common)  # its processes inherit the environment
-            else:
-                ray.init(address=address, runtime_env={"env_vars": settings}, **common)
-    try:
-        with _ended_with_ray(go_on) if started and address is None else nullcontext():
-            yield
-    finally:
-        if started:
-            ray.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+                stack.enter_context(_ended_with_ray(go_on))
+        yield

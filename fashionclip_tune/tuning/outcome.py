@@ -70,12 +70,13 @@ def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, 
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
 
 
-def write_sweep_report(place: Place, say: Callable[[str], None], *, finished: bool) -> None:
+def write_sweep_report(place: Place, say: Callable[[str], None], settings: SweepSettings, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
     make_it = f"python sweeps/compare.py {place.readable} makes it"
     try:
         with progress_bar("encoding photos for the report's gallery") as on_progress:
-            path = write_report([place.run_dir], gallery=finished, on_progress=on_progress)
+            allow_remote = bool(settings.allow_remote)
+            path = write_report([place.run_dir], gallery=finished, allow_remote=allow_remote, on_progress=on_progress)
         if place.mirror is not None:
             place.mirror.publish()
     except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there

@@ -15,6 +15,7 @@ from fashionclip_tune.default_freeze import with_default_freeze
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.index import ShardIndex
 from fashionclip_tune.machine import Machine
+from fashionclip_tune.stored import with_stored
 from fashionclip_tune.tuning import study
 from fashionclip_tune.tuning.allotment import Allotment
 from fashionclip_tune.tuning.budget import plan_budget
@@ -90,10 +91,11 @@ class SweepPlan:
         return {path: flat[path] for path in paths}
 
     def build(self, settings: Mapping[str, Any]) -> ProjectConfig:
-        """The configuration of a trial with these settings."""
+        """The configuration of a trial with these settings, as they are recorded."""
         given = {**self.space.base, **self.settings.overrides, **settings}
         card_bytes = self.gpu.card.memory_bytes if self.gpu is not None else None
-        config = with_default_freeze(self.base.with_overrides(settings), card_bytes, given)
+        config = with_stored(self.base, settings, known_models=self.check.config_of_model)
+        config = with_default_freeze(config, card_bytes, given)
         return self.allotment.fitted(config)
 
     @property
@@ -140,7 +142,7 @@ def plan_sweep(
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     flags = checked_flags(settings)
-    found = _find(settings, flags, find_site(settings, dry_run=dry_run, machine=machine), say)
+    found = _find(settings, flags, find_site(settings, say, dry_run=dry_run, machine=machine), say)
     if found.space.name == "openclip" and found.site.device == "cpu":
         say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
     return _sized(settings, flags, found, say)

@@ -3,13 +3,14 @@
 import logging
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine import available_cores
+from fashionclip_tune.tuning.guarded_ray import warn_of_open
 
 _CONNECT_TIMEOUT_S = 10
 
@@ -89,8 +90,8 @@ class Node:
     gpus: int
 
 
-def cluster_nodes(address: str) -> list[Node]:
-    """The machines of a running cluster.
+def cluster_nodes(address: str, say: Callable[[str], None]) -> list[Node]:
+    """The machines of a running cluster. ``say``: told where it lets anyone in.
 
     Raises:
         UserError: nothing answers there.
@@ -105,6 +106,7 @@ def cluster_nodes(address: str) -> list[Node]:
         raise UserError(f"--address {address}: no Ray cluster answers ({reason}); start one with: ray start --head") from error
     try:
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        warn_of_open(f"the Ray cluster at {address}", say)
     finally:
         ray.shutdown()
     return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in resources if found.get("CPU", 0) >= 1]

@@ -21,6 +21,8 @@ _MAY_CHANGE = (
     *("data", "max_concurrent", "gpus_per_trial", "gpu_memory_gb", "samples_per_second", "sync_every", "disk_budget_gb"),
     *("address", "allow_remote", "scratch", "scratch_gb"),
 )
+HERE = "local"
+"""As an address: this machine alone, where a sweep that goes on was on a cluster before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +58,23 @@ class SweepSettings:
     disk_budget_gb: float | None = None
     """Of the sweep's folder in the results."""
     address: str | None = None
-    """Of a running Ray cluster; None: this machine."""
+    """Of a running Ray cluster; None, or ``local``: this machine."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Of ``--set``: hold for all trials, whatever the space says."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The address, where it is not this machine."""
+        return None if self.address == HERE else self.address
 
     def resumed(self, given: "SweepSettings", name: str) -> "SweepSettings":
         """These settings of a sweep that goes on, with what may change: where its data lies, and how much runs at a time.
 
+        These settings come from a file, which may be anyone's: what reaches out counts only where it is given.
+
         Raises:
-            UserError: another flag was given that differs from what the sweep was started with.
+            UserError: another flag was given that differs from what the sweep was started with, or one was not that reaches
+                out.
         """
         for flag in _KEPT:
             now, before = getattr(given, flag), getattr(self, flag)
@@ -85,8 +95,20 @@ class SweepSettings:
                 raise _differs(name, "--set", None, f"{path}={value}")
             if self.overrides[path] != value:
                 raise _differs(name, "--set", f"{path}={self.overrides[path]}", f"{path}={value}")
+        self._check_said_again(given, name)
         changes = {flag: getattr(given, flag) for flag in _MAY_CHANGE if getattr(given, flag) is not None}
+        changes |= {"address": given.cluster, "allow_remote": given.allow_remote}
         return replace(self, **changes, space=space, time_budget=given.time_budget)
+
+    def _check_said_again(self, given: "SweepSettings", name: str) -> None:
+        how = "what reaches out is not taken from its files: give this flag again"
+        if self.cluster is not None and given.address is None:
+            raise UserError(
+                f"sweep {name} was started with --address {self.address}, and {how}, or --address {HERE} to go on with it "
+                "on this machine"
+            )
+        if self.warm_start is not None and scheme_of(self.warm_start) is not None and given.warm_start is None:
+            raise UserError(f"sweep {name} was started with --warm-start {self.warm_start}, and {how}")
 
     def flags_to_go_on(self) -> list[str]:
         """What is to be said again for a later run of the sweep to have these settings: what is this machine's, or this run's.
@@ -98,11 +120,25 @@ class SweepSettings:
             del again["sync_every"]
         if _is_file(self.space):
             again["space"] = self.space
+        if self.warm_start is not None and scheme_of(self.warm_start) is not None:
+            again["warm_start"] = self.warm_start
         words: list[str] = []
         for flag, value in again.items():
             if value is not None and value is not False:
                 words += ["--" + flag.replace("_", "-"), *([] if value is True else [str(value).removesuffix(".0")])]
         return words
+
+
+def stored_settings(saved: Mapping[str, Any], name: str) -> SweepSettings:
+    """What a sweep's file says; of use through ``resumed`` only.
+
+    Raises:
+        UserError: it is of another version, or damaged.
+    """
+    try:
+        return SweepSettings(**saved)
+    except TypeError as error:
+        raise UserError(f"the settings that are recorded with sweep {name} are not of this version ({error})") from error
 
 
 def _is_file(space: str | None) -> bool:

@@ -22,7 +22,7 @@ from fashionclip_tune.tuning.place import Place, Results
 from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.plan_lines import plan_lines
 from fashionclip_tune.tuning.refit import check_refit, is_done, refit_winner
-from fashionclip_tune.tuning.settings import SweepSettings
+from fashionclip_tune.tuning.settings import SweepSettings, stored_settings
 from fashionclip_tune.tuning.source import copy_data
 from fashionclip_tune.tuning.time_budget import TimeBudget
 from fashionclip_tune.tuning.warm_start import older_trials
@@ -66,7 +66,7 @@ def sweep(
         raise UserError(f"--refit: no sweep {name} in {sweeps.location}: {there}")
     if found is not None:
         name, saved = found
-        settings = SweepSettings(**saved["settings"]).resumed(settings, name)
+        settings = stored_settings(saved["settings"], name).resumed(settings, name)
         _check_device(settings, name, dry_run=dry_run)
         place = sweeps.place(name, settings.scratch, saved)
         plan = plan_sweep(settings, say, dry_run=dry_run)
@@ -105,14 +105,14 @@ def sweep(
     go_on = how_to_go_on(place, plan.settings)
     with saying_how_to_go_on(go_on) if found is not None else nullcontext():
         _prepare_models(plan, say)
-        if plan.settings.address is None:  # trials run here
+        if plan.settings.cluster is None:  # trials run here
             copy_data(plan.base)
     with driving(place, say, is_new=found is None), saying_how_to_go_on(go_on):
         if found is not None:
             place.restore()
         result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)
         print_result(result, place, plan.settings, console)
-        write_sweep_report(place, say, finished=result["state"] == "FINISHED")
+        write_sweep_report(place, say, plan.settings, finished=result["state"] == "FINISHED")
     return result
 
 
@@ -162,7 +162,7 @@ def _refit(
                 say(f"the time of this run is up; {go_on}")
                 return {**saved, "time_is_up": True}
             raise StoppedError(f"{error}; {go_on}") from error
-        write_sweep_report(place, say, finished=True)
+        write_sweep_report(place, say, plan.settings, finished=True)
     return result
 
 
@@ -181,7 +181,7 @@ def _check_unchanged(saved: dict[str, Any], plan: SweepPlan) -> None:
 
 def _check_device(settings: SweepSettings, name: str, *, dry_run: bool) -> None:
     """A sweep stays on the kind of device that it was started on; ``dry_run``: for a card that it remembers."""
-    is_needed = settings.device == "cuda" and settings.address is None and not (dry_run and settings.gpu_memory_gb)
+    is_needed = settings.device == "cuda" and settings.cluster is None and not (dry_run and settings.gpu_memory_gb)
     if is_needed and not torch.cuda.is_available():
         raise UnavailableError(
             f"sweep {name} was started on a GPU, and torch sees none here: go on with it where there is one (what is wrong "

@@ -20,6 +20,7 @@ from fashionclip_tune.config import ProjectConfig, override_paths
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.journal_pieces import read_journal
+from fashionclip_tune.stored import stored_config, with_stored
 from fashionclip_tune.tuning.mirror import read_header
 from fashionclip_tune.tuning.plan import SweepPlan
 from fashionclip_tune.tuning.study import STUDY_NAME, settings, with_origin
@@ -40,7 +41,7 @@ def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
     try:
         _check_comparable(saved.get("data_fingerprint") == plan.data_fingerprint, f"its data is not {plan.base.dataset_dir}")
         _check_comparable("base_config" in saved, "it was made by a version that did not record all settings")
-        base = ProjectConfig.from_dict(saved["base_config"])
+        base = stored_config(saved["base_config"], allow_remote=plan.base.reading.allow_remote)
         trials = [trial for trial in _ended(folder) if settings(trial)]
         _check_comparable(bool(trials), "no trial of it has ended with a result")
         for trial in trials:
@@ -84,7 +85,7 @@ def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> No
         ours_config = plan.build(plan.draw(fixed))
     except ValueError as error:
         raise UserError(f"trial {trial.number:04d} has no value for a parameter of {plan.space.file} ({error})") from error
-    before, now = base.with_overrides(settings(trial)).to_dict(), ours_config.to_dict()
+    before, now = with_stored(base, settings(trial)).to_dict(), ours_config.to_dict()
     for path in override_paths(only_fingerprinted=True):
         if path not in _MAY_DIFFER:
             where = f"{path} was {before[path]} in trial {trial.number:04d}, here it is {now[path]}"

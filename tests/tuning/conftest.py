@@ -17,23 +17,19 @@ ROOT = Path(__file__).parents[2]
 def local_ray() -> Iterator[None]:
     """One Ray for all tests of this process; sweeps use the one that is there."""
     with pytest.MonkeyPatch.context() as patch:
-        # Without it Ray writes a token file to the home folder.
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
-        import ray
+        from fashionclip_tune.tuning.guarded_ray import own_ray
 
-        ray.init(
-            address="local",
+        with own_ray(
             num_cpus=2,
             num_gpus=1,  # logical: nothing is computed there
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             log_to_driver=False,
             runtime_env={"env_vars": {"FASHIONCLIP_CACHE": os.environ["FASHIONCLIP_CACHE"]}},
-        )
-        yield
-        ray.shutdown()
+        ):
+            yield
 
 
 @pytest.fixture
@@ -63,6 +59,32 @@ def run_sweep(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def sweep_json(sweep_dir: Path) -> dict:
     return json.loads((sweep_dir / "sweep.json").read_text())
+
+
+@pytest.fixture
+def ended(garments: Path, tmp_path: Path) -> Path:
+    """A sweep with two trials as it ends, made without Ray: its header, and a winner that is a setting alone."""
+    from rich.console import Console
+
+    from fashionclip_tune.cli import assignments
+    from fashionclip_tune.tuning.header import sweep_header
+    from fashionclip_tune.tuning.place import Place
+    from fashionclip_tune.tuning.plan import plan_sweep
+    from fashionclip_tune.tuning.settings import SweepSettings
+
+    folder = tmp_path / "it"
+    folder.mkdir()
+    fixed = assignments(["model.pretrained=none", "training.batch_size=16"])
+    sizes = {"num_trials": 2, "budget_examples": 96, "grace_examples": 48, "samples_per_second": 100.0}
+    settings = SweepSettings(data=str(garments), overrides=fixed, **sizes)
+    plan = plan_sweep(settings, Console(quiet=True).print)
+    best = {"trial_id": "0000", "config": {"clip_model": "tiny-sig", "loss_function": "siglip", "training.learning_rate": 1e-3}}
+    best["metrics"] = {"recall_at_10": 0.5, "recall_at_5": 0.25}
+    row = {"trial_id": "0000", "state": "COMPLETE", "stop_reason": "budget", "examples_seen": 96, "step": 6, "gain": None}
+    row |= {"config": best["config"], **best["metrics"], "message": None, "duration_s": 1.0, "device_s": 1.0}
+    content = {**sweep_header(plan, Place(str(folder), folder, None)), "state": "FINISHED", "zero_shot": {}, "trials": [row]}
+    (folder / "sweep.json").write_text(json.dumps({**content, "best": best}))
+    return folder
 
 
 class Disk:

@@ -25,32 +25,6 @@ def history(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")} for row in rows]
 
 
-@pytest.fixture
-def ended(garments: Path, tmp_path: Path) -> Path:
-    """A sweep with two trials as it ends, made without Ray: its header, and a winner that is a setting alone."""
-    from rich.console import Console
-
-    from fashionclip_tune.cli import assignments
-    from fashionclip_tune.tuning.header import sweep_header
-    from fashionclip_tune.tuning.place import Place
-    from fashionclip_tune.tuning.plan import plan_sweep
-    from fashionclip_tune.tuning.settings import SweepSettings
-
-    folder = tmp_path / "it"
-    folder.mkdir()
-    fixed = assignments(["model.pretrained=none", "training.batch_size=16"])
-    sizes = {"num_trials": 2, "budget_examples": 96, "grace_examples": 48, "samples_per_second": 100.0}
-    settings = SweepSettings(data=str(garments), overrides=fixed, **sizes)
-    plan = plan_sweep(settings, Console(quiet=True).print)
-    best = {"trial_id": "0000", "config": {"clip_model": "tiny-sig", "loss_function": "siglip", "training.learning_rate": 1e-3}}
-    best["metrics"] = {"recall_at_10": 0.5, "recall_at_5": 0.25}
-    row = {"trial_id": "0000", "state": "COMPLETE", "stop_reason": "budget", "examples_seen": 96, "step": 6, "gain": None}
-    row |= {"config": best["config"], **best["metrics"], "message": None, "duration_s": 1.0, "device_s": 1.0}
-    content = {**sweep_header(plan, Place(str(folder), folder, None)), "state": "FINISHED", "zero_shot": {}, "trials": [row]}
-    (folder / "sweep.json").write_text(json.dumps({**content, "best": best}))
-    return folder
-
-
 def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(ended, tmp_path, run_sweep, monkeypatch):
     flags = ("--results", tmp_path, "--name", "it", "--refit", "2")
     code, out, err = run_sweep(*flags, "--dry-run")

@@ -4,6 +4,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch, TrainBatches
+from fashionclip_tune.ending import end_with_parent
 from fashionclip_tune.errors import LoaderError
 from fashionclip_tune.index import ShardIndex
 from fashionclip_tune.model import LoadedModel
@@ -32,13 +34,14 @@ def train_loader(
     batches = TrainBatches(config, index, loaded.preprocessing, loaded.tokenizer)
     num_workers = config.training.num_workers
     # Workers are forked from a server that has imported this module, instead of importing torch each for itself.
-    multiprocessing.set_forkserver_preload([__name__])
+    multiprocessing.set_forkserver_preload(["fashionclip_tune.fork_server"])
     loader = DataLoader(
         batches,
         batch_size=None,
         sampler=range(first_step, total_steps),
         num_workers=num_workers,
         multiprocessing_context="forkserver" if num_workers else None,
+        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),
         timeout=min(_LOOK_S, config.reading.stall_s) if num_workers else 0,
@@ -48,8 +51,22 @@ def train_loader(
         yield _watched(iterator, index, batches.at_work_W2, config.reading.stall_s) if num_workers else iterator
     finally:
         if num_workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # else they live until the collector runs
+            _end_workers(iterator)
         batches.close()
+
+
+def _start_worker(number: int) -> None:
+    end_with_parent()
+
+
+def _end_workers(iterator: Any) -> None:
+    """Now, not when the collector runs; those that are stuck too.
+
+    torch sends them SIGTERM, which a run's loader processes never see, and Python waits for them when it exits.
+    """
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        worker.kill()
 
 
 def _watched(iterator: Iterator[TrainBatch], index: ShardIndex, at_work_W2: Tensor, stall_s: float) -> Iterator[TrainBatch]:

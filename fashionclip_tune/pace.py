@@ -14,6 +14,7 @@ import torch
 
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.ending import call_ending_with_parent
 from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.memory import CONTEXT_BYTES
@@ -87,8 +88,8 @@ def run_side_by_side(config: ProjectConfig, count: int, *, card_bytes: int | Non
     """
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
-    arguments = (config.to_dict(), count, barrier, results, card_bytes)
-    processes = [context.Process(target=time_steps, args=arguments, daemon=True) for _ in range(count)]
+    arguments = (f"{__name__}:{time_steps.__name__}", config.to_dict(), count, barrier, results, card_bytes)
+    processes = [context.Process(target=call_ending_with_parent, args=arguments, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:

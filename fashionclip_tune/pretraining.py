@@ -12,6 +12,7 @@ from filelock import FileLock
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig, TrainingConfig
+from fashionclip_tune.ending import call_ending_with_parent
 from fashionclip_tune.model import export_openclip, load_model, load_weights
 from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
@@ -28,6 +29,7 @@ from fashionclip_tune.tiny import (
 from fashionclip_tune.training import train
 
 _SHOWN_EVERY_S = 0.5
+_COUNT_STEPS_IN = f"{__name__}:_count_steps_in"
 
 
 def pretrain_missing(models: Sequence[str], say: Callable[[str], None]) -> None:
@@ -49,7 +51,9 @@ def pretrain_missing(models: Sequence[str], say: Callable[[str], None]) -> None:
     context = multiprocessing.get_context("spawn")
     steps_begun = context.Value("l", 0)
     with (
-        ProcessPoolExecutor(len(missing), mp_context=context, initializer=_count_steps_in, initargs=(steps_begun,)) as pool,
+        ProcessPoolExecutor(
+            len(missing), mp_context=context, initializer=call_ending_with_parent, initargs=(_COUNT_STEPS_IN, steps_begun)
+        ) as pool,
         progress_bar(what) as on_progress,
     ):
         running = [pool.submit(_pretrain, name, data) for name in missing]

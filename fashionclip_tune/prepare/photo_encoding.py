@@ -6,9 +6,7 @@ Worker processes import this module and nothing of torch: they start in a fracti
 import hashlib
 import io
 import multiprocessing
-import os
 import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fashionclip_tune.ending import end_with_parent
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.photos import photo_as_jpeg, pixels_as_jpeg
 from fashionclip_tune.prepare.tables import IMAGES_DATASET
@@ -131,16 +130,9 @@ def _interrupt_held() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent and ends when the parent was killed, which a pool's worker would not notice."""
+    """A worker leaves Ctrl-C to its parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def encode_batch(batch: Sequence[PhotoSource], size: int) -> list[EncodedPhoto | None]:

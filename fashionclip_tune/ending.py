@@ -1,0 +1,60 @@
+"""Processes end with the one that started them, however that one ended: after SIGKILL nobody is left to tell them."""
+
+import importlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_LOOKS_EVERY_S = 0.2
+
+
+def end_with_parent() -> None:
+    """Called in a process that ``multiprocessing`` started, in any of its ways: ends it when the process that it serves does.
+
+    Neither a pool's worker nor torch's loader notices by itself. The first waits for work on a pipe of which it holds both
+    ends; the second looks at its parent, which is the fork server, and that one lives as long as a loader process does.
+
+    A thread waits for the end of a pipe that is open in the process served alone, so no id is compared that another process
+    may have by then. It acts while the rest of its process waits for a file that never comes; SIGTERM may be blocked.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, name="end with parent", daemon=True).start()
+
+
+def call_ending_with_parent(function: str, *arguments: Any) -> None:
+    """What such a process begins with where it imports torch, for seconds: those are watched over as well.
+
+    Args:
+        function: ``module:name``; given as a function, its module would be imported to unpickle it, before anything is called.
+    """
+    end_with_parent()
+    module, _, name = function.partition(":")
+    getattr(importlib.import_module(module), name)(*arguments)
+
+
+@contextmanager
+def ending_with_starter() -> Iterator[None]:
+    """The same for a child that ``multiprocessing`` does not prepare, within the block; afterwards its thread is gone."""
+    starter, over = os.getppid(), threading.Event()
+
+    def end() -> None:
+        while not over.wait(_LOOKS_EVERY_S):
+            if os.getppid() != starter:
+                os._exit(1)
+
+    watcher = threading.Thread(target=end, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

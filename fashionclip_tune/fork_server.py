@@ -1,0 +1,16 @@
+"""Imported first by the server that loader processes are forked from: imports what they need, once for all of them.
+
+That takes seconds, in which the server does not look whether the process that it serves is still there. It has no thread of
+its own when it forks.
+"""
+
+import atexit
+import os
+
+from fashionclip_tune.ending import ending_with_starter
+
+with ending_with_starter():
+    import fashionclip_tune.loader  # noqa: F401
+
+# When nobody is left to be served: to take down torch in good order took five seconds on a busy machine.
+atexit.register(os._exit, 0)

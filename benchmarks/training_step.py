@@ -146,8 +146,9 @@ def measure(name: str, model: str) -> dict[str, float]:
     """Samples per second after the first steps, and the process's peak memory in MiB (on a GPU: its allocator's)."""
     import open_clip
 
+    from fashionclip_tune.architectures import check_architecture
     from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.model import LoadedModel, check_architecture
+    from fashionclip_tune.model import LoadedModel
     from fashionclip_tune.precision import plan_precision
     from fashionclip_tune.preprocessing import Preprocessing
 

@@ -18,6 +18,9 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.recipe import FreezeConfig, LossConfig, OptimizerConfig
 from fashionclip_tune.sections import NO_FINGERPRINT, Section, dotted_paths, plain, value_at
 
+# How OpenCLIP's names of models that it does not list begin: a folder's, and those of a place on the hub.
+LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
+
 COLAB_BASE_PATH = Path("/content/drive/MyDrive/fashionclip_tune")
 
 
@@ -134,9 +137,9 @@ class ModelConfig(Section):
     _prefix: ClassVar[str] = "model."
 
     pretrained: str | None = field(default="default", metadata=NO_FINGERPRINT)
-    """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments); another OpenCLIP
-    tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none: random weights. A resumed run checks the
-    weights' content, wherever they come from."""
+    """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments; ``local-dir:`` and
+    ``hf-hub:``: those there); another OpenCLIP tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none:
+    random weights. A resumed run checks the weights' content, wherever they come from."""
     init_logit_bias: float | None = None
     """Bias of the sigmoid loss for a model that was pretrained without one. None: that with which the loss of the first
     batch is least, since -10 (SigLIP, section 3.2) goes with SigLIP's own first scale of 10 and not with CLIP's 100."""
@@ -247,6 +250,8 @@ class ProjectConfig(Section):
     """A whole run. The first block of fields is the published interface; the sections below it are ours."""
 
     clip_model: ClipModelOptions | str = ClipModelOptions.ViT_B_32
+    """An architecture of OpenCLIP's list, or, with weights and tokenizer, an OpenCLIP folder (``local-dir:FOLDER``) or one on
+    the hub (``hf-hub:OWNER/NAME``, kept in the hub's own cache)."""
     loss_function: LossFunctionOptions = LossFunctionOptions.CONTRASTIVE
     on_colab: bool = field(default=False, metadata=NO_FINGERPRINT)
     device: str = field(default="auto", metadata=NO_FINGERPRINT)
@@ -276,7 +281,11 @@ class ProjectConfig(Section):
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def _check(self) -> None:
-        self._require(bool(self.clip_model), "clip_model", "an OpenCLIP architecture name")
+        name = self.model_name
+        self._require(name not in ("", LOCAL_PREFIX, HUB_PREFIX), "clip_model", "an OpenCLIP architecture name")
+        if name.startswith(LOCAL_PREFIX):  # what is recorded means the same in another folder: trials change theirs
+            folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser().absolute()
+            object.__setattr__(self, "clip_model", f"{LOCAL_PREFIX}{folder}")
         known = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device) is not None
         self._require(known, "device", "auto, cpu, cuda or cuda:N")
         needs_path = self.should_load_checkpoint and self.checkpoint_path is None

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from functools import cache
 
+from fashionclip_tune.architectures import check_architecture
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.model import check_architecture
 from fashionclip_tune.model_check import has_known_text_tower, without_numbers
 
 # An embedding table takes 16 bytes a number while it is trained: weight, gradient and Adam's two moments.

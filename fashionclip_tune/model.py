@@ -13,25 +13,20 @@ from typing import Any, Protocol
 
 import open_clip
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fashionclip_tune.config import ClipModelOptions, ProjectConfig
+from fashionclip_tune.architectures import CONFIG_NAME, check_architecture, hub_repository
+from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.files import give_usual_mode
-from fashionclip_tune.pickled_weights import PICKLED_SUFFIXES, read_pickled_weights
+from fashionclip_tune.foreign_code import drop_code_names, no_foreign_code
 from fashionclip_tune.preprocessing import Preprocessing
-from fashionclip_tune.tiny import TINY_MODELS, TINY_PREPROCESSING, pretrained_tiny_dir, register_tiny_models
+from fashionclip_tune.starts import Start, find_start
+from fashionclip_tune.weights_files import in_openclips_form, put_weights, read_weights
 
-# The published tags; each also says how photos are to be prepared where weights come from a file.
-DEFAULT_TAGS = {
-    ClipModelOptions.ViT_B_32.value: "laion2b_s34b_b79k",
-    ClipModelOptions.ViT_B_16.value: "laion2b_s34b_b88k",
-    ClipModelOptions.ViT_SigLIP_2_16.value: "webli",
-}
 _SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
-_WEIGHTS_NAME, CONFIG_NAME = "open_clip_model.safetensors", "open_clip_config.json"
+_WEIGHTS_NAME = "open_clip_model.safetensors"
 
 
 class Tokenizer(Protocol):
@@ -61,8 +56,7 @@ def load_model(config: ProjectConfig) -> LoadedModel:
     Raises:
         UserError: no such architecture, or weights that cannot be had: says where they were looked for.
     """
-    cached = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
-    return _copied(cached, config)
+    return _copied(_cached(config), config)
 
 
 def load_random_model(config: ProjectConfig) -> LoadedModel:
@@ -73,7 +67,8 @@ def load_random_model(config: ProjectConfig) -> LoadedModel:
     Raises:
         UserError: no such architecture.
     """
-    cached = _load_cached(config.model_name, None, config.model_cache_dir, config.training.seed, with_tokenizer=False)
+    start = find_start(config.model_name, None)
+    cached = _load_cached(start, config.model_name, config.model_cache_dir, config.training.seed, with_tokenizer=False)
     return _copied(cached, config)
 
 
@@ -93,36 +88,40 @@ def _logit_bias(network: nn.Module) -> Tensor | None:
     return getattr(network, "logit_bias", None)
 
 
+def _cached(config: ProjectConfig) -> LoadedModel:
+    """The one copy that this process keeps, not to be changed."""
+    start = find_start(config.model_name, config.model.pretrained)
+    return _load_cached(start, config.model_name, config.model_cache_dir, config.training.seed)
+
+
 @lru_cache(maxsize=3)
-def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int, with_tokenizer: bool = True) -> LoadedModel:
-    model_config = check_architecture(name)
-    source = _weights_source(name, pretrained)
-    weights = read_pickled_weights(source) if isinstance(source, Path) and source.suffix in PICKLED_SUFFIXES else None
-    # A folder without weights would silently give random ones.
-    arguments: dict[str, Any] = {
-        "pretrained_text": False,
-        "cache_dir": str(cache_dir),
-        "require_pretrained": source is not None and weights is None,
-    }
-    if isinstance(source, Path) and source.is_dir():
-        arguments["model_name"] = f"local-dir:{source}"
-        model_config = _local_model_config(source, name)
-    else:
-        arguments |= {"model_name": name, "pretrained": str(source) if source and weights is None else None}
-        arguments["force_preprocess_cfg"] = _preprocessing_of(name, source)
-        has_logit_bias = "logit_bias" in weights if weights is not None else _has_logit_bias(source)
-        if "init_logit_bias" not in model_config and has_logit_bias:  # of a CLIP model trained with the sigmoid loss
+def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_tokenizer: bool = True) -> LoadedModel:
+    weights, arguments, model_config = None, dict[str, Any](), start.model_config
+    if start.has_weights:
+        weights = _read_start(start, cache_dir)
+        if "logit_bias" in weights and "init_logit_bias" not in model_config:  # of a CLIP model trained with the sigmoid loss
             arguments["init_logit_bias"] = 0.0
             model_config = {**model_config, "init_logit_bias": 0.0}
     torch.manual_seed(seed)  # random weights are part of the run's definition
     try:
-        with openclip_is_quiet():
-            network = open_clip.create_model(**arguments)
+        with openclip_is_quiet(), no_foreign_code(start.openclip_name):
+            # OpenCLIP would ignore weights that are named beside a folder, and read pickles less carefully.
+            network = open_clip.create_model(
+                start.openclip_name,
+                start.tag,
+                load_weights=False,
+                pretrained_text=False,
+                cache_dir=_cache_of(start.openclip_name, cache_dir),
+                force_preprocess_cfg=start.preprocessing,
+                **arguments,
+            )
             if weights is not None:
-                network.load_state_dict(weights)
-            tokenizer = _tokenizer(name, cache_dir, source) if with_tokenizer else _same_tokens(network.context_length)
+                put_weights(network, in_openclips_form(network, weights), start.file or start.tag or start.repository)
+    except UserError:
+        raise
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
-        raise _weights_error(name, pretrained, source, cache_dir, error) from error
+        raise _weights_error(start, cache_dir, error) from error
+    tokenizer = _tokenizer(start.openclip_name, cache_dir) if with_tokenizer else _same_tokens(network.context_length)
     preprocess = network.visual.preprocess_cfg
     if preprocess["resize_mode"] not in ("shortest", "squash"):
         raise UserError(f"{name}: photos resized by {preprocess['resize_mode']!r} are not supported, only shortest and squash")
@@ -145,6 +144,15 @@ def _load_cached(name: str, pretrained: str | None, cache_dir: Path, seed: int, 
     )
 
 
+def _read_start(start: Start, cache_dir: Path) -> dict[str, Tensor]:
+    try:
+        return read_weights(start.fetch(cache_dir))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _weights_error(start, cache_dir, error) from error
+
+
 @contextmanager
 def openclip_is_quiet() -> Iterator[None]:
     """It warns on the root logger that random weights are random, which was asked for, and logs errors that it raises."""
@@ -156,134 +164,68 @@ def openclip_is_quiet() -> Iterator[None]:
         logger.removeFilter(no_record)
 
 
-def _has_logit_bias(source: str | Path | None) -> bool:
-    if not isinstance(source, Path) or source.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(source, "pt") as file:
-            return "logit_bias" in file.keys()  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError):
-        return False  # OpenCLIP says why it cannot be loaded
-
-
-def check_architecture(name: str) -> dict[str, Any]:
-    """OpenCLIP's configuration of an architecture; a UserError names the likely ones if there is none."""
-    register_tiny_models()
-    model_config: dict[str, Any] | None = open_clip.get_model_config(name)
-    _refuse_code(model_config, name)
-    if model_config is None:
-        raise UserError(
-            f"clip_model = {name!r} is no OpenCLIP architecture: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, "
-            "or another name from open_clip.list_models()"
-        )
-    return model_config
-
-
-def _refuse_code(model_config: Any, where: object) -> None:
-    """A description may ask for a tokenizer that comes with code of its own, which OpenCLIP would run."""
-    text = model_config.get("text_cfg") if isinstance(model_config, dict) else None
-    options = text.get("tokenizer_kwargs") if isinstance(text, dict) else None
-    if isinstance(options, dict) and options.get("trust_remote_code"):
-        raise UserError(f"{where}: its {CONFIG_NAME} has trust_remote_code, which runs code of the model's own: not supported")
-
-
 def fetch_weights(config: ProjectConfig) -> None:
     """Downloads a tag's weights and tokenizer into the cache, or checks that a path is there; loads nothing.
 
     Raises:
         UserError: says which tag, where it was looked for, and how to bring it.
     """
-    name, cache_dir = config.model_name, config.model_cache_dir
-    check_architecture(name)
-    source = _weights_source(name, config.model.pretrained)
-    if isinstance(source, Path) and source.is_dir():
-        _local_model_config(source, name)  # before its tokenizer is made, which could run code
+    start, cache_dir = find_start(config.model_name, config.model.pretrained), config.model_cache_dir
     try:
-        if isinstance(source, str):
-            open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source), cache_dir=str(cache_dir))
-        _tokenizer(name, cache_dir, source)
+        if start.has_weights:
+            start.fetch(cache_dir)
+    except UserError:
+        raise
     except Exception as error:
-        raise _weights_error(name, config.model.pretrained, source, cache_dir, error) from error
+        raise _weights_error(start, cache_dir, error) from error
+    _tokenizer(start.openclip_name, cache_dir)
 
 
-def _weights_source(name: str, pretrained: str | None) -> str | Path | None:
-    """A tag, an existing file or folder, or None for random weights."""
-    if pretrained is None:
-        return None
-    if pretrained == "default" and name in TINY_MODELS:
-        folder = pretrained_tiny_dir(name)
-        if not folder.is_dir():
-            raise UnavailableError(
-                f"the pretrained weights of {name} are not made yet: `python -m fashionclip_tune pretrain` makes them in "
-                "about a minute (model.pretrained=none starts from random weights)"
-            )
-        return folder
-    if pretrained == "default":
-        if name not in DEFAULT_TAGS:
-            raise UserError(f"model.pretrained must be given for {name}: {_allowed_weights(name)}")
-        return DEFAULT_TAGS[name]
-    if open_clip.get_pretrained_cfg(name, pretrained):
-        return pretrained
-    path = Path(pretrained).expanduser().absolute()
-    if not path.exists():
-        kind = UserError if path.name == pretrained else UnavailableError  # a tag that is none, or a place with nothing there
-        raise kind(f"model.pretrained = {pretrained!r} is neither a file, a folder nor a tag: {_allowed_weights(name)}")
-    return path
-
-
-def _allowed_weights(name: str) -> str:
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    return f"a tag of {name} ({', '.join(tags) or 'it has none'}), a weights file, an OpenCLIP folder, or none"
-
-
-def _preprocessing_of(name: str, source: str | Path | None) -> dict[str, Any]:
-    """OpenCLIP knows the preprocessing of a tag; for a file or random weights it would guess OpenAI's."""
-    if name in TINY_MODELS:
-        return TINY_PREPROCESSING
-    if isinstance(source, str):
-        return {}
-    known = open_clip.get_pretrained_cfg(name, DEFAULT_TAGS.get(name, "")) or {}
-    return {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known}
-
-
-def _tokenizer(name: str, cache_dir: Path, source: str | Path | None) -> Tokenizer:
-    if isinstance(source, Path) and source.is_dir():
-        name = f"local-dir:{source}"
-    tokenizer: Tokenizer = open_clip.get_tokenizer(name, cache_dir=str(cache_dir))
+def _tokenizer(openclip_name: str, cache_dir: Path) -> Tokenizer:
+    cache = _cache_of(openclip_name, cache_dir)
+    try:
+        with openclip_is_quiet(), no_foreign_code(openclip_name):
+            tokenizer: Tokenizer = open_clip.get_tokenizer(openclip_name, cache_dir=cache)
+    except UserError:
+        raise
+    except Exception as error:
+        source = check_architecture(openclip_name)["text_cfg"].get("hf_tokenizer_name") or "of OpenCLIP"
+        kind = UnavailableError if isinstance(error, OSError) else UserError
+        raise kind(
+            f"the tokenizer of {openclip_name} ({source}) could not be loaded: looked in {cache or 'the cache of the hub'} and "
+            f"on the hub ({_reason(error)}). Copy a cache that has it to {cache_dir}, or give an OpenCLIP folder with "
+            "tokenizer files of its own: --set model.pretrained=FOLDER"
+        ) from error
+    drop_code_names(tokenizer, openclip_name)
     return tokenizer
+
+
+def _cache_of(openclip_name: str, cache_dir: Path) -> str | None:
+    """What is named by its place on the hub is in the hub's own cache."""
+    return None if hub_repository(openclip_name) is not None else str(cache_dir)
 
 
 def _same_tokens(context_length: int) -> Tokenizer:
     return lambda texts: torch.ones(len(texts), context_length, dtype=torch.long)
 
 
-def _local_model_config(folder: Path, name: str) -> dict[str, Any]:
-    """The ``model_cfg`` of an OpenCLIP folder, which must be of the named architecture but for a logit bias."""
-    path = folder / CONFIG_NAME
-    try:
-        local: dict[str, Any] = dict(json.loads(path.read_text())["model_cfg"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = UnavailableError if isinstance(error, OSError) else UserError
-        raise kind(f"model.pretrained = {folder} is no OpenCLIP folder: {path.name} cannot be read ({error})") from error
-    _refuse_code(local, folder)
-    expected = open_clip.get_model_config(name)
-    for key in ("embed_dim", "vision_cfg"):
-        if local.get(key) != expected.get(key):
-            raise UserError(f"the weights in {folder} are not of {name}: {key} is {local.get(key)}, not {expected.get(key)}")
-    return local
+def _reason(error: Exception) -> str:
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
-def _weights_error(name: str, pretrained: str | None, source: object, cache_dir: Path, error: Exception) -> UserError:
+def _weights_error(start: Start, cache_dir: Path, error: Exception) -> UserError:
     """A tag's weights, or a file, that cannot be reached; or a file of other weights."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(source, Path):
+    name, reason = start.openclip_name, _reason(error)
+    if start.tag is None:
         kind = UnavailableError if isinstance(error, OSError) else UserError
-        return kind(f"the weights of {name} in {source} cannot be loaded: {reason}")
-    hub = (open_clip.get_pretrained_cfg(name, str(source)) or {}).get("hf_hub") or "its download address"
+        where = f" in {start.file}" if start.file is not None else ""
+        return kind(f"the weights of {name}{where} cannot be loaded: {reason}")
+    hub = (open_clip.get_pretrained_cfg(name, start.tag) or {}).get("hf_hub") or "its download address"
     return UnavailableError(
-        f"the weights of {name}, tag {source} (model.pretrained = {pretrained}), could not be fetched: looked in {cache_dir} "
-        f"and on the hub at {hub} ({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP "
-        f"folder: --set model.pretrained=/path/to/{_WEIGHTS_NAME}"
+        f"the weights of {name}, tag {start.tag}, could not be fetched: looked in {cache_dir} and on the hub at {hub} "
+        f"({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP folder: "
+        f"--set model.pretrained=/path/to/{_WEIGHTS_NAME}"
     )
 
 
@@ -316,10 +258,10 @@ def export_openclip(loaded: LoadedModel, folder: Path) -> None:
 
 def base_weights(config: ProjectConfig) -> tuple[dict[str, Tensor], str]:
     """The tensors that a configured run starts from, not to be changed, and their fingerprint."""
-    loaded = _load_cached(config.model_name, config.model.pretrained, config.model_cache_dir, config.training.seed)
+    loaded = _cached(config)
     return loaded.network.state_dict(), loaded.weights_fingerprint
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Loads a safetensors file into a network of the same architecture."""
-    network.load_state_dict(load_file(file))
+    """Loads a safetensors file into a network of the same architecture; raises as ``put_weights`` does."""
+    put_weights(network, load_file(file), file)

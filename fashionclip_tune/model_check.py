@@ -9,8 +9,10 @@ from typing import Any
 import open_clip
 import torch
 
+from fashionclip_tune.architectures import check_architecture
 from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.model import check_architecture, openclip_is_quiet
+from fashionclip_tune.foreign_code import no_foreign_code
+from fashionclip_tune.model import openclip_is_quiet
 from fashionclip_tune.recipe import FreezeConfig
 from fashionclip_tune.towers import parameter_groups, prepare_towers
 
@@ -53,5 +55,5 @@ def without_numbers(name: str) -> Any:
 @lru_cache(maxsize=8)
 def _built(name: str) -> Any:
     check_architecture(name)  # which makes the tiny towers known
-    with openclip_is_quiet(), torch.device("meta"):
-        return open_clip.create_model(name, pretrained_text=False, device="meta")
+    with openclip_is_quiet(), no_foreign_code(name), torch.device("meta"):
+        return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")

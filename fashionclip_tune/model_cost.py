@@ -5,7 +5,7 @@ import math
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fashionclip_tune.model import check_architecture
+from fashionclip_tune.architectures import check_architecture
 from fashionclip_tune.model_check import has_known_text_tower, without_numbers
 
 

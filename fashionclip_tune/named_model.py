@@ -1,19 +1,15 @@
 """From what a user calls a model (an architecture, a checkpoint, a run, a sweep, an OpenCLIP folder) to a loaded one."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
-
-from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weights
+from fashionclip_tune.architectures import CONFIG_NAME, describe_folder, folder_of, hub_repository, known_name, local_name
+from fashionclip_tune.checkpoint import RECORD_NAME, WEIGHTS_NAME, file_hash, newest_weights
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.model import CONFIG_NAME, DEFAULT_TAGS, LoadedModel, load_model
-from fashionclip_tune.preprocessing import Preprocessing
+from fashionclip_tune.model import LoadedModel, load_model
 from fashionclip_tune.stored import stored_config
-from fashionclip_tune.tiny import TINY_MODELS, register_tiny_models
 
 _SWEEP_NAME = "sweep.json"
 
@@ -34,8 +30,11 @@ def named_model(name: str, config: ProjectConfig) -> NamedModel:
     Raises:
         UserError: there is no such model, or the folder is none.
     """
-    place = Path(name).expanduser()
+    place = folder_of(name) or Path(name).expanduser()
     if not place.exists():
+        if hub_repository(name) is not None:
+            settings = {"clip_model": name, "model.pretrained": "default"}
+            return NamedModel(load_model(config.with_overrides(settings)), None)
         if place.name != name:
             raise UserError(f"--model {name}: there is no such folder, and architectures have no slash in their names")
         return NamedModel(load_model(config.with_overrides({"clip_model": name})), None)
@@ -47,10 +46,10 @@ def named_model(name: str, config: ProjectConfig) -> NamedModel:
     if (place / RECORD_NAME).is_file():
         return _checkpoint_model(place, config.reading.allow_remote)
     if (place / CONFIG_NAME).is_file():
-        settings = {"clip_model": _architecture(place), "model.pretrained": str(place.absolute())}
-        return NamedModel(
-            load_model(config.with_overrides(settings)), _start_of_the_best_trial(place, config.reading.allow_remote)
-        )
+        architecture = known_name(describe_folder(place, f"--model {name}").model_config) or local_name(place)
+        settings = {"clip_model": architecture, "model.pretrained": str(place.absolute())}
+        started_from = _start_of_the_best_trial(place, config.reading.allow_remote)
+        return NamedModel(load_model(config.with_overrides(settings)), started_from)
     raise UserError(
         f"--model {name} is no model: give an OpenCLIP architecture, or the folder of a checkpoint ({RECORD_NAME}), a run, a "
         f"sweep or an OpenCLIP model ({CONFIG_NAME}); a single weights file by --set model.pretrained=FILE"
@@ -62,13 +61,13 @@ def _checkpoint_model(folder: Path, allow_remote: bool) -> NamedModel:
         record = json.loads((folder / RECORD_NAME).read_text())
         started_from = stored_config(record["config"], allow_remote=allow_remote)
         weights = started_from.with_overrides({"model.pretrained": str(folder.absolute() / WEIGHTS_NAME)})
-        stored = record["preprocessing"]
-        preprocessing = Preprocessing(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+        expected = record["files"][WEIGHTS_NAME]
+        is_whole = file_hash(folder / WEIGHTS_NAME) == expected
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
-    # A weights file does not say how photos are to be prepared.
-    loaded = replace(load_model(weights), preprocessing=preprocessing)
-    return NamedModel(loaded, started_from)
+    if not is_whole:
+        raise UserError(f"{folder} is damaged: {WEIGHTS_NAME} is not what {RECORD_NAME} says")
+    return NamedModel(load_model(weights), started_from)
 
 
 def _start_of_the_best_trial(best: Path, allow_remote: bool) -> ProjectConfig | None:
@@ -80,19 +79,3 @@ def _start_of_the_best_trial(best: Path, allow_remote: bool) -> ProjectConfig | 
         return stored_config(json.loads(record.read_text()), allow_remote=allow_remote)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _architecture(folder: Path) -> str:
-    """Which of OpenCLIP's architectures a folder's ``model_cfg`` is, but for a bias of the logits."""
-    try:
-        described = json.loads((folder / CONFIG_NAME).read_text())["model_cfg"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--model {folder} is no OpenCLIP folder: {CONFIG_NAME} cannot be read ({error})") from error
-    described.pop("init_logit_bias", None)
-    register_tiny_models()
-    for name in dict.fromkeys([*DEFAULT_TAGS, *TINY_MODELS, *open_clip.list_models()]):
-        known = dict(open_clip.get_model_config(name) or {})
-        known.pop("init_logit_bias", None)
-        if known == described:
-            return str(name)
-    raise UserError(f"--model {folder}: its model_cfg is none of the architectures that OpenCLIP knows")

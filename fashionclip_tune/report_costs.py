@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from fashionclip_tune.architectures import check_architecture
 from fashionclip_tune.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.html_parts import figure_or_nothing, panels, table, text
-from fashionclip_tune.model import check_architecture
 from fashionclip_tune.model_check import has_known_text_tower, without_numbers
 from fashionclip_tune.report import Row
 from fashionclip_tune.report_data import SweepView

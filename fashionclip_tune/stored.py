@@ -6,7 +6,7 @@ What lets them reach out or run commands is never taken from there: it is the ca
 from collections.abc import Container, Mapping
 from typing import Any
 
-from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.config import HUB_PREFIX, ProjectConfig
 from fashionclip_tune.errors import UserError
 
 _ALLOWS_REMOTE = "reading.allow_remote"
@@ -33,7 +33,7 @@ def with_stored(base: ProjectConfig, flat: Mapping[str, Any], *, known_models: C
     """
     allowed = base.reading.allow_remote
     config = base.with_overrides({**flat, _ALLOWS_REMOTE: allowed})
-    if not allowed and ":" in config.model_name and config.model_name not in known_models:
+    if not allowed and config.model_name.startswith(HUB_PREFIX) and config.model_name not in known_models:
         raise UserError(
             f"clip_model = {config.model_name!r} comes from a stored file and names a model elsewhere, which must be "
             f"asked for: --allow-remote ({_ALLOWS_REMOTE}=true)"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from open_clip.transformer import PatchDropout, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
 from fashionclip_tune.config import ProjectConfig, TrainingConfig
@@ -68,6 +69,11 @@ def _depth(name: str, num_blocks: int) -> int | None:
     if num_blocks and _EMBEDDINGS.match(name):
         return 0
     return num_blocks + 1 if num_blocks and _HEADS.match(name) else None
+
+
+def is_vision_transformer(network: Any) -> bool:
+    """Whether the image tower is one of OpenCLIP's own or timm's: its one convolution cuts the photo into patches."""
+    return isinstance(getattr(network.visual, "trunk", network.visual), VisionTransformer | TimmVisionTransformer)
 
 
 def parameter_groups(network: nn.Module, training: TrainingConfig, rates: OptimizerConfig) -> list[dict[str, Any]]:

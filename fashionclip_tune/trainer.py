@@ -27,7 +27,7 @@ from fashionclip_tune.repeatable import StrictPasses
 from fashionclip_tune.schedules import learning_rate_factor
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.stage_sums import StageSums
-from fashionclip_tune.towers import prepare_towers
+from fashionclip_tune.towers import is_vision_transformer, prepare_towers
 from fashionclip_tune.training_inputs import BatchInputs, prepare_inputs
 from fashionclip_tune.transfer import Transfer
 from fashionclip_tune.weight_average import WeightAverage
@@ -74,6 +74,9 @@ class Trainer:
         self._plan = plan
         prepare_towers(self.network, config)
         self._patches = share_patch_draws(self.network)
+        # Photos come pixel by pixel, and keep that order. Convolutions would go on in it, in which depthwise ones of torch
+        # corrupt memory on a CPU.
+        self._takes_any_layout = is_vision_transformer(self.network)
         self._optimizer: Any = build_optimizer(self.network, training, config.optimizer)
         decay = config.optimizer.ema_decay
         self._average = WeightAverage(self.network, decay) if decay is not None else None
@@ -248,6 +251,8 @@ class Trainer:
         torch.manual_seed(torch_seed(self._config.training.seed, Stream.MODEL, self.step, rows.start))
         self._patches.choose(rows)
         images_BCHW, tokens_BL = inputs.images(rows), inputs.tokens_BL[rows]
+        if not self._takes_any_layout:
+            images_BCHW = images_BCHW.contiguous()
         with self._plan.autocast():
             image_BD = self._encode_image(images_BCHW, normalize=True)
             text_BD = self._encode_text(tokens_BL, normalize=True)

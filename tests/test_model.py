@@ -16,10 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fashionclip_tune import model as model_module
+from fashionclip_tune.architectures import DEFAULT_TAGS
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.model import DEFAULT_TAGS, LoadedModel, export_openclip, fetch_weights, load_model
+from fashionclip_tune.model import LoadedModel, export_openclip, fetch_weights, load_model
 from fashionclip_tune.preprocessing import Preprocessing
+from fashionclip_tune.starts import find_start
 
 CAPTIONS = ["red cotton dress", "blue jeans with a very long title " * 8, ""]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -240,9 +242,10 @@ def test_the_default_tags_of_the_published_models_are_in_openclips_registry() ->
         assert tag in open_clip.list_pretrained_tags_by_model(name)
 
 
-@pytest.mark.parametrize("source", [None, Path("weights.pt")])
-def test_siglip2_from_a_file_or_from_random_weights_is_fed_as_it_was_trained(source: Path | None) -> None:
-    known = model_module._preprocessing_of("ViT-B-16-SigLIP2-256", source)
+@pytest.mark.parametrize("name", [None, "weights.pt"])
+def test_siglip2_from_a_file_or_from_random_weights_is_fed_as_it_was_trained(tmp_path: Path, name: str | None) -> None:
+    (tmp_path / "weights.pt").touch()
+    known = find_start("ViT-B-16-SigLIP2-256", name and str(tmp_path / name)).preprocessing
     assert {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()} == {
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
@@ -252,9 +255,9 @@ def test_siglip2_from_a_file_or_from_random_weights_is_fed_as_it_was_trained(sou
 
 
 def test_b_32_from_a_file_is_fed_as_openai_did(tmp_path: Path) -> None:
-    known = model_module._preprocessing_of("ViT-B-32", tmp_path)
-    openai = PreprocessCfg(**known)
-    assert (openai.mean, openai.std) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    (tmp_path / "weights.pt").touch()
+    openai = PreprocessCfg(**find_start("ViT-B-32", str(tmp_path / "weights.pt")).preprocessing)
+    assert (tuple(openai.mean), tuple(openai.std)) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     assert (openai.resize_mode, openai.interpolation) == ("shortest", "bicubic")
 
 

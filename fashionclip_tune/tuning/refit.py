@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from fashionclip_tune.checkpoint import newest_weights
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import Row
-from fashionclip_tune.model import load_model
+from fashionclip_tune.model import load_model, load_weights
 from fashionclip_tune.report import read_sweep, refit_lines
+from fashionclip_tune.run import starting_point
 from fashionclip_tune.training import print_row, train
 from fashionclip_tune.tuning.disk import DiskBudget, room_within
 from fashionclip_tune.tuning.engine import DurablePlan
@@ -80,8 +79,8 @@ def refit_winner(
     ).metrics
     weights = newest_weights(folder)
     assert weights is not None
-    loaded = load_model(config)
-    loaded.network.load_state_dict(load_file(weights))
+    loaded = load_model(starting_point(config))
+    load_weights(loaded.network, weights)
     export_whole(loaded, folder / "best", disk_budget.folder if disk_budget is not None and durable is None else None)
     known = {name: row[name] for name in ("step", "examples_seen", "duration_s")}
     refit = {"trial_id": best["trial_id"], "times": times, **known, "metrics": recalls(row)}

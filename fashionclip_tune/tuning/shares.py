@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from fashionclip_tune.architectures import check_architecture
 from fashionclip_tune.config import Precision, ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.memory import estimate_memory
-from fashionclip_tune.model import check_architecture
 from fashionclip_tune.model_check import has_known_text_tower, without_numbers
 from fashionclip_tune.pace import packing_gain
 from fashionclip_tune.precision import plan_precision

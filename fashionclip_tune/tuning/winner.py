@@ -14,9 +14,11 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.model import LoadedModel, export_openclip, load_model
 from fashionclip_tune.report import best_row
+from fashionclip_tune.run import starting_point
 from fashionclip_tune.tuning.engine import trial_dir
 from fashionclip_tune.tuning.mirror import SweepMirror
 from fashionclip_tune.tuning.retention import durable_run
+from fashionclip_tune.weights_files import put_weights
 
 
 def export_best(
@@ -43,8 +45,8 @@ def export_best(
         # Only where checkpoints are not written at every stage: its worker was killed before it could write the last one.
         warnings.warn(f"the weights of trial {best['trial_id']} at step {best['step']} were lost: no best/", stacklevel=2)
         return
-    loaded = load_model(config)
-    loaded.network.load_state_dict(weights)
+    loaded = load_model(starting_point(config))
+    put_weights(loaded.network, weights, folder)
     export_whole(loaded, sweep_dir / "best", limited)
 
 

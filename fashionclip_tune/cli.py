@@ -203,6 +203,8 @@ def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config import ProjectConfig
     from fashionclip_tune.evaluate import counted_as, gain
     from fashionclip_tune.index import count_kinds
+    from fashionclip_tune.run import starting_point
+    from fashionclip_tune.starts import loading_call
     from fashionclip_tune.training import print_row, train
 
     config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **_reading_settings(parsed)})
@@ -218,6 +220,10 @@ def _train(parsed: argparse.Namespace) -> None:
             print(f"  {sample}")
     untouched, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
     print(f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; untouched {untouched:.4f}, {gain(last, untouched)}")
+    if last < untouched:
+        start = starting_point(config)
+        call = loading_call(start.model_name, start.model.pretrained)
+        print("the trained weights are below zero-shot: use the untouched ones" + (f", {call}" if call else ""))
     print(f"weights: {result.checkpoint}")
 
 

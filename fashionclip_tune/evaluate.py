@@ -21,11 +21,11 @@ from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import LoadedModel
 from fashionclip_tune.precision import PrecisionPlan
 from fashionclip_tune.progress_bars import OnProgress, no_progress
-from fashionclip_tune.protocols import KS, Pool, Retrieval, load_retrieval, retrieve, save_retrieval
+from fashionclip_tune.protocols import KS, Pool, Retrieval, coverage, load_retrieval, retrieve, save_retrieval
 from fashionclip_tune.statistics import bootstrap_interval
 
 # Of what the zero-shot cache holds: increase it with every change of what a figure means.
-_FORMAT = 5
+_FORMAT = 6
 _NUM_SHOWN, _NUM_ANSWERS = 6, 5
 _SPREAD_SAMPLE = 1_000
 
@@ -90,7 +90,7 @@ def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
         for K in 1, 5, 10; ``recall_at_10_low`` and ``_high`` (95 % interval over products); ``median_rank_`` and
         ``mean_rank_`` of both directions; ``num_pairs`` (photos searched for), ``num_products`` of theirs,
         ``num_text_queries``, ``num_image_queries`` (over all draws), ``num_gallery_images``, ``num_gallery_texts``;
-        ``similarity_spread`` (0: the embeddings have collapsed).
+        ``similarity_spread`` (0: the embeddings have collapsed); of ``candidates_101`` what ``coverage`` says.
     """
     retrieval = retrieve(pool, protocol)
     texts, images = retrieval.text_to_image, retrieval.image_to_text
@@ -112,6 +112,7 @@ def describe(pool: Pool, protocol: Protocol) -> tuple[Metrics, Retrieval]:
         "num_gallery_images": texts.gallery_size,
         "num_gallery_texts": images.gallery_size,
         "similarity_spread": similarity_spread(pool.images_ND, pool.captions_VD),
+        **coverage(pool, protocol),
     }
     return metrics, retrieval
 
@@ -137,6 +138,18 @@ def gain(recall: float, base: float) -> str:
 def counted_as(metrics: Mapping[str, Any]) -> str:
     """Protocol and sizes of the galleries: what a recall means nothing without."""
     return f"{metrics['protocol']} among {metrics['num_gallery_images']:,} photos, {metrics['num_gallery_texts']:,} texts"
+
+
+def coverage_line(metrics: Mapping[str, Any]) -> str | None:
+    """For how many photos ``candidates_101`` was asked, in words; None for protocols that ask for all."""
+    if "num_asked_photos" not in metrics:
+        return None
+    return (
+        f"{metrics['protocol']}: could be asked for {metrics['num_asked_photos']:,} of {metrics['num_pairs']:,} photos "
+        f"({metrics['num_asked_products']:,} of {metrics['num_products']:,} products, {metrics['num_asked_categories']:,} of "
+        f"{metrics['num_categories']:,} categories); the others have too few of other products in their category. Asked in "
+        f"{metrics['num_draws']} draws: {metrics['num_text_queries']:,} times"
+    )
 
 
 def cached_zero_shot(

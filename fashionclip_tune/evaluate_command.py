@@ -18,16 +18,17 @@ from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import cached_index, storage_of
 from fashionclip_tune.encoding import embed
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.evaluate import Metrics, cached_zero_shot, describe, gain, relative_gain
+from fashionclip_tune.evaluate import Metrics, cached_zero_shot, coverage_line, describe, gain, relative_gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.index import BadSample
 from fashionclip_tune.model import load_model
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
 from fashionclip_tune.progress_bars import OnPhase
-from fashionclip_tune.protocols import KS, compare, draw_candidates
+from fashionclip_tune.protocols import KS, Candidates, Retrieval, compare
 from fashionclip_tune.run import starting_point
 from fashionclip_tune.shards import DatasetShards, Shard, find_dataset
+from fashionclip_tune.starts import loading_call
 from fashionclip_tune.statistics import PairedTest
 from fashionclip_tune.storage import copy_first
 
@@ -64,6 +65,8 @@ class Report:
     tests: list[PairedTest | None]
     notes: list[str]
     bad_samples: tuple[BadSample, ...]
+    load_untouched: str | None = None
+    """The call that loads the weights that it started from."""
 
     def as_json(self) -> dict[str, Any]:
         bad = [str(sample) for sample in self.bad_samples]
@@ -108,6 +111,11 @@ class Report:
                 if (test := self.tests[number]) is not None:
                     line += f", {'a tie' if test.is_tie else 'more than chance'} (p {test.p_value:.4f})"
             yield line
+            if self.untouched is not None and recall < self.untouched[number]["recall_at_10"]:
+                call = f", {self.load_untouched}" if self.load_untouched else ""
+                yield f"{metrics['protocol']}: the trained weights are below zero-shot: use the untouched ones{call}"
+            if (asked := coverage_line(metrics)) is not None:
+                yield asked
         yield from self.notes
         yield from (f"not readable: {sample}" for sample in self.bad_samples)
 
@@ -116,7 +124,7 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
     """Measures a model under each protocol, and the weights that it started from, where they are known.
 
     Raises:
-        UserError: no such model or split, the test split without leave, or a protocol that the data cannot serve.
+        UserError: no such model or split, the test split without leave, or protocols none of which the data can serve.
         BadDataError: too many photos cannot be read; the message names files and keys.
     """
     config = options.config
@@ -131,8 +139,10 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
     copy_first(storage, zip(index.shards, index.contents, strict=True), partial(on_phase, "copying shards"))
     photos = evaluation_set(shards.searched_for, named.loaded.preprocessing, storage, gallery=shards.searched_too)
     all_captions = Protocol.ALL_CAPTIONS in options.protocols
-    if Protocol.CANDIDATES_101 in options.protocols:  # refused now, not when all is encoded
-        draw_candidates(photos.products_N, photos.categories_N, torch.arange(len(photos)) < photos.num_query_photos)
+    not_measured: dict[str, str] = {}
+    protocols = [protocol for protocol in options.protocols if _can_be_measured(protocol, photos, not_measured)]
+    if not protocols:  # said now, not when all is encoded
+        raise UserError("; ".join(not_measured.values()))
     notes = _note_test_use(options, photos) if options.split == "test" else []
     settings: dict[str, Any] = {
         "batch_size": config.evaluation.batch_size,
@@ -141,17 +151,28 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
     }
     encoding = partial(on_phase, "encoding photos")
     pool, bad, _ = embed(named.loaded, photos, all_captions=all_captions, **settings, on_progress=encoding)
-    found = [describe(pool, protocol) for protocol in options.protocols]
-    untouched, tests = None, list[PairedTest | None]()
+    found = list[tuple[Metrics, Retrieval]]()
+    for protocol in protocols:
+        try:
+            found.append(describe(pool, protocol))
+        except UserError as error:  # photos that could not be read are missing
+            not_measured[protocol.value] = str(error)
+    if not found:
+        raise UserError("; ".join(not_measured.values()))
+    protocols = [retrieval.protocol for _, retrieval in found]
+    notes += [f"{name}: not measured: {reason}" for name, reason in not_measured.items()]
+    untouched, tests, load_untouched = None, list[PairedTest | None](), None
     if named.started_from is not None:
         try:
-            base = load_model(starting_point(named.started_from))
+            start = starting_point(named.started_from)
+            load_untouched = loading_call(start.model_name, start.model.pretrained)
+            base = load_model(start)
             base.network.to(plan.device)
             same_photos = evaluation_set(shards.searched_for, base.preprocessing, storage, gallery=shards.searched_too)
             encoding_before = partial(on_phase, "encoding photos with the untouched weights")
             before = [
                 cached_zero_shot(base, same_photos, protocol=protocol, **settings, on_progress=encoding_before)
-                for protocol in options.protocols
+                for protocol in protocols
             ]
             untouched = [evaluation.metrics for evaluation in before]
             tests = [compare(ours, theirs.retrieval) for (_, ours), theirs in zip(found, before, strict=True)]
@@ -165,8 +186,20 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
         "split": options.split,
         "gallery": options.gallery,
         "precision": str(plan.autocast_dtype or "fp32"),
+        "not_measured": not_measured,
     }
-    return Report(about, [metrics for metrics, _ in found], untouched, tests, notes, bad)
+    return Report(about, [metrics for metrics, _ in found], untouched, tests, notes, bad, load_untouched)
+
+
+def _can_be_measured(protocol: Protocol, photos: EvaluationSet, reasons: dict[str, str]) -> bool:
+    """Whether the data can serve a protocol; else why not is added to ``reasons``."""
+    if protocol is Protocol.CANDIDATES_101:
+        try:
+            Candidates(photos.products_N, photos.categories_N, torch.arange(len(photos)) < photos.num_query_photos)
+        except UserError as error:
+            reasons[protocol.value] = str(error)
+            return False
+    return True
 
 
 class _Shards(NamedTuple):

@@ -136,8 +136,8 @@ def _candidates_101(pool: Pool) -> tuple[Direction, Direction]:
 
     Photos whose category has too few others are no queries; all that can be are, where they are fewer than 1,000.
     """
-    draws = [draw_candidates(pool.products_N, pool.categories_N, pool.is_query_N, draw) for draw in range(_NUM_DRAWS)]
-    candidates_QC = torch.cat(draws)
+    asked = Candidates(pool.products_N, pool.categories_N, pool.is_query_N)
+    candidates_QC = torch.cat([asked.draw(number) for number in range(_NUM_DRAWS)])
     texts_ND = pool.captions_VD[pool.caption_rows_NK[:, 0].to(pool.captions_VD.device)]
     products_Q = pool.products_N[candidates_QC[:, 0]]
     return (
@@ -146,35 +146,64 @@ def _candidates_101(pool: Pool) -> tuple[Direction, Direction]:
     )
 
 
-def draw_candidates(products_N: Tensor, categories_N: Tensor, is_query_N: Tensor, draw: int = 0) -> Tensor:
-    """[Q, 101] photos: the query itself, then its negatives; the arguments are those of a ``Pool``.
+class Candidates:
+    """Photos that ``candidates_101`` can ask for: with enough photos of other products in their category.
+
+    The arguments are those of a ``Pool``.
 
     Raises:
         UserError: no photo has enough others.
     """
-    products, categories = products_N.numpy(), categories_N.numpy()
-    if not (categories >= 0).any():
-        raise UserError(f"protocol {Protocol.CANDIDATES_101.value} needs categories, which these shards do not name")
-    # Sorted so that a category is one stretch of photos, and a product one stretch within it.
-    order = np.lexsort((products, categories))
-    begin, end = _stretch(categories[order])
-    own_begin, own_end = _stretch(np.stack([categories, products])[:, order])
-    num_others = (end - begin) - (own_end - own_begin)
-    can_query = (num_others >= _NUM_NEGATIVES) & (categories[order] >= 0) & is_query_N.numpy()[order]
-    places = np.flatnonzero(can_query)
-    if not len(places):
-        raise UserError(
-            f"protocol {Protocol.CANDIDATES_101.value} needs {_NUM_NEGATIVES} photos of other products in a query's category; "
-            f"here are {num_others[categories[order] >= 0].max()} at most"
-        )
-    rng = numpy_generator(0, Stream.CANDIDATES, draw)
-    queries = rng.permutation(places)[:_NUM_QUERIES]
-    rows = np.empty((len(queries), 1 + _NUM_NEGATIVES), dtype=np.int64)
-    for row, place in enumerate(queries):
-        others = begin[place] + rng.choice(num_others[place], _NUM_NEGATIVES, replace=False)
-        others[others >= own_begin[place]] += own_end[place] - own_begin[place]
-        rows[row] = [place, *others]
-    return torch.from_numpy(order[rows])
+
+    def __init__(self, products_N: Tensor, categories_N: Tensor, is_query_N: Tensor) -> None:
+        products, categories = products_N.numpy(), categories_N.numpy()
+        if not (categories >= 0).any():
+            raise UserError(f"protocol {Protocol.CANDIDATES_101.value} needs categories, which these shards do not name")
+        # Sorted so that a category is one stretch of photos, and a product one stretch within it.
+        self._order = np.lexsort((products, categories))
+        self._begin, end = _stretch(categories[self._order])
+        self._own_begin, self._own_end = _stretch(np.stack([categories, products])[:, self._order])
+        self._num_others = (end - self._begin) - (self._own_end - self._own_begin)
+        is_known, is_query = categories[self._order] >= 0, is_query_N.numpy()[self._order]
+        self._places = np.flatnonzero((self._num_others >= _NUM_NEGATIVES) & is_known & is_query)
+        if not len(self._places):
+            raise UserError(
+                f"protocol {Protocol.CANDIDATES_101.value} needs {_NUM_NEGATIVES} photos of other products in a query's "
+                f"category; here are {self._num_others[is_known].max()} at most"
+            )
+        asked = self._order[self._places]
+        self.num_photos = len(asked)
+        self.num_products = len(np.unique(products[asked]))
+        self.num_categories = len(np.unique(categories[asked]))
+
+    def draw(self, number: int = 0) -> Tensor:
+        """[Q, 101] photos: the query itself, then its negatives."""
+        rng = numpy_generator(0, Stream.CANDIDATES, number)
+        queries = rng.permutation(self._places)[:_NUM_QUERIES]
+        rows = np.empty((len(queries), 1 + _NUM_NEGATIVES), dtype=np.int64)
+        for row, place in enumerate(queries):
+            others = self._begin[place] + rng.choice(self._num_others[place], _NUM_NEGATIVES, replace=False)
+            others[others >= self._own_begin[place]] += self._own_end[place] - self._own_begin[place]
+            rows[row] = [place, *others]
+        return torch.from_numpy(self._order[rows])
+
+
+def coverage(pool: Pool, protocol: Protocol) -> dict[str, int]:
+    """For how much of a pool ``candidates_101`` can be asked; nothing for protocols that ask for everything.
+
+    Raises:
+        UserError: for nothing.
+    """
+    if protocol is not Protocol.CANDIDATES_101:
+        return {}
+    asked = Candidates(pool.products_N, pool.categories_N, pool.is_query_N)
+    return {
+        "num_asked_photos": asked.num_photos,
+        "num_asked_products": asked.num_products,
+        "num_asked_categories": asked.num_categories,
+        "num_categories": len(torch.unique(pool.categories_N[pool.is_query_N & (pool.categories_N >= 0)])),
+        "num_draws": _NUM_DRAWS,
+    }
 
 
 def _stretch(values: Any) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from fashionclip_tune.encoding import EncodingSpeed
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import gain
 from fashionclip_tune.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
+from fashionclip_tune.starts import loading_call
 from fashionclip_tune.statistics import PairedTest
 
 Row = Mapping[str, Any]
@@ -135,6 +136,27 @@ def freed_line(sweep: Mapping[str, Any]) -> str | None:
     return f"freed {where}: states of ended trials, and weights of those that are not among the best of their model"
 
 
+def zero_shot_lines(sweep: Mapping[str, Any], winner: str, recall: float) -> list[str]:
+    """Of a winner that is below the zero-shot figure of one of the sweep's models: that it is, and which weights to use.
+
+    Args:
+        winner: what is compared, for the sentence.
+        recall: its recall_at_10.
+    """
+    measured = [row for row in sweep["trials"] if row.get("untouched_recall_at_10") is not None]
+    top = max(measured, key=lambda row: row["untouched_recall_at_10"], default=None)
+    if top is None or recall >= top["untouched_recall_at_10"]:
+        return []
+    model, base = top["config"].get("clip_model", "?"), sweep.get("base_config", {})
+    pretrained = top["config"].get("model.pretrained", base.get("model.pretrained", "default"))
+    call = loading_call(model, pretrained)
+    return [
+        f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {top['untouched_recall_at_10']:.4f} of the untouched "
+        f"weights of {model} (model.pretrained = {pretrained}). Use those: fine-tuning has not made them better",
+        *([f"      load them: {call}"] if call else []),
+    ]
+
+
 def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
     """What training the winner's setting for longer came to, beside the trial; nothing where it was not."""
     refit = sweep.get("refit")
@@ -142,8 +164,10 @@ def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
         return []
     recall, best = refit["metrics"]["recall_at_10"], sweep["best"]
     before = best["metrics"]["recall_at_10"]
+    below = zero_shot_lines(sweep, "the refit", recall)
     return [
         f"refit: {refit['times']} times the examples ({refit['examples_seen']:,}), recall_at_10 {recall:.4f}; "
         f"trial {best['trial_id']} {before:.4f}; {gain(recall, before)}",
         f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "refit" / "best"}")',
+        *below,
     ]

@@ -6,7 +6,7 @@ from fashionclip_tune import report_plots as plots
 from fashionclip_tune.evaluate import counted_as
 from fashionclip_tune.html_parts import figure_or_nothing, plot, table, text, wide
 from fashionclip_tune.plan_against_fact import plan_against_fact
-from fashionclip_tune.report import Row, end_of, freed_line, refit_lines
+from fashionclip_tune.report import Row, end_of, freed_line, refit_lines, zero_shot_lines
 from fashionclip_tune.report_data import SweepView
 
 _LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
@@ -59,6 +59,9 @@ def winner(view: SweepView) -> Iterator[str]:
         + "</div>"
     )
     settings = ", ".join(f"{name}={_short(value)}" for name, value in best["config"].items())
+    below = zero_shot_lines(view.content, f"The winner, trial {best['trial_id']},", best["recall_at_10"])
+    if below:
+        yield f'<p class="bad">{" ".join(text(line.strip()) for line in below)}</p>'
     counted = f" Counted as {text(counted_as(best))}." if best.get("protocol") else ""
     yield f"<p>Trial {best['trial_id']}: <code>{text(settings)}</code>.{counted}</p>"
     if (view.folder / "best").is_dir():

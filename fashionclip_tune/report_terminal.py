@@ -19,6 +19,7 @@ from fashionclip_tune.report import (
     read_sweep,
     refit_lines,
     ties_with_best,
+    zero_shot_lines,
 )
 from fashionclip_tune.side_by_side import NOT_COMPARABLE, Standing, names_of, standings
 
@@ -98,6 +99,7 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
     if (base := row.get("untouched_recall_at_10")) is not None:
         lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
+    lines += zero_shot_lines(sweep, f"the winner, trial {best['trial_id']},", recall)
     if ties:
         lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
     lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")

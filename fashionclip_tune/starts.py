@@ -57,6 +57,20 @@ class Start:
         return self.file
 
 
+def loading_call(name: str, pretrained: str | None) -> str | None:
+    """How any OpenCLIP user loads the weights that a model starts from; None: they are random, or not to be found here."""
+    try:
+        start = find_start(name, pretrained)
+    except UserError:
+        return None
+    if not start.has_weights:
+        return None
+    calls = "open_clip.create_model_and_transforms"
+    if start.tag is not None or (folder_of(start.openclip_name) is None and start.file is not None):
+        return f'{calls}("{name}", pretrained="{start.tag or start.file}")'
+    return f'{calls}("{start.openclip_name}")'
+
+
 def find_start(name: str, pretrained: str | None) -> Start:
     """Where a model's weights come from; nothing is fetched but a description on the hub.
 

@@ -166,6 +166,28 @@ def test_train_prints_each_evaluation_and_where_the_weights_are_and_resumes(
     assert "training.learning_rate" in refused(capsys, train_arguments("--resume", "--set", "training.learning_rate=0.5"))
 
 
+def test_train_says_in_words_that_the_untouched_weights_were_better(
+    train_arguments: TrainArguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(train_arguments())
+    weights = tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors"
+    capsys.readouterr()
+    from_weights = (
+        "--set",
+        f"model.pretrained={weights}",
+        "--set",
+        "training.learning_rate=1",
+        "--out",
+        str(tmp_path / "worse"),
+    )
+    main([*train_arguments(), *from_weights])
+    lines = capsys.readouterr().out.splitlines()
+    untouched, last = (float(line.split()[5]) for line in (lines[0], lines[-4]))
+    assert last < untouched
+    call = f'open_clip.create_model_and_transforms("tiny-clip", pretrained="{weights}")'
+    assert lines[-2] == f"the trained weights are below zero-shot: use the untouched ones, {call}"
+
+
 @pytest.mark.parametrize(
     ("assignment", "named"),
     [

@@ -227,6 +227,16 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     assert named in refused(capsys, *arguments, "--data", garments)
 
 
+def test_a_protocol_that_cannot_be_measured_does_not_take_the_others_down(
+    evaluate: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate("tiny-clip", "--protocol", "candidates_101", "--protocol", "product", "--protocol", "instance")
+    assert [figures["protocol"] for figures in report["figures"]] == ["product", "instance"]
+    assert list(report["not_measured"]) == ["candidates_101"]
+    assert "needs 100 photos of other products" in report["not_measured"]["candidates_101"]
+    assert any(note.startswith("candidates_101: not measured: ") for note in report["notes"])
+
+
 def test_folders_that_are_no_model_are_refused_by_name(
     trained: TrainResult, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fashionclip_tune.config import Protocol
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.protocols import Direction, Pool, draw_candidates, load_retrieval, retrieve, save_retrieval
+from fashionclip_tune.evaluate import coverage_line, describe
+from fashionclip_tune.protocols import Candidates, Direction, Pool, coverage, load_retrieval, retrieve, save_retrieval
 
 NUM_CAPTIONS = 60
 
@@ -134,7 +135,7 @@ def test_candidates_are_100_others_of_the_category_and_another_product(monkeypat
     drawn = pool(600, num_queries=450)
     drawn = replace(drawn, categories_N=torch.where(drawn.products_N < 20, -1, drawn.categories_N))
     monkeypatch.setattr(protocols, "_NUM_QUERIES", 150)
-    draws = [draw_candidates(drawn.products_N, drawn.categories_N, drawn.is_query_N, draw) for draw in range(5)]
+    draws = [Candidates(drawn.products_N, drawn.categories_N, drawn.is_query_N).draw(number) for number in range(5)]
     seen = set()
     for candidates in draws:
         assert candidates.shape == (150, 101)
@@ -149,7 +150,7 @@ def test_candidates_are_100_others_of_the_category_and_another_product(monkeypat
     assert not torch.equal(draws[0], draws[1])
     # Every photo with a category can be a negative, those of the gallery included.
     assert seen == set(torch.nonzero(drawn.categories_N >= 0).flatten().tolist())
-    assert torch.equal(draws[3], draw_candidates(drawn.products_N, drawn.categories_N, drawn.is_query_N, 3))
+    assert torch.equal(draws[3], Candidates(drawn.products_N, drawn.categories_N, drawn.is_query_N).draw(3))
 
     result = retrieve(drawn, Protocol.CANDIDATES_101)
     scores, first = cosines(drawn), drawn.caption_rows_NK[:, 0]
@@ -160,6 +161,26 @@ def test_candidates_are_100_others_of_the_category_and_another_product(monkeypat
         text_to_image = [expectation(scores[row, first[row[0]]].tolist(), relevant, k) for row in rows]
         assert mean_of(result.image_to_text, k) == pytest.approx(np.mean(image_to_text), abs=1e-9)
         assert mean_of(result.text_to_image, k) == pytest.approx(np.mean(text_to_image), abs=1e-9)
+
+
+def test_candidates_say_for_how_much_of_the_data_they_could_be_asked() -> None:
+    # 150 photos of 75 products with 149 others each, 40 photos of 20 with too few, 10 photos without a category.
+    categories = torch.tensor([0] * 150 + [1] * 40 + [-1] * 10)
+    drawn = replace(pool(200), products_N=torch.arange(200) // 2, categories_N=categories, is_query_N=torch.ones(200) > 0)
+    assert coverage(drawn, Protocol.CANDIDATES_101) == {
+        "num_asked_photos": 150,
+        "num_asked_products": 75,
+        "num_asked_categories": 1,
+        "num_categories": 2,
+        "num_draws": 5,
+    }
+    assert coverage(drawn, Protocol.PRODUCT) == {}
+    metrics, _ = describe(drawn, Protocol.CANDIDATES_101)
+    line = coverage_line(metrics)
+    assert line is not None
+    assert "could be asked for 150 of 200 photos (75 of 100 products, 1 of 2 categories)" in line
+    assert line.endswith("Asked in 5 draws: 750 times")
+    assert coverage_line(describe(drawn, Protocol.INSTANCE)[0]) is None
 
 
 def test_a_collapsed_model_scores_chance_by_every_protocol() -> None:

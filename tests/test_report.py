@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from fashionclip_tune.config import Protocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.metrics import QueryRanks
 from fashionclip_tune.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
-from fashionclip_tune.report import best_row, read_sweep, ties_with_best
-from fashionclip_tune.report_terminal import comparison
+from fashionclip_tune.report import best_row, read_sweep, refit_lines, ties_with_best, zero_shot_lines
+from fashionclip_tune.report_html import write_report
+from fashionclip_tune.report_terminal import comparison, winner_lines
 from fashionclip_tune.side_by_side import names_of, standings
 
 
@@ -186,3 +188,39 @@ def test_another_file_in_the_place_of_a_sweeps_is_said_to_be_that(tmp_path: Path
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UserError, match="is no sweep"):
         read_sweep(tmp_path)
+
+
+def below_zero_shot(small_sweep: Path, folder: Path) -> dict[str, Any]:
+    """A sweep all of whose trials are a little below the weights that they started from."""
+    shutil.copytree(small_sweep, folder)
+    sweep = read_sweep(folder)
+    best = sweep["best"]["metrics"]["recall_at_10"]
+    for number, row in enumerate(sweep["trials"]):
+        row["untouched_recall_at_10"] = best + 0.01 * (number + 1)
+        row["config"] |= {"clip_model": "ViT-B-32", "model.pretrained": "laion400m_e32" if number else "openai"}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    return sweep
+
+
+def test_a_winner_below_zero_shot_is_said_to_be_and_the_better_weights_are_named(small_sweep: Path, tmp_path: Path) -> None:
+    sweep = below_zero_shot(small_sweep, tmp_path / "sweep")
+    recall, top = sweep["best"]["metrics"]["recall_at_10"], sweep["trials"][-1]["untouched_recall_at_10"]
+    said = " ".join(winner_lines(sweep, tmp_path / "sweep"))
+    for words in (
+        f"the winner, trial {sweep['best']['trial_id']}, is below zero-shot: recall_at_10 {recall:.4f}, but {top:.4f}",
+        "of the untouched weights of ViT-B-32 (model.pretrained = laion400m_e32)",
+        'load them: open_clip.create_model_and_transforms("ViT-B-32", pretrained="laion400m_e32")',
+    ):
+        assert words in said
+    page = write_report([tmp_path / "sweep"], gallery=False).read_text()
+    assert "is below zero-shot: recall_at_10" in page
+    longer = {**sweep, "refit": {"times": 2, "examples_seen": 64, "metrics": {"recall_at_10": recall - 0.1}}}
+    assert any("the refit is below zero-shot" in line for line in refit_lines(longer, tmp_path))
+
+
+def test_a_winner_above_zero_shot_is_not(small_sweep: Path, tmp_path: Path) -> None:
+    sweep = below_zero_shot(small_sweep, tmp_path / "sweep")
+    for row in sweep["trials"]:
+        row["untouched_recall_at_10"] = sweep["best"]["metrics"]["recall_at_10"]
+    assert "below zero-shot" not in " ".join(winner_lines(sweep, tmp_path / "sweep"))
+    assert zero_shot_lines({"trials": []}, "it", 0.5) == []

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""sweeps/run_sweep.py, with trials that note each step in ``SWEEP.steps``: ``counted_sweep.py {toy,real} FLAGS``.
+"""sweeps/run_sweep.py, with trials that note each step in ``SWEEP.steps``: ``counted_sweep.py {toy,real} WORKERS FLAGS``.
 
-For kill_sweep.py, which starts and kills it. ``toy`` trains nothing: a number that forgets no step stands for the model.
+For kill_sweep.py, which starts and kills it. ``toy`` trains nothing: a number that forgets no step stands for the model. Real
+trials have WORKERS loader processes each, where the sweep itself would cut them to the cores.
 """
 
 import functools
@@ -39,7 +40,8 @@ def toy_train(config: Any, out_dir: Path, *, on_eval: Any, resume_from: Path, **
         recall = float(value) * 0.1 - abs(float(torch.tensor(training.learning_rate).log10()) + 3) / 5 + 0.8
         figures = {"recall_at_10": recall, "recall_at_5": recall / 2, "protocol": "instance"}
         counts = {"num_gallery_images": 1, "num_gallery_texts": 1, "duration_s": time.perf_counter() - started}
-        return {"step": step, "examples_seen": step * training.batch_size, **figures, **counts}
+        speed = {"samples_per_second": training.batch_size / _TOY_STEP_S} if step else {}  # what later plans go by
+        return {"step": step, "examples_seen": step * training.batch_size, **figures, **counts, **speed}
 
     write_json(out_dir / "config.json", config.to_dict())
     history = History(out_dir, first_new_examples=rows[-1]["examples_seen"] if rows else 0)
@@ -75,11 +77,13 @@ def toy_trial(ray_config: dict[str, Any]) -> None:
     trainable.run_trial(ray_config)
 
 
-def real_trial(ray_config: dict[str, Any]) -> None:
-    """The trial as it is, its steps noted down."""
+def real_trial(ray_config: dict[str, Any], workers: int) -> None:
+    """The trial as it is, its steps noted down; the number of loader processes changes no bit of it."""
     from fashionclip_tune.tuning import trainable
 
-    trial_dir = Path(json.loads(ray_config["plan"])["trial_dir"])
+    plan = json.loads(ray_config["plan"])
+    trial_dir = Path(plan["trial_dir"])
+    plan["config"]["training.num_workers"] = workers
     attempt_step = Trainer._attempt_step
 
     def noted(self: Trainer, batch: Any) -> None:
@@ -88,17 +92,20 @@ def real_trial(ray_config: dict[str, Any]) -> None:
 
     Trainer._attempt_step = noted  # type: ignore[method-assign]
     try:
-        trainable.run_trial(ray_config)
+        trainable.run_trial({**ray_config, "plan": json.dumps(plan)})
     finally:
         Trainer._attempt_step = attempt_step  # type: ignore[method-assign]
 
 
-def drive(toy: bool, arguments: list[str]) -> None:
+def drive(toy: bool, workers: int, arguments: list[str]) -> None:
     """sweeps/run_sweep.py in this process, with a trainable whose steps are counted."""
     from fashionclip_tune.tuning import driver
     from fashionclip_tune.tuning.execution import run_trials
 
-    driver.run_trials = functools.partial(run_trials, trainable=toy_trial if toy else real_trial)
+    def trial(ray_config: dict[str, Any]) -> None:
+        real_trial(ray_config, workers)
+
+    driver.run_trials = functools.partial(run_trials, trainable=toy_trial if toy else trial)
     script = importlib.util.spec_from_file_location("run_sweep", _SCRIPT)
     assert script is not None
     assert script.loader is not None
@@ -109,4 +116,4 @@ def drive(toy: bool, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    drive(sys.argv[1] == "toy", sys.argv[2:])
+    drive(sys.argv[1] == "toy", int(sys.argv[2]), sys.argv[3:])

@@ -6,11 +6,16 @@ its own when it forks.
 
 import atexit
 import os
+import sys
+from contextlib import nullcontext
 
 from fashionclip_tune.ending import ending_with_starter
 
-with ending_with_starter():
+_IS_SERVER = any("multiprocessing.forkserver" in argument for argument in sys.orig_argv)  # and not who looks at this module
+
+with ending_with_starter() if _IS_SERVER else nullcontext():
     import fashionclip_tune.loader  # noqa: F401
 
-# When nobody is left to be served: to take down torch in good order took five seconds on a busy machine.
-atexit.register(os._exit, 0)
+if _IS_SERVER:
+    # When nobody is left to be served: to take down torch in good order took five seconds on a busy machine.
+    atexit.register(os._exit, 0)

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from webdataset.gopen import gopen
 
+from fashionclip_tune.ending import end_with_us
+
 SCHEMES = ("https", "http", "s3", "gs", "pipe")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(pipe):")
 
@@ -20,8 +22,11 @@ def scheme_of(location: str) -> str | None:
 def open_url(url: str) -> Any:
     """A binary stream; reading it, or closing it, raises OSError where the command behind it fails."""
     if scheme_of(url) == "s3":  # gopen knows no s3
-        url = f"pipe:aws s3 cp {shlex.quote(url)} -"
-    return gopen(url)
+        url = f"pipe:exec aws s3 cp {shlex.quote(url)} -"
+    stream = gopen(url)
+    if (command := getattr(stream, "proc", None)) is not None:
+        end_with_us(command.pid)
+    return stream
 
 
 def read_url(url: str) -> bytes:

@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.ending import end_with_us
 from fashionclip_tune.tuning.disk import DiskBudget
 from fashionclip_tune.tuning.engine import Announcer, DurablePlan, StudyScheduler, StudySearcher, TrialPlan
 from fashionclip_tune.tuning.guarded_ray import environment, own_ray
@@ -198,6 +199,19 @@ def _ended_with_ray(go_on: str) -> Iterator[None]:
         watcher.join()
 
 
+def _end_agents_with_us() -> None:
+    """All that Ray started ends within seconds of a driver that is killed, but for the two agents below its raylet.
+
+    They would try for a minute to tell the head, which is dead too.
+    """
+    import psutil  # type: ignore[import-untyped]  # Ray brings its own, which is found once Ray is imported
+
+    node: Any = ray._private.worker._global_node
+    for raylet in node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]:
+        for child in psutil.Process(raylet.process.pid).children():
+            end_with_us(child.pid)
+
+
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
     """Keeps ``ray.init`` from replacing it, for good: Ray's raises SystemExit, which its own start may swallow."""
@@ -245,5 +259,6 @@ def _connected(slots: Slots, address: str | None, go_on: str, stop: StopSignal) 
                     ray.init(address=address, runtime_env={"env_vars": settings}, **common)
                     stack.callback(ray.shutdown)
             if address is None:
+                _end_agents_with_us()
                 stack.enter_context(_ended_with_ray(go_on))
         yield

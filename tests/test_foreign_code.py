@@ -134,13 +134,11 @@ def test_any_answer_but_a_plain_no_is_a_yes(tiny_config: ProjectConfig, folder: 
     assert "trust_remote_code" in message(lambda: WAYS["pretrained"](tiny_config, trusting(folder, value)))
 
 
-def test_a_flag_is_found_wherever_it_stands(tiny_config: ProjectConfig, folder: Path) -> None:
-    for place in ("model_cfg", "preprocess_cfg"):
-        asking = json.dumps({"deep": [{"er": {"trust_remote_code": True}}]})
-        before = (folder / "open_clip_config.json").read_text()
-        change(folder / "open_clip_config.json", lambda content, place=place: content[place].update(json.loads(asking)))  # type: ignore[misc]
-        assert f"{place}.deep.er.trust_remote_code" in message(lambda: WAYS["pretrained"](tiny_config, folder))
-        (folder / "open_clip_config.json").write_text(before)
+@pytest.mark.parametrize("place", ["model_cfg", "preprocess_cfg"])
+def test_a_flag_is_found_wherever_it_stands(tiny_config: ProjectConfig, folder: Path, place: str) -> None:
+    asking = {"deep": [{"er": {"trust_remote_code": True}}]}
+    change(folder / "open_clip_config.json", lambda content: content[place].update(asking))
+    assert f"{place}.deep.er.trust_remote_code" in message(lambda: WAYS["pretrained"](tiny_config, folder))
 
 
 @pytest.mark.parametrize("answer", [None, False])

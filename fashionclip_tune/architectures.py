@@ -165,12 +165,12 @@ def preprocessing_of_folder(name: str, folder: Path, described: Description) -> 
 
 def preprocessing_by_name(name: str, what: str, beside: Path) -> dict[str, Any]:
     """As all that is known of an architecture says; ``beside``: where it can be said."""
-    if name in TINY_MODELS:
-        return TINY_PREPROCESSING
     described = describe(name)
     if _is_said(described.preprocessing):
         return described.preprocessing
-    published = name if open_clip.list_pretrained_tags_by_model(name) else known_name(described.model_config)
+    published = name if name in open_clip.list_models() else known_name(described.model_config)
+    if published in TINY_MODELS:
+        return TINY_PREPROCESSING
     wanted = _published(published) if published is not None else {}
     if len(wanted) == 1:
         return json.loads(next(iter(wanted)))  # type: ignore[no-any-return]

@@ -284,7 +284,7 @@ class ProjectConfig(Section):
         name = self.model_name
         self._require(name not in ("", LOCAL_PREFIX, HUB_PREFIX), "clip_model", "an OpenCLIP architecture name")
         if name.startswith(LOCAL_PREFIX):  # what is recorded means the same in another folder: trials change theirs
-            folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser().absolute()
+            folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser().resolve()
             object.__setattr__(self, "clip_model", f"{LOCAL_PREFIX}{folder}")
         known = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device) is not None
         self._require(known, "device", "auto, cpu, cuda or cuda:N")

@@ -69,7 +69,8 @@ class TrialPlan:
 def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
     """``SWEEP/trials/0007-vit-b-32-siglip``."""
     name = f"{number:04d}-{settings['clip_model']}-{settings['loss_function']}".lower()
-    return sweep_dir / "trials" / name.replace("/", "-")
+    # A folder's path may be longer than a name can be.
+    return sweep_dir / "trials" / name.replace("/", "-").encode()[:200].decode(errors="ignore")
 
 
 class _NotPickled:

@@ -14,7 +14,7 @@ from fashionclip_tune.model import fetch_weights
 from fashionclip_tune.pretraining import pretrain_missing
 from fashionclip_tune.report import refit_lines
 from fashionclip_tune.report_terminal import print_lines
-from fashionclip_tune.tiny import TINY_MODELS
+from fashionclip_tune.starts import find_start
 from fashionclip_tune.tuning.changes import data_changes, text_changes
 from fashionclip_tune.tuning.driver import disk_budget_of, drive, driving, durable_plan, only_driver, time_budget_of
 from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, saying_how_to_go_on, write_sweep_report
@@ -200,6 +200,6 @@ def _prepare_models(plan: SweepPlan, say: Any) -> None:
             )
     pretrain_missing([name for name, config in configs.items() if config.model.pretrained == "default"], say)
     for name, config in configs.items():
-        if name not in TINY_MODELS:
+        if find_start(name, config.model.pretrained).tag is not None:
             say(f"weights of {name}: from {config.model_cache_dir}, else from the hub")
         fetch_weights(config)

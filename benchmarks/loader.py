@@ -73,7 +73,15 @@ def loader_of(shards: list[Path], *, first_step: int = 0, **training: Any) -> Ab
 
     config, loaded = _run()
     config = config.with_overrides({f"training.{name}": value for name, value in training.items()})
-    return train_loader(config, load_index(shards), loaded, first_step=first_step, total_steps=10**6, pin_memory=False)
+    return train_loader(
+        config,
+        load_index(shards),
+        loaded.preprocessing,
+        loaded.tokenizer,
+        first_step=first_step,
+        total_steps=10**6,
+        pin_memory=False,
+    )
 
 
 def device_work(shards: list[Path], **augmentation: Any) -> Iterator[int]:

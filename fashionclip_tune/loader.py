@@ -15,7 +15,8 @@ from fashionclip_tune.data import TrainBatch, TrainBatches
 from fashionclip_tune.ending import end_with_parent
 from fashionclip_tune.errors import LoaderError
 from fashionclip_tune.index import ShardIndex
-from fashionclip_tune.model import LoadedModel
+from fashionclip_tune.model import Tokenizer
+from fashionclip_tune.preprocessing import Preprocessing
 
 _LOOK_S = 5.0  # between looks at loader processes while a batch is waited for
 
@@ -24,14 +25,15 @@ _LOOK_S = 5.0  # between looks at loader processes while a batch is waited for
 def train_loader(
     config: ProjectConfig,
     index: ShardIndex,
-    loaded: LoadedModel,
+    preprocessing: Preprocessing,
+    tokenizer: Tokenizer,
     *,
     first_step: int,
     total_steps: int,
     pin_memory: bool,
 ) -> Iterator[Iterator[TrainBatch]]:
     """Batches of steps ``first_step`` to ``total_steps`` - 1; workers and files are closed at the end of the block."""
-    batches = TrainBatches(config, index, loaded.preprocessing, loaded.tokenizer)
+    batches = TrainBatches(config, index, preprocessing, tokenizer)
     num_workers = config.training.num_workers
     # Workers are forked from a server that has imported this module, instead of importing torch each for itself.
     multiprocessing.set_forkserver_preload(["fashionclip_tune.fork_server"])

@@ -158,7 +158,8 @@ class Run:
                     train_loader(
                         self._config,
                         self._index,
-                        self._loaded,
+                        self._loaded.preprocessing,
+                        self._loaded.tokenizer,
                         first_step=trainer.step,
                         total_steps=total_steps,
                         pin_memory=self._plan.device.type == "cuda",

@@ -78,7 +78,9 @@ def index(tmp_path_factory: pytest.TempPathFactory, cache_of_the_tests: Path) ->
 def batches(index: ShardIndex, loaded: LoadedModel, first: int, last: int, **overrides: Any) -> list[TrainBatch]:
     """Steps ``first`` to ``last`` - 1; a keyword ``training__seed`` is the setting ``training.seed``."""
     config = configured({name.replace("__", "."): value for name, value in overrides.items()})
-    with train_loader(config, index, loaded, first_step=first, total_steps=last, pin_memory=False) as loader:
+    with train_loader(
+        config, index, loaded.preprocessing, loaded.tokenizer, first_step=first, total_steps=last, pin_memory=False
+    ) as loader:
         return list(loader)
 
 
@@ -271,7 +273,9 @@ def test_files_are_closed_when_the_block_ends_whether_or_not_it_was_read_to_the_
 
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("no /proc")
-    with train_loader(configured({}), index, loaded, first_step=0, total_steps=9, pin_memory=False) as loader:
+    with train_loader(
+        configured({}), index, loaded.preprocessing, loaded.tokenizer, first_step=0, total_steps=9, pin_memory=False
+    ) as loader:
         next(loader)
         assert open_files()
     assert not open_files()

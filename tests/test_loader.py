@@ -97,7 +97,9 @@ def test_a_stuck_worker_is_named_with_what_it_was_reading(shards: list[Path], lo
         pytest.raises(
             LoaderError, match=r"no headway for 1\.5 s: loader process \d is at .*clip_dataset_train\.000001\.tar: s0"
         ),
-        train_loader(config, index, loaded, first_step=0, total_steps=40, pin_memory=False) as loader,
+        train_loader(
+            config, index, loaded.preprocessing, loaded.tokenizer, first_step=0, total_steps=40, pin_memory=False
+        ) as loader,
     ):
         list(loader)
     assert time.monotonic() - started < 30
@@ -112,7 +114,9 @@ def test_a_killed_worker_is_reported_with_what_the_others_are_at(shards: list[Pa
     def kill() -> None:
         os.kill(workers()[-1], signal.SIGKILL)
 
-    with train_loader(config, index, loaded, first_step=0, total_steps=100_000, pin_memory=False) as loader:
+    with train_loader(
+        config, index, loaded.preprocessing, loaded.tokenizer, first_step=0, total_steps=100_000, pin_memory=False
+    ) as loader:
         next(loader)
         threading.Timer(0.2, kill).start()
         with pytest.raises(LoaderError, match=r"^a loader process is gone \(.*\): (no )?loader process"):

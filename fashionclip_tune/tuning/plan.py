@@ -27,7 +27,7 @@ from fashionclip_tune.tuning.owned import refuse_owned, refuse_shared
 from fashionclip_tune.tuning.presets import preset_budget
 from fashionclip_tune.tuning.quota import ModelQuota, plan_quota
 from fashionclip_tune.tuning.rates import model_paces
-from fashionclip_tune.tuning.resources import Slots
+from fashionclip_tune.tuning.resources import Node, Slots
 from fashionclip_tune.tuning.settings import CheckedFlags, SweepSettings, absolute, checked_flags
 from fashionclip_tune.tuning.shares import GB, GpuMemory
 from fashionclip_tune.tuning.site import Site, find_site
@@ -130,11 +130,17 @@ def startup_trials(num_trials: int) -> int:
 
 
 def plan_sweep(
-    settings: SweepSettings, say: Callable[[str], None], *, dry_run: bool = False, machine: Machine | None = None
+    settings: SweepSettings,
+    say: Callable[[str], None],
+    *,
+    find_nodes: Callable[[], Sequence[Node] | None] = lambda: None,
+    dry_run: bool = False,
+    machine: Machine | None = None,
 ) -> SweepPlan:
     """Resolves and checks everything that can be known before a trial runs.
 
     Args:
+        find_nodes: those of the cluster that the sweep runs on, asked once the flags are known to be right; None: this machine.
         dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
         machine: None: this one.
 
@@ -142,7 +148,7 @@ def plan_sweep(
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     flags = checked_flags(settings)
-    found = _find(settings, flags, find_site(settings, say, dry_run=dry_run, machine=machine), say)
+    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine), say)
     if found.space.name == "openclip" and found.site.device == "cpu":
         say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
     return _sized(settings, flags, found, say)

@@ -1,18 +1,11 @@
 """Slots of a sweep: how many trials run side by side, and what each gets of the machine."""
 
-import logging
 import math
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import ray
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine import available_cores
-from fashionclip_tune.tuning.guarded_ray import warn_of_open
-
-_CONNECT_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -88,28 +81,6 @@ class Node:
 
     cpus: int
     gpus: int
-
-
-def cluster_nodes(address: str, say: Callable[[str], None]) -> list[Node]:
-    """The machines of a running cluster. ``say``: told where it lets anyone in.
-
-    Raises:
-        UserError: nothing answers there.
-    """
-    try:
-        host, separator, port = address.rpartition("/")[2].rpartition(":")
-        if separator:  # Ray itself would wait for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--address {address}: no Ray cluster answers ({reason}); start one with: ray start --head") from error
-    try:
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        warn_of_open(f"the Ray cluster at {address}", say)
-    finally:
-        ray.shutdown()
-    return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in resources if found.get("CPU", 0) >= 1]
 
 
 def plan_cluster_slots(

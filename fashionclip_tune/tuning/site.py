@@ -1,6 +1,6 @@
 """What a sweep runs on: this machine with its cards, or a cluster."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fashionclip_tune.config import ProjectConfig
@@ -8,8 +8,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine import Machine, this_machine
 from fashionclip_tune.precision import choose_device
 from fashionclip_tune.tuning.allotment import Allotment, allot
-from fashionclip_tune.tuning.guarded_ray import warn_of_open
-from fashionclip_tune.tuning.resources import Node, cluster_nodes, plan_cluster_slots
+from fashionclip_tune.tuning.resources import Node, plan_cluster_slots
 from fashionclip_tune.tuning.settings import SweepSettings
 from fashionclip_tune.tuning.shares import Card, GpuMemory, find_card
 
@@ -50,18 +49,16 @@ class Site:
         return Allotment(slots, self.machine, {}, None, settings.gpus_per_trial)
 
 
-def find_site(settings: SweepSettings, say: Callable[[str], None], *, dry_run: bool, machine: Machine | None = None) -> Site:
+def find_site(settings: SweepSettings, nodes: Sequence[Node] | None, *, dry_run: bool, machine: Machine | None = None) -> Site:
     """
     Args:
+        nodes: of the cluster that the sweep runs on; None: this machine alone.
         dry_run: ``gpu_memory_gb`` may stand for a card that is not here, and asks for one.
         machine: None: this one.
 
     Raises:
-        UserError: no such device here, or no cluster at the address.
+        UserError: no such device here.
     """
-    if settings.cluster is None:
-        warn_of_open("the Ray that this process is connected to", say)
-    nodes = cluster_nodes(settings.cluster, say) if settings.cluster is not None else None
     card = find_card(settings.gpu_memory_gb, may_be_imaginary=dry_run)
     if dry_run and settings.gpu_memory_gb is not None and settings.device == "cpu":
         raise UserError("--gpu-memory-gb with --device cpu is not allowed in a dry run: it plans for a card of that memory")

@@ -16,6 +16,7 @@ from fashionclip_tune.report import refit_lines
 from fashionclip_tune.report_terminal import print_lines
 from fashionclip_tune.starts import find_start
 from fashionclip_tune.tuning.changes import data_changes, text_changes
+from fashionclip_tune.tuning.cluster import nodes_at
 from fashionclip_tune.tuning.driver import disk_budget_of, drive, driving, durable_plan, only_driver, time_budget_of
 from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, saying_how_to_go_on, write_sweep_report
 from fashionclip_tune.tuning.place import Place, Results
@@ -69,12 +70,12 @@ def sweep(
         settings = stored_settings(saved["settings"], name).resumed(settings, name)
         _check_device(settings, name, dry_run=dry_run)
         place = sweeps.place(name, settings.scratch, saved)
-        plan = plan_sweep(settings, say, dry_run=dry_run)
+        plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
         _check_unchanged(saved, plan)
     else:
         name = sweeps.new(name, may_be_begun=resume)
         place = sweeps.place(name, settings.scratch)
-        plan = plan_sweep(settings, say, dry_run=dry_run)
+        plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
     if refit is not None:
         check_refit(saved, refit)
         if is_done(saved, place, refit):

@@ -12,7 +12,8 @@ import ray
 from ray.experimental.internal_kv import _initialize_internal_kv
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.resources import Node, Slots, cluster_nodes, plan_cluster_slots
+from fashionclip_tune.tuning.cluster import nodes_at
+from fashionclip_tune.tuning.resources import Node, Slots, plan_cluster_slots
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def test_slots_of_a_cluster_fit_its_machines():
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_an_address_where_nobody_answers_is_said_at_once(address):
     with pytest.raises(UserError, match=rf"--address {address}: no Ray cluster answers.*ray start --head"):
-        cluster_nodes(address, print)
+        nodes_at(address, print)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def start(data: Path, machine: Path, results: Path | str, *more: str) -> subproc
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "HOME": str(machine / "home"), "USER": machine.name},
+        env={**os.environ, "HOME": str(machine / "home"), "USER": machine.name},
     )
 
 

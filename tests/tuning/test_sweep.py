@@ -243,7 +243,7 @@ class Driver:
             text=True,
             start_new_session=True,
             # The threshold: as if memory were short, where Ray would end workers, and Tune the sweep for it.
-            env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_memory_usage_threshold": "0.01"},
+            env={**os.environ, "RAY_memory_usage_threshold": "0.01"},
         )
 
     def wait_for(self, trials: int, evaluations: int) -> None:

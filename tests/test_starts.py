@@ -183,7 +183,7 @@ class Altered(nn.Linear):
 def test_weights_that_are_not_what_the_file_holds_are_an_error() -> None:
     weights = {"weight": torch.tensor([[1.0, -0.0], [torch.nan, 4]]), "bias": torch.zeros(2, dtype=torch.float16)}
     put_weights(nn.Linear(2, 2), weights, "here")
-    assert "1 tensors differ, such as weight" in message(lambda: put_weights(Altered(), weights, "here"))
+    assert "1 tensors differ, such as weight" in message(lambda: put_weights(Altered(2, 2), weights, "here"))
 
 
 def test_a_checkpoint_whose_weights_are_not_those_it_lists_is_refused(

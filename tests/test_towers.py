@@ -16,7 +16,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.model import load_model
 from fashionclip_tune.tiny import register_tiny_models
-from fashionclip_tune.towers import parameter_places, prepare_towers
+from fashionclip_tune.towers import is_vision_transformer, parameter_places, prepare_towers
 
 REAL = ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256")
 ALL = ("tiny-clip", "tiny-sig", *REAL)
@@ -235,3 +235,11 @@ def test_gradient_checkpointing_computes_blocks_again_and_gives_the_same_gradien
     assert calls == [[1, 1], [2, 2]]
     assert plain.keys() == again.keys()
     assert all(torch.equal(plain[key], again[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [*((name, True) for name in ALL), ("RN50", False), ("MobileCLIP2-S0", False), ("convnext_base", False)],
+)
+def test_vision_transformers_are_told_from_other_image_towers(name: str, expected: bool) -> None:
+    assert is_vision_transformer(on_meta(name)) is expected

@@ -2,10 +2,14 @@
 
 import copy
 import io
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +21,7 @@ from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import TrainBatch
 from fashionclip_tune.errors import DivergedError
 from fashionclip_tune.losses import info_nce, sigmoid_bce
-from fashionclip_tune.model import load_model
+from fashionclip_tune.model import load_model, load_random_model
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.trainer import Trainer
 from fashionclip_tune.training_inputs import prepare_inputs
@@ -330,3 +334,51 @@ def test_the_average_goes_through_a_checkpoint_bit_for_bit(tiny_config: ProjectC
         with one(), other():
             first, second = weights(whole), weights(resumed)
         assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def lite(folder: Path) -> str:
+    """A convolutional image tower, the smallest that is at hand."""
+    text = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    image = {"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
+    described = {"model_cfg": {"embed_dim": 32, "vision_cfg": image, "text_cfg": text}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("image_strength", [0.0, 0.5])
+@pytest.mark.parametrize(("name", "is_kept"), [("tiny-clip", True), ("tiny-sig", True), ("lite", False)])
+def test_convolutions_get_photos_colour_by_colour_and_patches_as_they_come(
+    tiny_config: ProjectConfig, tmp_path: Path, name: str, is_kept: bool, image_strength: float
+) -> None:
+    clip_model = lite(tmp_path) if name == "lite" else name
+    config = model_config(tiny_config, clip_model, "contrastive", **{"augmentation.image_strength": image_strength})
+    trainer = Trainer(load_random_model(config), config, TOTAL_STEPS, CPU)
+    seen: list[torch.Tensor] = []
+    trainer.network.visual.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    (batch,) = batches(1)
+    images_BCHW = batch.images_BCHW.contiguous(memory_format=torch.channels_last)  # as loaders make them
+    steps(trainer, [replace(batch, images_BCHW=images_BCHW)])
+    assert [images.is_contiguous() for images in seen] == [not is_kept or image_strength > 0] * len(seen) != []
+
+
+@pytest.mark.slow
+def test_a_convolutional_tower_trains_on_a_cpu() -> None:
+    """In a process of its own: with photos as loaders make them, torch corrupts its memory."""
+    code = """
+import torch
+from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.data import TrainBatch
+from fashionclip_tune.model import load_random_model
+from fashionclip_tune.precision import plan_precision
+from fashionclip_tune.trainer import Trainer
+torch.set_num_threads(1)
+config = ProjectConfig(clip_model="MobileCLIP2-S0", device="cpu").with_overrides({"training.batch_size": 2})
+loaded = load_random_model(config)
+side, length = loaded.preprocessing.size, loaded.network.context_length
+images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+batch = TrainBatch(images, torch.randint(1, 1000, (2, length)), torch.arange(2), ("a", "b"), ())
+print(Trainer(loaded, config, 2, plan_precision(config)).run_stage(iter([batch] * 2), 2, lambda batch: None).loss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert 0 < float(done.stdout) < 100

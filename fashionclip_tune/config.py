@@ -150,6 +150,8 @@ class ModelConfig(Section):
 
     def _check(self) -> None:
         self._require(0 <= self.patch_dropout < 1, "patch_dropout", "at least 0, below 1")
+        if self.pretrained is not None and ("/" in self.pretrained or Path(self.pretrained).suffix):  # a path; no tag has these
+            object.__setattr__(self, "pretrained", str(Path(self.pretrained).expanduser().absolute()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +285,7 @@ class ProjectConfig(Section):
     def _check(self) -> None:
         name = self.model_name
         self._require(name not in ("", LOCAL_PREFIX, HUB_PREFIX), "clip_model", "an OpenCLIP architecture name")
-        if name.startswith(LOCAL_PREFIX):  # what is recorded means the same in another folder: trials change theirs
+        if name.startswith(LOCAL_PREFIX):  # what is recorded means the same elsewhere: trials change their folder
             folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser().resolve()
             object.__setattr__(self, "clip_model", f"{LOCAL_PREFIX}{folder}")
         known = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device) is not None

@@ -350,3 +350,15 @@ def test_folders_lie_below_the_drive_on_colab_and_else_below_the_working_directo
     assert config.model_cache_dir == base / "openclip_cache"
     assert config.with_overrides({"model.cache_dir": "/shared/cache"}).model_cache_dir == Path("/shared/cache")
     assert config.with_overrides({"dataset_root": "/shared/data"}).dataset_dir == Path("/shared/data")
+
+
+def test_weights_by_a_relative_path_are_recorded_by_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for said, recorded in (
+        ("there/best", str(tmp_path / "there" / "best")),
+        ("weights.pt", str(tmp_path / "weights.pt")),
+        ("openai", "openai"),
+        ("default", "default"),
+        (None, None),
+    ):
+        assert ProjectConfig().with_overrides({"model.pretrained": said}).model.pretrained == recorded

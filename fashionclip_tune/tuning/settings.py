@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.remote import scheme_of
 from fashionclip_tune.tuning.owned import require_positive
@@ -61,6 +62,13 @@ class SweepSettings:
     """Of a running Ray cluster; None, or ``local``: this machine."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Of ``--set``: hold for all trials, whatever the space says."""
+
+    def __post_init__(self) -> None:
+        """What ``--set`` says of places is recorded by where they are: a sweep may go on from another folder."""
+        named = {path: self.overrides[path] for path in ("clip_model", "model.pretrained") if path in self.overrides}
+        known = ProjectConfig().with_overrides(named).to_dict()
+        places = {path: known[path] for path in named if known[path] is not None}
+        object.__setattr__(self, "overrides", {**self.overrides, **places})
 
     @property
     def cluster(self) -> str | None:

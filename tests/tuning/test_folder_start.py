@@ -65,6 +65,14 @@ def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
     untouched = run_evaluate(EvaluateOptions(model=os.path.relpath(start), data=garments, config=config), no_phases)
     assert untouched.figures[0]["recall_at_10"] == best["untouched_recall_at_10"] != best["recall_at_10"]
 
+    # It goes on from another folder than it was started in.
+    code, out, err = run_sweep("--results", tmp_path, "--name", "it", "--refit", "2")
+    assert code == 0, err
+    refitted = load_file(newest_weights(sweep_dir / "refit"))
+    exported = load_file(sweep_dir / "refit" / "best" / "open_clip_model.safetensors")
+    assert all(torch.equal(refitted[key], exported[key]) for key in refitted)
+    assert not torch.equal(refitted["text_projection"], trained["text_projection"])
+
     gallery = make_gallery(sweep_dir, best)
     retrieval, _ = last_queries(sweep_dir, best)
     ranks_N = retrieval.text_to_image.ranks.expected_rank()

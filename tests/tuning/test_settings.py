@@ -48,3 +48,21 @@ def test_a_sweep_of_a_gpu_is_not_sent_to_the_cpu(run_sweep, tmp_path, monkeypatc
     assert "--device cpu" not in err
     code, _, err = run_sweep("--results", tmp_path, "--refit", "2", "--name", "other")
     assert (code, err) == (2, f"error: --refit: no sweep other in {tmp_path}: there are it\n")
+
+
+def test_places_are_recorded_by_where_they_are(tmp_path, monkeypatch):
+    relative = {"clip_model": "local-dir:start", "model.pretrained": "start/weights.pt", "training.batch_size": "16"}
+    monkeypatch.chdir(tmp_path)
+    settings = SweepSettings(overrides=relative)
+    assert settings.overrides == {
+        "clip_model": f"local-dir:{tmp_path / 'start'}",
+        "model.pretrained": str(tmp_path / "start" / "weights.pt"),
+        "training.batch_size": "16",
+    }
+    assert settings.resumed(SweepSettings(overrides=relative), "it").overrides == settings.overrides
+    for kept in (
+        {"clip_model": "ViT-B-32", "model.pretrained": "none"},
+        {"model.pretrained": None},
+        {"model.pretrained": "openai"},
+    ):
+        assert SweepSettings(overrides=kept).overrides == kept

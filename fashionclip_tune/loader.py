@@ -51,9 +51,13 @@ def train_loader(
     iterator = iter(loader)
     try:
         yield _watched(iterator, index, batches.at_work_W2, config.reading.stall_s) if num_workers else iterator
+    except LoaderError:
+        _kill(iterator)  # torch would wait ten seconds for each that is stuck
+        raise
     finally:
         if num_workers:
-            _end_workers(iterator)
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # else they live until the collector runs
+            _kill(iterator)  # torch sends SIGTERM, which a run's loader processes never see, and Python waits for them
         batches.close()
 
 
@@ -61,12 +65,7 @@ def _start_worker(number: int) -> None:
     end_with_parent()
 
 
-def _end_workers(iterator: Any) -> None:
-    """Now, not when the collector runs; those that are stuck too.
-
-    torch sends them SIGTERM, which a run's loader processes never see, and Python waits for them when it exits.
-    """
-    iterator._shutdown_workers()
+def _kill(iterator: Any) -> None:
     for worker in iterator._workers:
         worker.kill()
 

@@ -1,5 +1,8 @@
 """The simulated clock of the benchmarks, on curves small enough to count by hand."""
 
+import csv
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +20,7 @@ import lose_machine
 import published_asha
 import search_replay
 import search_table
+import started_processes
 import t4_plans
 
 
@@ -160,3 +164,45 @@ def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(monkeypatch, capsys)
     assert any(line.startswith("host RAM: at most") and " of 12.7 GB" in line for line in lines)
     assert any("16,128 examples a trial (0.3 epochs)" in line for line in lines)
     assert sum("(estimate for a T4)" in line for line in lines) == 3
+
+
+def kill_sweep(out: Path, *flags: str) -> tuple[str, list[dict[str, str]]]:
+    """What the script prints, and its table."""
+    command = [sys.executable, Path(__file__).parents[1] / "benchmarks" / "kill_sweep.py", "--out", out, *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(out / "kills.csv", newline="") as file:
+        return done.stdout, list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_killed_trials_with_loader_processes_leave_none_and_lose_nothing(tmp_path):
+    printed, rows = kill_sweep(tmp_path, "--kills", "2", "--workers", "2", "--trials", "1", "--seed", "278")
+    assert [row["kind"] for row in rows] == ["worker", "driver", "end"]
+    assert [(row["workers"], row["left"], row["violations"]) for row in rows] == [("2", "0", "")] * 3
+    assert all(float(row["gone_after_s"]) <= 10 for row in rows)
+    assert "1 with one slot and compared with one that was never stopped; 0 violations" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_toy_trials_are_killed_too(tmp_path):
+    _, rows = kill_sweep(tmp_path, "--toy", "--kills", "1", "--trials", "1")
+    assert [(row["left"], row["violations"]) for row in rows] == [("0", "")] * 2
+
+
+def test_what_is_left_running_is_found_and_a_violation(monkeypatch):
+    monkeypatch.setattr(started_processes, "GONE_WITHIN_S", 0.3)
+    environment = {**os.environ, **started_processes.marked("here")}
+    with subprocess.Popen(["sleep", "60"], env=environment) as process:
+        leaving = started_processes.Leaving(lambda: started_processes.running("here"))
+        assert leaving.violation() == f"left running after 0.3 s: {process.pid} sleep 60"
+        assert leaving.gone_after_s is None
+        assert process.pid in [pid for pid, _ in started_processes.running_below(os.getpid())]
+        process.kill()
+    leaving = started_processes.Leaving(lambda: started_processes.running("here"))
+    assert leaving.violation() == ""
+    assert leaving.gone_after_s < 0.3

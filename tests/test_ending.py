@@ -88,29 +88,15 @@ train(ProjectConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
-def stuck(config: ProjectConfig, tmp_path: Path, **overrides: Any) -> "subprocess.Popen[bytes]":
-    """A run whose two loader processes never come back from their first photo."""
-    shutil.copytree(config.dataset_dir, tmp_path / "data")
-    config = config.with_overrides({"training.num_workers": 2, "dataset_root": tmp_path / "data", **overrides})
-    return python(_STUCK, json.dumps(config.to_dict()), tmp_path / "run")
-
-
 def test_loader_processes_that_are_stuck_end_with_a_killed_run(tiny_config: ProjectConfig, tmp_path: Path, mark: str) -> None:
-    process = stuck(tiny_config, tmp_path)
+    shutil.copytree(tiny_config.dataset_dir, tmp_path / "data")
+    config = tiny_config.with_overrides({"training.num_workers": 2, "dataset_root": tmp_path / "data"})
+    process = python(_STUCK, json.dumps(config.to_dict()), tmp_path / "run")
     assert named(wait_until(mark, lambda found: named(found, _LOADERS) == 3, 120), _LOADERS) == 3
     while not list((tmp_path / "run").glob("evaluations/*.json")):
         assert process.poll() is None
         time.sleep(0.02)
     kill(process, mark)
-
-
-def test_a_run_that_ends_for_a_stuck_loader_process_does_not_wait_for_it(
-    tiny_config: ProjectConfig, tmp_path: Path, mark: str
-) -> None:
-    """They have SIGTERM blocked, which is all that torch and Python end them by."""
-    process = stuck(tiny_config, tmp_path, **{"reading.stall_s": 1.0})
-    assert process.wait(timeout=120) == 1
-    assert wait_until(mark, lambda found: not found, _WITHIN_S) == {}
 
 
 def test_a_server_of_loader_processes_that_is_still_importing_ends_too(mark: str) -> None:

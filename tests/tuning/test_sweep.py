@@ -22,9 +22,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fashionclip_tune.history import TIMING
+from fashionclip_tune.machine import this_machine
 from fashionclip_tune.tuning.retention import keepers
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from started_processes import Leaving, marked, running, running_below, still_there
+
 ROOT = Path(__file__).parents[2]
+
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
 pytestmark = pytest.mark.ray
 
@@ -236,6 +242,7 @@ class Driver:
     def __init__(self, results: Path, garments: Path, *more: str) -> None:
         command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", garments, "--results", results, "--name", "it"]
         self.sweep_dir = results / "it"
+        self.mark = f"{self.sweep_dir} {time.monotonic_ns()}"
         self.process = subprocess.Popen(
             [*map(str, command), "--num-trials", "4", "--max-concurrent", "1", *SETTINGS, *map(str, more)],
             stdout=subprocess.PIPE,
@@ -243,7 +250,7 @@ class Driver:
             text=True,
             start_new_session=True,
             # The threshold: as if memory were short, where Ray would end workers, and Tune the sweep for it.
-            env={**os.environ, "RAY_memory_usage_threshold": "0.01"},
+            env={**os.environ, "RAY_memory_usage_threshold": "0.01", **marked(self.mark)},
         )
 
     def wait_for(self, trials: int, evaluations: int) -> None:
@@ -257,10 +264,15 @@ class Driver:
             time.sleep(0.01)
         raise AssertionError("the sweep did not get that far")
 
-    def kill(self, attacks: ModuleType, kind: str) -> None:
-        assert attacks.kill(self.process, kind, random.Random(0))
-        if kind != "worker":
-            self.process.stdout.close()  # unread: whoever lives on may hold the other end
+    def kill(self, attacks: ModuleType, kind: str) -> Leaving:
+        """The end of all that it had started, which the next driver does not wait for."""
+        below = attacks.kill(self.process, kind, random.Random(0))
+        if this_machine().cores > 1:  # else trials read for themselves
+            assert any("multiprocessing.forkserver" in name for name in below.values())
+        if kind == "worker":
+            return Leaving(lambda: still_there(below))
+        self.process.stdout.close()  # unread: whoever lives on may hold the other end
+        return Leaving(lambda: running(self.mark))
 
     def finish(self) -> tuple[int, str]:
         out, _ = self.process.communicate(timeout=500)
@@ -279,22 +291,23 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garme
     """SIGKILL to the trial's worker, to the driver with all below it, to the driver alone (its workers live on for seconds)."""
     driver = Driver(tmp_path, garments)
     driver.wait_for(trials=1, evaluations=3)
-    driver.kill(attacks, "worker")
+    leaving = [driver.kill(attacks, "worker")]
     driver.wait_for(trials=2, evaluations=1)  # by itself
     code, _, err = run_sweep("--results", tmp_path, "--name", "it", "--resume")
     assert (code, err.count("\n")) == (2, 1)
     assert "is being run by another process" in err
-    driver.kill(attacks, "group")
+    leaving.append(driver.kill(attacks, "group"))
     assert sweep_json(driver.sweep_dir)["state"] == "RUNNING"
     assert attacks.violations(driver.sweep_dir, 1, ended=False) == []
 
     driver = Driver(tmp_path, garments, "--resume")
     driver.wait_for(trials=3, evaluations=1)
-    driver.kill(attacks, "driver")
+    leaving.append(driver.kill(attacks, "driver"))
     assert attacks.violations(driver.sweep_dir, 1, ended=False) == []
 
     code, out = Driver(tmp_path, garments, "--resume").finish()
     assert code == 0, out
+    assert [each.violation() for each in leaving] == ["", "", ""], "loader processes and Ray's own included"
     assert attacks.violations(driver.sweep_dir, 1, ended=True) == []
     four = ("--data", garments, "--results", tmp_path, "--num-trials", "4", "--max-concurrent", "1", *SETTINGS)
     code, _, err = run_sweep(*four, "--name", "never-stopped")
@@ -410,7 +423,7 @@ def test_a_sweep_whose_ray_is_ended_with_it_ends_at_once_and_can_be_resumed(garm
     driver = Driver(tmp_path, garments)
     driver.wait_for(trials=2, evaluations=2)
     started = time.monotonic()
-    for pid in (driver.process.pid, *attacks.processes_below(driver.process.pid)):
+    for pid in (driver.process.pid, *(pid for pid, _ in running_below(driver.process.pid))):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     code, out = driver.finish()

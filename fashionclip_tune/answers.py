@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fashionclip_tune.protocols import Pool
@@ -34,7 +34,14 @@ def top_photos(pool: Pool, queries_Q: Tensor, count: int) -> Tensor:
 
 def thumbnail(encoded: bytes, side: int) -> Image.Image:
     """An encoded photo, whole, in the middle of a white square of ``side`` pixels."""
-    return ImageOps.pad(decode_pil(encoded), (side, side), Image.Resampling.BICUBIC, color="white")
+    photo = decode_pil(encoded)
+    # At least a pixel wide, and high: a line of a photo (1 x 30,000 pixels) is one.
+    width, height = (max(1, round(edge / max(photo.size) * side)) for edge in photo.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(
+        photo.resize((width, height), Image.Resampling.BICUBIC), (round((side - width) / 2), round((side - height) / 2))
+    )
+    return square
 
 
 def as_jpeg(image: Image.Image, quality: int) -> bytes:

@@ -20,6 +20,7 @@ from fashionclip_tune.storage import CopyError, ShardStorage
 
 # A photo of more pixels is refused before it is decoded: a few bytes can claim gigabytes.
 MAX_PIXELS = 100_000_000
+_MAX_SIDE = 65_535  # what a JPEG can have; resizing takes memory by the longer side too
 _MAX_OPEN = 128  # shards; an epoch's window reads from some twenty at a time
 
 
@@ -112,10 +113,13 @@ def decode_pil(data: bytes) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(data), formats=DECODED_FORMATS)
         _refuse_huge(opened.size)
-        image = ImageOps.exif_transpose(opened)
+        opened.load()
+        # In place, and converted only where need be: each copy of a photo as large as is allowed takes 400 MB.
+        ImageOps.exif_transpose(opened, in_place=True)
+        image: Image.Image = opened
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
             image = image.point(lambda value: value * (1 / 256)).convert("L")
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except _TooLargeError:
         raise
     except UnidentifiedImageError as error:  # its message holds a memory address
@@ -131,3 +135,7 @@ class _TooLargeError(ValueError):
 def _refuse_huge(size: tuple[int, int]) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         raise _TooLargeError(f"image too large ({size[0]} x {size[1]} pixels, more than the {MAX_PIXELS:,} that are decoded)")
+    if max(size) > _MAX_SIDE:
+        raise _TooLargeError(
+            f"image too large ({size[0]} x {size[1]} pixels, more than the {_MAX_SIDE:,} a side that are decoded)"
+        )

@@ -531,3 +531,10 @@ def test_a_photo_that_claims_to_be_huge_is_refused_before_it_is_decoded() -> Non
     data[start + 5 : start + 9] = (60_000).to_bytes(2, "big") * 2
     with pytest.raises(ValueError, match="60000 x 60000 pixels"):
         decode_photo(bytes(data))
+
+
+def test_a_side_longer_than_a_jpegs_is_refused_before_it_is_decoded() -> None:
+    """Few pixels, but resizing takes memory by the longer side; its PNG has 400 bytes."""
+    with pytest.raises(ValueError, match="1 x 65536 pixels, more than the 65,535 a side"):
+        decode_photo(encoded(Image.new("RGB", (1, 65_536)), "PNG"))
+    assert decode_photo(encoded(Image.new("RGB", (1, 65_535)), "PNG")).shape == (3, 65_535, 1)

@@ -1,7 +1,10 @@
 """Models: what goes in is what OpenCLIP would put in, and what comes out loads in OpenCLIP as it was."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fashionclip_tune import model as model_module
+from fashionclip_tune import preprocessing
 from fashionclip_tune.architectures import DEFAULT_TAGS
 from fashionclip_tune.config import ClipModelOptions, ProjectConfig
 from fashionclip_tune.errors import UserError
@@ -56,6 +60,54 @@ def test_preprocessing_equals_openclips_evaluation_transform(resize_mode: str, i
     image = PHOTOS[kind]
     input_BCHW = ours.normalise(ours.resize(image)[None].float() / 255)
     torch.testing.assert_close(input_BCHW[0], theirs(image), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(470, 9), (9, 470), (700, 50), (50, 701), (1, 300), (300, 1)])
+def test_the_centre_alone_is_that_of_the_whole_photo(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], interpolation: str
+) -> None:
+    """Where the whole photo is not resized because it would be too large, what is kept of it is the same."""
+    ours, noise = Preprocessing(224, MEAN, STD, "shortest", interpolation), photo(*size)
+    whole = ours.resize(noise).int()
+    monkeypatch.setattr(preprocessing, "_MAX_RESIZED_PIXELS", 0)
+    difference = (ours.resize(noise).int() - whole).abs()
+    assert difference.max() <= 2
+    assert (difference > 0).float().mean() < 0.01
+
+
+_WITHIN_MEMORY = """
+import io, resource
+from itertools import product
+from PIL import Image
+from fashionclip_tune.answers import thumbnail
+from fashionclip_tune.preprocessing import Preprocessing
+from fashionclip_tune.reader import decode_photo, decode_pil
+
+def encoded(size, image_format):
+    written = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert("RGB").save(written, image_format)
+    return written.getvalue()
+
+photos = [encoded(*each) for each in product([(1, 30_000), (30_000, 1), (2, 65_500), (65_500, 2)], ["JPEG", "PNG"])]
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, -1))
+for data, mode in product(photos, ["shortest", "squash"]):
+    preprocessing = Preprocessing(256, (0.5,) * 3, (0.5,) * 3, mode, "bicubic")
+    assert preprocessing.resize(decode_pil(data)).shape == (3, 256, 256)
+    assert preprocessing.resize_to_canvas(decode_photo(data), (320, 320)).shape == (3, 320, 320)
+    assert thumbnail(data, 112).size == (112, 112)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is limited as on Linux")
+def test_a_photo_of_any_shape_takes_little_memory() -> None:
+    """256 MB are left to a process for 1 x 30,000 pixels; the whole of it, resized, would have six billion values."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", _WITHIN_MEMORY]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.stdout == "done\n", done.stderr
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])

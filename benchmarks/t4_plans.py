@@ -43,8 +43,10 @@ def photos(count: int) -> ShardIndex:
         categories=names,
         pixel_sizes=spans,
         image_spans=spans,
-        caption_spans=np.zeros((count, 3, 2), np.int64),
+        num_captions=np.full(count, 3),
+        caption_spans=np.zeros((3 * count, 2), np.int64),
         bad=(),
+        caption_gaps=(),
         fingerprint="stated",
     )
 

@@ -102,7 +102,7 @@ def _add_prepare(commands: Any) -> None:
         action="append",
         default=[],
         metavar="TEMPLATE",
-        help="such as '{title}. {colour} {category}', instead of --caption-column; given two or three times, the first is "
+        help="such as '{title}. {colour} {category}', instead of --caption-column; given several times, the first is "
         "the original caption and the others are further ones, in _aug shards",
     )
     for purpose in ("caption", "id", "category", "split", "group"):

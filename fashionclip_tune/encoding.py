@@ -87,13 +87,22 @@ def embed(
     pool = Pool(
         images_ND=images_ND,
         captions_VD=captions_VD,
-        caption_rows_NK=photos.caption_rows_NK[readable_N, : None if all_captions else 1],
+        caption_rows_NK=photos.first_rows_N[readable_N, None],
+        further_F2=_among(photos.further_F2, readable_N, len(photos)) if all_captions else None,
         products_N=photos.products_N[readable_N],
         categories_N=photos.categories_N[readable_N],
         is_query_N=readable_N < photos.num_query_photos,
     )
     speed = EncodingSpeed(*(batch_size / clock.seconds_a_block() for clock in (image_clock, text_clock)))
     return pool, tuple(bad.found.values()), speed
+
+
+def _among(further_F2: Tensor, readable_N: Tensor, num_photos: int) -> Tensor:
+    """Further captions of the photos that can be read, which have other numbers then."""
+    place_of = torch.full((num_photos,), -1)
+    place_of[readable_N] = torch.arange(len(readable_N))
+    places_F = place_of[further_F2[:, 0]]
+    return torch.stack([places_F, further_F2[:, 1]], dim=1)[places_F >= 0]
 
 
 @torch.no_grad()

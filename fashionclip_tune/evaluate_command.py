@@ -20,7 +20,7 @@ from fashionclip_tune.encoding import embed
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluate import Metrics, cached_zero_shot, coverage_line, describe, gain, relative_gain
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
-from fashionclip_tune.index import BadSample
+from fashionclip_tune.index import BadSample, gaps_in_captions
 from fashionclip_tune.model import load_model
 from fashionclip_tune.named_model import named_model
 from fashionclip_tune.precision import plan_precision
@@ -144,6 +144,7 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
     if not protocols:  # said now, not when all is encoded
         raise UserError("; ".join(not_measured.values()))
     notes = _note_test_use(options, photos) if options.split == "test" else []
+    notes += [gaps] if (gaps := gaps_in_captions(index)) is not None else []
     settings: dict[str, Any] = {
         "batch_size": config.evaluation.batch_size,
         "plan": plan,

@@ -33,13 +33,16 @@ class PixelBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Photos with their captions; row i of ``caption_rows`` says which of the distinct captions photo i has."""
+    """Photos with their captions; rows say which of the distinct captions a photo has."""
 
     reader: ShardReader
     captions: tuple[str, ...]
     """Distinct; the first ``num_first_captions`` are first captions of a photo."""
     num_first_captions: int
-    caption_rows_NK: Tensor
+    first_rows_N: Tensor
+    """Of each photo's first caption."""
+    further_F2: Tensor
+    """Photo and row of each further caption, photo by photo."""
     products_N: Tensor
     categories_N: Tensor
     num_query_photos: int
@@ -48,7 +51,7 @@ class EvaluationSet:
     kept_blocks: dict[int, PixelBlock] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.caption_rows_NK)
+        return len(self.first_rows_N)
 
     @property
     def fingerprint(self) -> str:
@@ -84,14 +87,13 @@ def evaluation_set(
     reader.close()
     first = dict.fromkeys(captions[0] for captions in captions_of)
     number_of = {caption: number for number, caption in enumerate(dict.fromkeys([*first, *_flat(captions_of)]))}
-    rows_NK = torch.full((len(index), max(map(len, captions_of))), -1)
-    for sample, captions in enumerate(captions_of):
-        rows_NK[sample, : len(captions)] = torch.tensor([number_of[caption] for caption in captions])
+    further = [(sample, number_of[caption]) for sample, captions in enumerate(captions_of) for caption in captions[1:]]
     return EvaluationSet(
         reader=reader,
         captions=tuple(number_of),
         num_first_captions=len(first),
-        caption_rows_NK=rows_NK,
+        first_rows_N=torch.tensor([number_of[captions[0]] for captions in captions_of]),
+        further_F2=torch.tensor(further, dtype=torch.long).reshape(-1, 2),
         products_N=torch.from_numpy(np.unique(index.product_ids, return_inverse=True)[1]),
         categories_N=torch.from_numpy(np.unique(index.categories, return_inverse=True)[1]).where(
             torch.from_numpy(index.categories != ""), -1

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,11 +54,21 @@ def count_kinds(bad: Sequence[BadSample]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in Counter(sample.kind for sample in bad).most_common())
 
 
+def gaps_in_captions(*indexes: "ShardIndex") -> str | None:
+    """How many photos' captions have a gap in their numbers, in a line; None where none has."""
+    found = [sample for index in indexes for sample in index.caption_gaps]
+    if not found:
+        return None
+    photos, their = ("photo has", "its") if len(found) == 1 else ("photos have", "their")
+    found_in = f"{len(found):,} {photos} a gap in the numbers of {their} captions"
+    return f"{found_in}, such as {found[0]}: all that are there are used"
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """The usable samples of several shards, concatenated in their order.
 
-    Spans are byte offset and size in the sample's shard; a caption that does not exist has size 0.
+    Spans are byte offset and size in the sample's shard. Those of all captions stand one sample after the other.
     """
 
     shards: tuple[Shard, ...]
@@ -69,13 +80,25 @@ class ShardIndex:
     categories: npt.NDArray[np.str_]  # [samples]; empty where KEY.json names none
     pixel_sizes: npt.NDArray[np.int64]  # [samples, 2] width and height as stored; 0, 0 where the photo is no JPEG
     image_spans: npt.NDArray[np.int64]  # [samples, 2]
-    caption_spans: npt.NDArray[np.int64]  # [samples, 3, 2]
+    num_captions: npt.NDArray[np.int64]  # [samples]; at least 1
+    caption_spans: npt.NDArray[np.int64]  # [captions of all samples, 2]; of each sample the original one first
     bad: tuple[BadSample, ...]
+    caption_gaps: tuple[BadSample, ...]
+    """Samples that are used, though the numbers of their captions have a gap: ``no txt1.txt``."""
     fingerprint: str
     """Hash of keys, image sizes, captions and metadata in their order; paths do not count."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def caption_spans_of(self, sample: int) -> npt.NDArray[np.int64]:
+        """[captions, 2]"""
+        end = self._caption_ends[sample]
+        return self.caption_spans[end - self.num_captions[sample] : end]
+
+    @cached_property
+    def _caption_ends(self) -> npt.NDArray[np.int64]:
+        return np.cumsum(self.num_captions)
 
 
 def load_index(
@@ -106,7 +129,7 @@ def load_index(
         reasons = {str(reason) for part in parts for _, reason in part["bad"]}
         raise UserError(f"no usable sample in {names} of {shards[0].parent}: {'; '.join(sorted(reasons)) or 'empty'}")
     sizes = np.array([len(part["keys"]) for part in parts], dtype=np.int64)
-    together = ("keys", "product_ids", "categories", "pixel_sizes", "image_spans", "caption_spans")
+    together = ("keys", "product_ids", "categories", "pixel_sizes", "image_spans", "num_captions", "caption_spans")
     joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in together}
     return ShardIndex(
         shards=tuple(shards),
@@ -114,13 +137,15 @@ def load_index(
         shard_sizes=sizes,
         shard_of=np.repeat(np.arange(len(shards)), sizes),
         **joined,
-        bad=tuple(
-            BadSample(shard.name, str(key), str(reason))
-            for shard, part in zip(shards, parts, strict=True)
-            for key, reason in part["bad"]
-        ),
+        bad=_noted(shards, parts, "bad"),
+        caption_gaps=_noted(shards, parts, "caption_gaps"),
         fingerprint=hashlib.sha256("".join(str(part["fingerprint"]) for part in parts).encode()).hexdigest()[:16],
     )
+
+
+def _noted(shards: Sequence[Shard], parts: Sequence[TarIndex], name: str) -> tuple[BadSample, ...]:
+    noted = ((shard.name, part[name]) for shard, part in zip(shards, parts, strict=True))
+    return tuple(BadSample(shard, str(key), str(reason)) for shard, samples in noted for key, reason in samples)
 
 
 def write_index_beside(shard: Path) -> None:

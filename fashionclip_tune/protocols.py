@@ -1,6 +1,6 @@
 """What counts as right, among what: the protocols by which retrieval figures are published.
 
-Shape legend: N photos, K captions a photo at most, V distinct captions, D embedding size, Q queries, C candidates.
+Shape legend: N photos, K captions a photo, F further captions, V distinct captions, D embedding size, Q queries, C candidates.
 """
 
 import os
@@ -41,6 +41,8 @@ class Pool:
     """Numbers; -1 where none is known."""
     is_query_N: Tensor
     """False: in the gallery only."""
+    further_F2: Tensor | None = None
+    """Photo and row of ``captions_VD`` of captions behind the K: one photo may have thousands, others one."""
 
 
 class Direction(NamedTuple):
@@ -110,6 +112,9 @@ def _all_captions(pool: Pool) -> tuple[Direction, Direction]:
     """Every caption of a photo is a query for that photo, and any of them is right for it."""
     text_photos, columns = torch.nonzero(pool.caption_rows_NK >= 0, as_tuple=True)
     texts = pool.caption_rows_NK[text_photos, columns]
+    if pool.further_F2 is not None:
+        text_photos, by_photo = torch.cat([text_photos, pool.further_F2[:, 0]]).sort(stable=True)
+        texts = torch.cat([texts, pool.further_F2[:, 1]])[by_photo]
     return _search(pool, texts, torch.arange(len(pool.images_ND)), text_photos, text_photos=text_photos)
 
 

@@ -48,7 +48,7 @@ class ShardReader:
 
     def captions(self, sample: int) -> list[str]:
         """All captions of a sample, the original one first."""
-        return [self._read(sample, span).decode().strip() for span in self.index.caption_spans[sample] if span[1]]
+        return [self._read(sample, span).decode().strip() for span in self.index.caption_spans_of(sample)]
 
     def _read(self, sample: int, span: npt.NDArray[np.int64]) -> bytes:
         data = os.pread(self._descriptor(int(self.index.shard_of[sample])), int(span[1]), int(span[0]))

@@ -18,7 +18,7 @@ from fashionclip_tune.errors import StoppedError
 from fashionclip_tune.evaluate import Metrics
 from fashionclip_tune.files import write_json
 from fashionclip_tune.history import History, Row
-from fashionclip_tune.index import BadSample
+from fashionclip_tune.index import BadSample, gaps_in_captions
 from fashionclip_tune.loader import train_loader
 from fashionclip_tune.model import load_model, load_weights, tokenizer_name
 from fashionclip_tune.portable import DurableRun
@@ -120,6 +120,8 @@ class Run:
                 f"{len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter",
                 stacklevel=4,
             )
+        if (gaps := gaps_in_captions(self._index, self._valid)) is not None:
+            warnings.warn(gaps, stacklevel=4)
         self._bad = BadSamples(self._index, config.training.max_bad_share)
         self._loaded = load_model(starting_point(config))
         data = f"{self._index.fingerprint}:{self._valid.fingerprint}"

@@ -75,7 +75,7 @@ class RunEvaluator:
             return None
         finally:
             photos.reader.close()
-        captions = [photos.captions[int(photos.caption_rows_NK[row[0], 0])] for row in answers]
+        captions = [photos.captions[int(photos.first_rows_N[row[0]])] for row in answers]
         return answer_sheet(captions, pictures, [[photo == row[0] for photo in row] for row in answers])
 
     def _thumbnail(self, photos: EvaluationSet, photo: int) -> Image.Image:

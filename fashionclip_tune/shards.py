@@ -1,8 +1,8 @@
 """WebDataset shards: how they are named, found and written. What is inside one shard is read by ``index``.
 
 A data set is a folder of tars ``clip_dataset_{train,valid,test}[_aug].NNNNNN.tar`` with, for each photo, the members
-``KEY.jpg``, ``KEY.txt0.txt`` (``_aug``: also ``KEY.txt1.txt``, ``KEY.txt2.txt``) and ``KEY.json``, and a
-``dataset.json`` that names the splits.
+``KEY.jpg``, ``KEY.txt0.txt`` (``_aug``: also ``KEY.txt1.txt``, ``KEY.txt2.txt`` and so on, any number) and ``KEY.json``,
+and a ``dataset.json`` that names the splits.
 """
 
 import hashlib

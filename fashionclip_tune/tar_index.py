@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ import numpy.typing as npt
 from fashionclip_tune.jpeg import JPEG_START, jpeg_size
 from fashionclip_tune.shards import product_id_from_caption
 
-FORMAT = 4
+FORMAT = 5  # 4 knew three captions a photo: what lay beyond them it did not see
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_CAPTION_MEMBERS = ("txt0.txt", "txt1.txt", "txt2.txt")
+_CAPTION_MEMBER = re.compile(r"txt(0|[1-9][0-9]{0,8})\.txt")
 # A JPEG's size stands behind its metadata: mostly within the first block, with a preview or a colour profile far behind.
 _HEAD_BYTES, _LONG_HEAD_BYTES = 2_048, 1 << 18
 
@@ -59,11 +61,12 @@ def index_tar(shard: Path) -> TarIndex:
             bad.append((key, sample.problems[0]))
         else:
             good.append((key, sample))
-    caption_spans = np.zeros((len(good), len(_CAPTION_MEMBERS), 2), dtype=np.int64)
-    product_ids, categories = [], []
-    for row, (key, sample) in enumerate(good):
-        for column, span in sample.captions.items():
-            caption_spans[row, column] = span
+    product_ids, categories, caption_spans, gaps = [], [], [], []
+    for key, sample in good:
+        numbers = sorted(sample.captions)
+        caption_spans += [sample.captions[number] for number in numbers]
+        if numbers[-1] != len(numbers) - 1:
+            gaps.append((key, _missing(numbers)))
         product_id = sample.metadata.get("product_id")
         if product_id is None or product_id == "":
             product_id = product_id_from_caption(sample.texts[0])
@@ -78,13 +81,21 @@ def index_tar(shard: Path) -> TarIndex:
         "categories": np.array(categories, dtype=np.str_),
         "pixel_sizes": np.array([sample.pixels for _, sample in good], dtype=np.int64).reshape(-1, 2),
         "image_spans": np.array([sample.image for _, sample in good], dtype=np.int64).reshape(-1, 2),
-        "caption_spans": caption_spans,
+        "num_captions": np.array([len(sample.captions) for _, sample in good], dtype=np.int64),
+        "caption_spans": np.array(caption_spans, dtype=np.int64).reshape(-1, 2),
+        "caption_gaps": np.array(gaps, dtype=np.str_).reshape(-1, 2),
         "bad": np.array(bad, dtype=np.str_).reshape(-1, 2),
         "fingerprint": np.array(digest.hexdigest()),
         "format": np.array(FORMAT),
         "bytes": np.array(shard_bytes),
         "checksum": np.array(checksum(shard)),
     }
+
+
+def _missing(numbers: list[int]) -> str:
+    """Which captions stand between those of these numbers, in rising order: ``no txt1.txt``, ``no txt1.txt to txt3.txt``."""
+    holes = [(before + 1, after - 1) for before, after in pairwise(numbers) if after > before + 1]
+    return "no " + ", ".join(f"txt{first}.txt" + (f" to txt{last}.txt" if last > first else "") for first, last in holes)
 
 
 def checksum(shard: Path) -> str:
@@ -121,13 +132,13 @@ def _add_member(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, 
             sample.problems.append("two images under one key")
         sample.image = span
         sample.pixels = _pixel_size(tar, span)
-    elif suffix in (*_CAPTION_MEMBERS, "txt"):
-        column = _CAPTION_MEMBERS.index(suffix) if suffix != "txt" else 0
+    elif (numbered := _CAPTION_MEMBER.fullmatch(suffix)) or suffix == "txt":
+        number = int(numbered[1]) if numbered else 0
         text = _member_text(sample, tar, member)
         if not text.strip():
             sample.problems.append(f"caption {suffix} is empty or not UTF-8")
-        sample.captions[column] = span
-        sample.texts[column] = text
+        sample.captions[number] = span
+        sample.texts[number] = text
     elif suffix == "json":
         try:
             record = json.loads(_member_text(sample, tar, member))

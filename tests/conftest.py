@@ -1,6 +1,8 @@
 """Shared by all tests: a cache of their own, a small data set, a configuration that trains in a second."""
 
+import io
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +47,32 @@ def tiny_config(garments: Path):
             "hardware.threads": 1,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def many_captions(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``garments`` with 1 to 7 captions a photo, of their own; of the first photo to train on ``txt2`` is missing."""
+    folder = tmp_path_factory.mktemp("many_captions")
+    for path in sorted(garments.glob("*.tar")):
+        first = {}
+        with tarfile.open(path) as tar, tarfile.open(folder / path.name, "w") as written:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                data = tar.extractfile(member).read()
+                if suffix == "jpg":
+                    first[key] = len(first)
+                elif suffix == "txt0.txt":
+                    for number in range(1 + first[key] % 7 if first[key] else 5):
+                        if number != 2 or first[key] or "train" not in path.name:
+                            caption = data if number == 0 else f"{key} in other words, {number}".encode()
+                            info = tarfile.TarInfo(f"{key}.txt{number}.txt")
+                            info.size = len(caption)
+                            written.addfile(info, io.BytesIO(caption))
+                    continue
+                elif suffix.startswith("txt"):
+                    continue
+                written.addfile(member, io.BytesIO(data))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -243,6 +243,24 @@ def test_uniform_draws_every_caption_of_every_sample_about_equally_often(index: 
     assert len(counts) == 39  # 60 draws each: none of a sample's captions is missed
 
 
+@pytest.mark.parametrize("caption", ["uniform", "weighted"])
+def test_training_draws_from_all_captions_however_many(many_captions: Path, loaded: LoadedModel, caption: str) -> None:
+    index = load_index(sorted(many_captions.glob("*train*.tar")))
+    reader = ShardReader(index)
+    known = {key: reader.captions(sample) for sample, key in enumerate(index.keys.tolist())}
+    reader.close()
+    tokens = {key: [tuple(row.tolist()) for row in loaded.tokenizer(captions)] for key, captions in known.items()}
+    drawn: collections.Counter[tuple[int, int]] = collections.Counter()  # how many there were, and which it was
+    for batch in batches(index, loaded, 0, 40, augmentation__caption=caption, training__batch_size=80):
+        for key, row in zip(batch.keys, batch.tokens_BL.tolist(), strict=True):
+            drawn[len(tokens[key]), tokens[key].index(tuple(row))] += 1
+    assert drawn.keys() == {(count, number) for count in range(1, 8) for number in range(count)}
+    of_seven = [drawn[7, number] for number in range(7)]
+    shares = [1 / 7] * 7 if caption == "uniform" else [1 / 2, *[1 / 12] * 6]
+    for count, share in zip(of_seven, shares, strict=True):
+        assert abs(count - sum(of_seven) * share) < 5 * np.sqrt(sum(of_seven) * share)
+
+
 def test_a_sample_with_fewer_captions_has_each_of_its_own_drawn(tmp_path: Path, loaded: LoadedModel) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:

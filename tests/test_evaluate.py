@@ -20,12 +20,13 @@ from fashionclip_tune import evaluation_set as evaluation_set_module
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig, Protocol
 from fashionclip_tune.dataset import cached_index
+from fashionclip_tune.encoding import embed
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.evaluate import Evaluation, cached_zero_shot, evaluate
 from fashionclip_tune.evaluation_set import EvaluationSet, evaluation_set
 from fashionclip_tune.model import LoadedModel, load_model
 from fashionclip_tune.precision import PrecisionPlan, plan_precision
-from fashionclip_tune.protocols import QUERIES_FILE, load_retrieval
+from fashionclip_tune.protocols import QUERIES_FILE, load_retrieval, retrieve
 from fashionclip_tune.shards import ShardSample, find_dataset, write_split
 from fashionclip_tune.training import train
 
@@ -280,6 +281,49 @@ def test_protocols_and_what_their_figures_stand_on(tiny_config: ProjectConfig, g
     assert of_product["recall_at_5_text_to_image"] >= of_instance["recall_at_5_text_to_image"]
     with pytest.raises(UserError, match="here are 2 at most"):
         measured(loaded, photos, protocol=Protocol.CANDIDATES_101)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_every_caption_is_asked_however_many_a_photo_has(tiny_config: ProjectConfig, many_captions: Path) -> None:
+    loaded = load_model(tiny_config)
+    photos = validation(loaded, many_captions)
+    num_captions = [5 if number == 0 else 1 + number % 7 for number in range(20)]
+    assert photos.reader.index.num_captions.tolist() == num_captions
+    metrics = measured(loaded, photos, protocol=Protocol.ALL_CAPTIONS)
+    assert (metrics["num_text_queries"], metrics["num_gallery_texts"]) == (sum(num_captions), sum(num_captions))
+    assert metrics["num_image_queries"] == 20
+    # One row a photo and a column a caption, as a pool may be written too, has the same ranks of the same queries in order.
+    pool, *_ = embed(loaded, photos, all_captions=True, batch_size=8, plan=CPU, max_bad_share=0.01)
+    assert pool.further_F2 is not None
+    rows_NK = torch.full((20, 7), -1)
+    rows_NK[:, :1] = pool.caption_rows_NK
+    for photo in range(20):
+        further = pool.further_F2[pool.further_F2[:, 0] == photo, 1]
+        rows_NK[photo, 1 : 1 + len(further)] = further
+    padded = retrieve(replace(pool, caption_rows_NK=rows_NK, further_F2=None), Protocol.ALL_CAPTIONS)
+    for ours, theirs in zip(retrieve(pool, Protocol.ALL_CAPTIONS).hits(10), padded.hits(10), strict=True):
+        assert ours.products_Q.tolist() == theirs.products_Q.tolist()
+        assert ours.values_Q.tolist() == theirs.values_Q.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_the_captions_of_an_unreadable_photo_are_left_out_all_of_them(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path
+) -> None:
+    loaded = load_model(tiny_config)
+    captions = [tuple(f"{number} {i}" for i in range(1 + number % 5)) for number in range(20)]
+    samples = [
+        ShardSample(key=f"k{i}", jpeg=encoded(photo)[: 30 if i == 3 else None], captions=captions[i], product_id=str(i))
+        for i, (photo, _) in enumerate(pairs(find_dataset(garments).valid))
+    ]
+    write_split(tmp_path, "valid", samples)
+    write_split(tmp_path / "rest", "valid", [sample for i, sample in enumerate(samples) if i != 3])
+    name = "clip_dataset_valid.000000.tar"
+    all_of, rest = (evaluation_set((tmp_path / folder / name,), loaded.preprocessing) for folder in ("", "rest"))
+    settings = {"protocol": Protocol.ALL_CAPTIONS, "max_bad_share": 0.05}
+    metrics = measured(loaded, all_of, **settings)
+    assert metrics["num_text_queries"] == sum(map(len, captions)) - len(captions[3])
+    assert metrics == pytest.approx(measured(loaded, rest, **settings), abs=1e-9)
 
 
 NO_CATEGORIES = (Protocol.INSTANCE, Protocol.PRODUCT, Protocol.ALL_CAPTIONS)

@@ -18,7 +18,7 @@ from PIL import Image
 from fashionclip_tune import index as index_module
 from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.index import BadSample, ShardIndex, count_kinds, index_path, load_index
+from fashionclip_tune.index import BadSample, ShardIndex, count_kinds, gaps_in_captions, index_path, load_index
 from fashionclip_tune.reader import ShardReader
 from fashionclip_tune.shards import ShardSample, write_split
 from fashionclip_tune.storage import ShardStorage
@@ -68,7 +68,7 @@ def test_every_member_of_every_sample_is_found_where_it_lies(tmp_path: Path) -> 
         b"png bytes",
         b"\xff\xd8image",
     ]
-    captions = [[read_span(index, row, span).decode() for span in index.caption_spans[row] if span[1]] for row in range(3)]
+    captions = [[read_span(index, row, span).decode() for span in index.caption_spans_of(row)] for row in range(3)]
     assert captions == [["red dress", "dress, red", "kleid \u00e4"], ["plain"], ["a shirt"]]
 
 
@@ -77,7 +77,7 @@ def test_what_write_split_writes_is_read_back(tmp_path: Path) -> None:
         ShardSample(
             key=f"k{i}",
             jpeg=os.urandom(100 + i),
-            captions=tuple(f"caption {i} {j}" for j in range(1 + i % 3)),
+            captions=tuple(f"caption {i} {j}" for j in range(1 + i % 6)),
             product_id=f"p{i // 2}",
         )
         for i in range(50)
@@ -87,8 +87,7 @@ def test_what_write_split_writes_is_read_back(tmp_path: Path) -> None:
     assert index.product_ids.tolist() == [sample.product_id for sample in samples]
     for row, written in enumerate(samples):
         assert read_span(index, row, index.image_spans[row]) == written.jpeg
-        spans = [span for span in index.caption_spans[row] if span[1]]
-        assert tuple(read_span(index, row, span).decode() for span in spans) == written.captions
+        assert tuple(read_span(index, row, span).decode() for span in index.caption_spans_of(row)) == written.captions
 
 
 @pytest.mark.parametrize("folder", ["./", "photos/", "./photos/", "photos.v2/summer/", "./photos.v2/"])
@@ -177,7 +176,7 @@ def test_a_truncated_shard_loses_no_whole_sample_and_never_goes_unnoticed(
     assert set(keys[:num_whole]) | {"other"} <= set(index.keys.tolist())
     assert REST in bad_of(index)
     for row, key in enumerate(index.keys.tolist()):  # what is called usable is all there
-        content = read_span(index, row, index.caption_spans[row, 0])
+        content = read_span(index, row, index.caption_spans_of(row)[0])
         assert content in (f"caption of {key}".encode(), b"a shirt")
         assert len(read_span(index, row, index.image_spans[row])) == index.image_spans[row, 1]
 
@@ -411,3 +410,78 @@ def test_the_fingerprint_changes_with_keys_and_order(tmp_path: Path) -> None:
     assert len(prints) == 3
     pair = [write_tar(tmp_path / "x.tar", sample("one")), write_tar(tmp_path / "y.tar", sample("two"))]
     assert load_index(pair).fingerprint != load_index(pair[::-1]).fingerprint
+
+
+def captioned(key: str, *numbers: int) -> Members:
+    return {f"{key}.jpg": b"\xff\xd8image"} | {f"{key}.txt{number}.txt": f"{key} {number}".encode() for number in numbers}
+
+
+def test_any_number_of_captions_is_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """``txt10`` stands before ``txt2`` in a tar that is sorted by name."""
+    members = captioned("one", 0) | dict(sorted(captioned("many", *range(12)).items())) | captioned("five", *range(5))
+    index = load_index([write_tar(tmp_path / "a.tar", members)])
+    assert index.num_captions.tolist() == [1, 12, 5]
+    assert ShardReader(index).captions(1) == [f"many {number}" for number in range(12)]
+    assert ShardReader(index).captions(2) == [f"five {number}" for number in range(5)]
+    assert index.caption_gaps == ()
+
+
+def test_a_gap_in_the_captions_is_said_and_what_is_behind_it_is_read(tmp_path: Path) -> None:
+    shards = [
+        write_tar(tmp_path / "a.tar", captioned("whole", 0, 1) | captioned("gap", 0, 2)),
+        write_tar(tmp_path / "b.tar", captioned("gaps", 0, 4, 5, 999_999_999)),
+    ]
+    index = load_index(shards)
+    assert [ShardReader(index).captions(sample) for sample in range(3)] == [
+        ["whole 0", "whole 1"],
+        ["gap 0", "gap 2"],
+        ["gaps 0", "gaps 4", "gaps 5", "gaps 999999999"],
+    ]
+    assert index.caption_gaps == (
+        BadSample("a.tar", "gap", "no txt1.txt"),
+        BadSample("b.tar", "gaps", "no txt1.txt to txt3.txt, txt6.txt to txt999999998.txt"),
+    )
+    said = gaps_in_captions(index, load_index(shards[:1]))
+    assert said == (
+        "3 photos have a gap in the numbers of their captions, such as a.tar: gap: no txt1.txt: all that are there are used"
+    )
+    assert gaps_in_captions(load_index([write_tar(tmp_path / "c.tar", captioned("whole", 0, 1))])) is None
+
+
+def test_one_photo_with_ten_thousand_captions_costs_the_others_nothing(tmp_path: Path) -> None:
+    members = captioned("many", *range(10_000))
+    for number in range(500):
+        members |= captioned(f"k{number}", 0)
+    index = load_index([write_tar(tmp_path / "a.tar", members)])
+    assert index.caption_spans.nbytes == 16 * 10_500
+    assert ShardReader(index).captions(0)[-1] == "many 9999"
+    assert ShardReader(index).captions(500) == ["k499 0"]
+
+
+# Of what earlier versions made of these tars: a sweep that was started by one of them goes on.
+@pytest.mark.parametrize(
+    ("members", "fingerprint"),
+    [
+        (sample("one") | sample("two"), "fb2acbd3ea200c18"),
+        (captioned("one", 0, 1, 2) | captioned("two", 0, 2), "12352c41e1dc2098"),
+    ],
+)
+def test_the_fingerprint_of_up_to_three_captions_is_that_of_earlier_versions(
+    tmp_path: Path, members: Members, fingerprint: str
+) -> None:
+    assert load_index([write_tar(tmp_path / "a.tar", members)]).fingerprint == fingerprint
+
+
+def test_an_index_that_knows_three_captions_only_is_not_believed(tmp_path: Path) -> None:
+    """Beside the shard and in the cache, as the code before format 5 left them."""
+    path = write_tar(tmp_path / "a.tar", captioned("five", *range(5)))
+    load_index([path])
+    for place in (index_path(path), *(cache_dir() / "index").iterdir()):
+        with np.load(place) as arrays:
+            old = dict(arrays)
+        spans = old["caption_spans"][None, :3]
+        old = {name: value for name, value in old.items() if name not in ("num_captions", "caption_gaps")}
+        np.savez_compressed(place, **old | {"caption_spans": spans, "format": np.array(4)})
+    assert ShardReader(load_index([path])).captions(0) == [f"five {number}" for number in range(5)]
+    with np.load(index_path(path)) as renewed:
+        assert renewed["num_captions"].tolist() == [5]

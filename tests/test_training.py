@@ -830,3 +830,15 @@ def test_training_prep_refuses_what_cannot_be_trained(tiny_config: ProjectConfig
         training_prep(replace(tiny_config, train_shards_pattern="clip_dataset_train.{000000..000003}.tar"))
     with pytest.raises(UserError, match="does not exist"):
         training_prep(replace(tiny_config, dataset_root=tmp_path / "nowhere"))
+
+
+def test_a_gap_in_the_captions_is_said_once_where_a_run_begins(
+    tiny_config: ProjectConfig, many_captions: Path, tmp_path: Path
+) -> None:
+    config = tiny_config.with_overrides({"dataset_root": str(many_captions), "training.budget_examples": 32})
+    with pytest.warns(
+        UserWarning, match="1 photo has a gap in the numbers of its captions, such as clip_dataset_train"
+    ) as said:
+        train(config, tmp_path / "run")
+    (message,) = (str(warning.message) for warning in said if "captions" in str(warning.message))
+    assert message.endswith(": no txt2.txt: all that are there are used")

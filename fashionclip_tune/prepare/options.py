@@ -6,7 +6,6 @@ from pathlib import Path
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.photos import SHORT_SIDE
 
-_MAX_CAPTIONS = 3  # txt0 to txt2
 _SIZES = (16, 4_096)
 
 
@@ -24,7 +23,7 @@ class PrepareOptions:
     out: Path
     image_columns: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
-    """Templates such as ``{title}. {colour}``: the original caption, then at most two further ones (``_aug`` shards)."""
+    """Templates such as ``{title}. {colour}``: the original caption, then any number of further ones (``_aug`` shards)."""
     caption_column: str | None = None
     id_column: str | None = None
     category_column: str | None = None
@@ -50,8 +49,6 @@ def check_options(options: PrepareOptions) -> None:
         raise UserError(f"--size {options.size}: allowed are {_SIZES[0]} to {_SIZES[1]} pixels of a photo's short side")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: at least 1 is needed")
-    if len(options.captions) > _MAX_CAPTIONS:
-        raise UserError(f"--caption is given {len(options.captions)} times: a photo has at most {_MAX_CAPTIONS} captions")
     if options.captions and options.caption_column is not None:
         raise UserError("--caption and --caption-column exclude each other: put the column into the template as {name}")
 

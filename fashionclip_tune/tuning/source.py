@@ -7,7 +7,7 @@ from fashionclip_tune.cache import cache_dir
 from fashionclip_tune.config import ProjectConfig
 from fashionclip_tune.data import copy_first_shards
 from fashionclip_tune.dataset import RunShards, cached_index, leaking_products, run_shards, storage_of
-from fashionclip_tune.index import ShardIndex, count_kinds
+from fashionclip_tune.index import ShardIndex, count_kinds, gaps_in_captions
 from fashionclip_tune.progress_bars import progress_bar
 from fashionclip_tune.remote import scheme_of
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
@@ -27,6 +27,8 @@ def load_data(config: ProjectConfig, shards: RunShards, say: Callable[[str], Non
         train, valid = (cached_index(some, storage, on_progress=on_progress) for some in (shards.train, shards.valid))
     if bad := (*train.bad, *valid.bad):
         say(f"warning: {len(bad)} samples cannot be used ({count_kinds(bad)}), such as {bad[0]}")
+    if (gaps := gaps_in_captions(train, valid)) is not None:
+        say(f"warning: {gaps}")
     if leaking := leaking_products(train, valid):
         say(
             f"warning: {len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter"

@@ -273,7 +273,6 @@ def test_one_template_makes_original_shards_and_an_empty_caption_is_dropped(shop
     ("options", "message"),
     [
         ({"captions": ("{titel}",)}, "no column 'titel'; the columns are image, title"),
-        ({"captions": ("{title}",) * 4}, "--caption is given 4 times: a photo has at most 3 captions"),
         ({"captions": ("{title}",), "caption_column": "title"}, "exclude each other"),
         ({"image_columns": ("image", "second")}, "--image-column second: there is no such column in items.csv"),
         ({"images": None}, "--images is missing"),

@@ -19,3 +19,13 @@ def test_base_weights_are_kept_on_the_local_disk_unless_they_are_here(garments, 
     assert cache_dir(garments, scratch=scratch) == tmp_path / "scratch" / "openclip_cache"
     (tmp_path / "drive" / "openclip_cache").mkdir()
     assert cache_dir(garments, scratch=scratch) == tmp_path / "drive" / "openclip_cache"
+
+
+def test_a_sweep_says_that_captions_have_a_gap(many_captions):
+    settings = SweepSettings(
+        data=str(many_captions), space="tiny", budget_examples=1152, device="cpu", samples_per_second=100.0
+    )
+    said = []
+    plan_sweep(settings, said.append)
+    (line,) = (line for line in said if "gap" in line)
+    assert line.startswith("warning: 1 photo has a gap in the numbers of its captions, such as clip_dataset_train")

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup sweep test check
+.PHONY: setup sweep test check layout
 
 setup: .venv/.installed
 
@@ -23,3 +23,6 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+layout: setup
+	$(BIN)/python tests/test_layout.py

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from fashionclip_tune.checkpoint import newest_checkpoint, save_checkpoint
 from fashionclip_tune.files import write_json
-from fashionclip_tune.history import History
-from fashionclip_tune.model import load_model
-from fashionclip_tune.trainer import Trainer
+from fashionclip_tune.models.openclip import load_model
+from fashionclip_tune.storage.checkpoint import newest_checkpoint, save_checkpoint
+from fashionclip_tune.training.history import History
+from fashionclip_tune.training.trainer import Trainer
 
 _SCRIPT = Path(__file__).parents[1] / "sweeps" / "run_sweep.py"
 _TOY_STEP_S = 0.02
@@ -71,7 +71,7 @@ def log_step(trial_dir: Path, step: int) -> None:
 
 
 def toy_trial(ray_config: dict[str, Any]) -> None:
-    from fashionclip_tune.tuning import trainable
+    from fashionclip_tune.tuning.backend import worker as trainable
 
     trainable.train = toy_train  # type: ignore[assignment]
     trainable.run_trial(ray_config)
@@ -79,7 +79,7 @@ def toy_trial(ray_config: dict[str, Any]) -> None:
 
 def real_trial(ray_config: dict[str, Any], workers: int) -> None:
     """The trial as it is, its steps noted down; the number of loader processes changes no bit of it."""
-    from fashionclip_tune.tuning import trainable
+    from fashionclip_tune.tuning.backend import worker as trainable
 
     plan = json.loads(ray_config["plan"])
     trial_dir = Path(plan["trial_dir"])
@@ -99,8 +99,8 @@ def real_trial(ray_config: dict[str, Any], workers: int) -> None:
 
 def drive(toy: bool, workers: int, arguments: list[str]) -> None:
     """sweeps/run_sweep.py in this process, with a trainable whose steps are counted."""
-    from fashionclip_tune.tuning import driver
-    from fashionclip_tune.tuning.execution import run_trials
+    from fashionclip_tune.tuning import session as driver
+    from fashionclip_tune.tuning.backend.runner import run_trials
 
     def trial(ray_config: dict[str, Any]) -> None:
         real_trial(ray_config, workers)

@@ -34,7 +34,7 @@ _EPSILON, _GRADIENT_OF_MOMENT = 1e-4, 10.0
 
 
 def config_of(job: Mapping[str, Any]) -> Any:
-    from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.config.project import ProjectConfig
 
     return ProjectConfig(clip_model=job["model"], device=job["device"]).with_overrides(
         {
@@ -65,11 +65,11 @@ def without_hub() -> None:
 
 def trainer_of(job: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """A trainer on its part of the card, a batch for it, and its model."""
-    from fashionclip_tune.memory import CONTEXT_BYTES
-    from fashionclip_tune.model import load_model
-    from fashionclip_tune.precision import plan_precision
-    from fashionclip_tune.probe import random_batch
-    from fashionclip_tune.trainer import Trainer
+    from fashionclip_tune.models.openclip import load_model
+    from fashionclip_tune.models.precision import plan_precision
+    from fashionclip_tune.profiling.memory import CONTEXT_BYTES
+    from fashionclip_tune.profiling.probe import random_batch
+    from fashionclip_tune.training.trainer import Trainer
 
     without_hub()
     config = config_of(job)
@@ -108,10 +108,10 @@ def train(trainer: Any, batch: Any, steps: int) -> Any:
 def peak(job: Mapping[str, Any]) -> dict[str, Any]:
     """Bytes of a step with CUDA's context, as estimated and as measured; None: no GPU, or it ran out."""
     from fashionclip_tune.errors import OutOfMemoryError
-    from fashionclip_tune.memory import CONTEXT_BYTES, estimate_memory
-    from fashionclip_tune.oom import ran_out_of_memory
-    from fashionclip_tune.precision import plan_precision
-    from fashionclip_tune.towers import prepare_towers
+    from fashionclip_tune.models.precision import plan_precision
+    from fashionclip_tune.models.towers import prepare_towers
+    from fashionclip_tune.profiling.memory import CONTEXT_BYTES, estimate_memory
+    from fashionclip_tune.training.device import ran_out_of_memory
 
     trainer, batch, loaded = trainer_of(job)
     plan = plan_precision(config_of(job))
@@ -228,7 +228,7 @@ _SURVIVED = ("micro_batch", "out_of_memory", "difference")
 
 def side(arguments: argparse.Namespace) -> Iterator[str]:
     from fashionclip_tune.errors import OutOfMemoryError
-    from fashionclip_tune.pace import run_side_by_side
+    from fashionclip_tune.profiling.throughput import run_side_by_side
 
     yield "| model | micro-batch | processes | samples/s together | against one after the other |"
     yield "|---|---|---|---|---|"

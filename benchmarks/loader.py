@@ -68,8 +68,8 @@ def ours(shards: list[Path]) -> Iterator[int]:
 
 
 def loader_of(shards: list[Path], *, first_step: int = 0, **training: Any) -> AbstractContextManager[Iterator[Any]]:
-    from fashionclip_tune.index import load_index
-    from fashionclip_tune.loader import train_loader
+    from fashionclip_tune.data.index import load_index
+    from fashionclip_tune.data.loader import train_loader
 
     config, loaded = _run()
     config = config.with_overrides({f"training.{name}": value for name, value in training.items()})
@@ -86,9 +86,9 @@ def loader_of(shards: list[Path], *, first_step: int = 0, **training: Any) -> Ab
 
 def device_work(shards: list[Path], **augmentation: Any) -> Iterator[int]:
     """What the training device does to a uint8 batch, here on the CPU: augmentation, or else resizing; normalisation."""
-    from fashionclip_tune.augment import augment, draw_augmentation
-    from fashionclip_tune.data import TrainBatches
-    from fashionclip_tune.index import load_index
+    from fashionclip_tune.data.batches import TrainBatches
+    from fashionclip_tune.data.index import load_index
+    from fashionclip_tune.training.augment import augment, draw_augmentation
 
     config, loaded = _run(**augmentation)
     preprocessing, wanted = loaded.preprocessing, config.augmentation
@@ -108,9 +108,10 @@ def device_work(shards: list[Path], **augmentation: Any) -> Iterator[int]:
 def _run(**augmentation: Any) -> tuple[Any, Any]:
     import open_clip
 
-    from fashionclip_tune.config import AugmentationConfig, ProjectConfig, TrainingConfig
-    from fashionclip_tune.model import LoadedModel
-    from fashionclip_tune.preprocessing import Preprocessing
+    from fashionclip_tune.config.options import AugmentationConfig, TrainingConfig
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.data.preprocessing import Preprocessing
+    from fashionclip_tune.models.openclip import LoadedModel
 
     training = TrainingConfig(batch_size=_BATCH_SIZE, num_workers=0)
     config = ProjectConfig(training=training, augmentation=AugmentationConfig(**augmentation))
@@ -158,8 +159,8 @@ def bare_decode(shards: list[Path]) -> Iterator[int]:
     """torchvision's JPEG decoder on bytes in memory: the limit."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    from fashionclip_tune.index import load_index
-    from fashionclip_tune.reader import ShardReader
+    from fashionclip_tune.data.index import load_index
+    from fashionclip_tune.data.reader import ShardReader
 
     index = load_index(shards)
     reader = ShardReader(index)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The estimate of ``fashionclip_tune.memory`` beside what a step truly takes, on a CPU in fp32.
+"""The estimate of ``fashionclip_tune.profiling.memory`` beside what a step truly takes, on a CPU in fp32.
 
     python benchmarks/memory_estimate.py
 
@@ -23,7 +23,7 @@ def measure(model: str, batch_size: int, checkpointing: bool) -> dict[str, float
     import torch
 
     from fashionclip_tune.losses import sigmoid_bce
-    from fashionclip_tune.memory import estimate_memory
+    from fashionclip_tune.profiling.memory import estimate_memory
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import csv
 import itertools
 from pathlib import Path
 
-from fashionclip_tune.tuning.asha import survives_asha
+from fashionclip_tune.tuning.schedulers import survives_asha
 
 BATCH_SIZE = 64
 REDUCTION_FACTOR = 3

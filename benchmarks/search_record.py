@@ -18,12 +18,13 @@ from typing import Any
 
 from search_table import append_curve, num_curves
 
-from fashionclip_tune.cli import assignments, user_errors
-from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.training import train
-from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
-from fashionclip_tune.tuning.settings import SweepSettings
-from fashionclip_tune.tuning.study import draw_points
+from fashionclip_tune.cli.flags import user_errors
+from fashionclip_tune.config.section import assignments
+from fashionclip_tune.training.pretraining import pretrain_missing
+from fashionclip_tune.training.train import train
+from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
+from fashionclip_tune.tuning.planning.settings import SweepSettings
+from fashionclip_tune.tuning.study.study import draw_points
 
 
 def record(plan: SweepPlan, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -31,12 +31,13 @@ from optuna.trial import TrialState
 from search_plot import plot
 from search_table import Surrogate, cross_validate, read_table
 
-from fashionclip_tune.tuning.engine import StudyScheduler, TrialPlan
-from fashionclip_tune.tuning.plan import startup_trials
-from fashionclip_tune.tuning.quota import plan_quota
-from fashionclip_tune.tuning.space import load_space
-from fashionclip_tune.tuning.stopping_rule import stopping_rule
-from fashionclip_tune.tuning.study import METRIC, SweepStudy, draw_points, settings
+from fashionclip_tune.tuning.backend.hooks import StudyScheduler
+from fashionclip_tune.tuning.planning.plan import startup_trials
+from fashionclip_tune.tuning.planning.space import load_space
+from fashionclip_tune.tuning.schedulers import stopping_rule
+from fashionclip_tune.tuning.study.policy import plan_quota
+from fashionclip_tune.tuning.study.study import SweepStudy, draw_points, settings
+from fashionclip_tune.tuning.trial import METRIC, TrialPlan
 
 REDUCTION_FACTOR = 3
 RANDOM_TRIALS = 32  # without early stopping: what the others are measured by

@@ -10,10 +10,9 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from fashionclip_tune.checkpoint import newest_checkpoint
-from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.history import TIMING
-from fashionclip_tune.journal_pieces import read_journal
+from fashionclip_tune.storage.checkpoint import newest_checkpoint
+from fashionclip_tune.storage.folder import DurableFolder, read_journal
+from fashionclip_tune.training.history import TIMING
 
 # Of Optuna's journal.
 _SET_STAGE, _SET_ATTRIBUTE = 7, 8

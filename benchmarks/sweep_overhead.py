@@ -27,7 +27,7 @@ ENGINES = ("ours", "stock", "stock, reuse_actors")
 
 
 def settings_of(arguments: argparse.Namespace) -> Any:
-    from fashionclip_tune.tuning.settings import SweepSettings
+    from fashionclip_tune.tuning.planning.settings import SweepSettings
 
     return SweepSettings(
         space="tiny",
@@ -45,7 +45,7 @@ def settings_of(arguments: argparse.Namespace) -> Any:
 def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from rich.console import Console
 
-    from fashionclip_tune.tuning import driver
+    from fashionclip_tune.tuning import session as driver
     from fashionclip_tune.tuning.sweep import sweep
 
     run_trials, engine_s = driver.run_trials, []
@@ -66,7 +66,7 @@ def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def draw(trial: Any) -> None:
     """For OptunaSearch, which must be able to pickle it, and wants parameters rather than settings."""
-    from fashionclip_tune.tuning.space import load_space
+    from fashionclip_tune.tuning.planning.space import load_space
 
     load_space("tiny").draw(trial)
 
@@ -78,9 +78,9 @@ def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
-    from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.training import train
-    from fashionclip_tune.tuning.plan import plan_sweep
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.training.train import train
+    from fashionclip_tune.tuning.planning.plan import plan_sweep
 
     plan = plan_sweep(settings_of(arguments), lambda text: None)
     base = plan.base.to_dict()

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from fashionclip_tune.dataset import RunShards
-from fashionclip_tune.index import ShardIndex
-from fashionclip_tune.machine import Machine
-from fashionclip_tune.tuning import plan as planning
-from fashionclip_tune.tuning.plan_lines import plan_lines
-from fashionclip_tune.tuning.settings import SweepSettings
+from fashionclip_tune.data.dataset import RunShards
+from fashionclip_tune.data.index import ShardIndex
+from fashionclip_tune.machine.hardware import Machine
+from fashionclip_tune.tuning.console.plan_text import plan_lines
+from fashionclip_tune.tuning.planning import plan as planning
+from fashionclip_tune.tuning.planning.settings import SweepSettings
 
 GB = 1_000_000_000
 

@@ -42,7 +42,7 @@ def open_clip_train(loaded: Any, config: Any, plan: Any) -> Run:
     from open_clip_train.scheduler import cosine_lr
     from open_clip_train.train import train_one_epoch
 
-    from fashionclip_tune.optim import build_optimizer
+    from fashionclip_tune.training.optimizer import build_optimizer
 
     batch_size, network = config.training.batch_size, loaded.network.to(plan.device)
     optimizer = build_optimizer(network, config.training, config.optimizer)
@@ -101,8 +101,8 @@ def ours_augmented(loaded: Any, config: Any, plan: Any) -> Run:
 
 
 def _ours(loaded: Any, config: Any, plan: Any, images_BCHW: Tensor) -> Run:
-    from fashionclip_tune.data import TrainBatch
-    from fashionclip_tune.trainer import Trainer
+    from fashionclip_tune.data.batches import TrainBatch
+    from fashionclip_tune.training.trainer import Trainer
 
     batch_size = config.training.batch_size
     trainer = Trainer(loaded, config, 10**6, plan)
@@ -146,11 +146,11 @@ def measure(name: str, model: str) -> dict[str, float]:
     """Samples per second after the first steps, and the process's peak memory in MiB (on a GPU: its allocator's)."""
     import open_clip
 
-    from fashionclip_tune.architectures import check_architecture
-    from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.model import LoadedModel
-    from fashionclip_tune.precision import plan_precision
-    from fashionclip_tune.preprocessing import Preprocessing
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.data.preprocessing import Preprocessing
+    from fashionclip_tune.models.description import check_architecture
+    from fashionclip_tune.models.openclip import LoadedModel
+    from fashionclip_tune.models.precision import plan_precision
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,12 +1,23 @@
 """The best fashion image-text retriever that one cheap GPU can give you, and the proof that it is the best."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fashionclip_tune.config import ClipModelOptions, LossFunctionOptions, ProjectConfig, TrainingConfig
-    from fashionclip_tune.run import TrainResult
-    from fashionclip_tune.training import train, training_prep
+    from fashionclip_tune.config.options import ClipModelOptions, LossFunctionOptions, TrainingConfig
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.training.callbacks import TrainResult
+    from fashionclip_tune.training.train import train, training_prep
 
+_MODULES = {
+    "ClipModelOptions": "config.options",
+    "LossFunctionOptions": "config.options",
+    "ProjectConfig": "config.project",
+    "TrainResult": "training.callbacks",
+    "TrainingConfig": "config.options",
+    "train": "training.train",
+    "training_prep": "training.train",
+}
 __all__ = [
     "ClipModelOptions",
     "LossFunctionOptions",
@@ -20,8 +31,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Loaded when first asked for: torch and OpenCLIP take seconds, which a mistyped command should not cost.
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fashionclip_tune import config, training
-
-    return getattr(config if hasattr(config, name) else training, name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,3 +1,3 @@
-from fashionclip_tune.cli import main
+from fashionclip_tune.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""Writing files so that a killed process leaves the old one or the new one, never half of one."""
+"""Files written so that a killed process leaves the old or the new one; the cache folder."""
 
 import errno
 import json
@@ -43,3 +43,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_dir() -> Path:
+    """``$FASHIONCLIP_CACHE``, else ``fashionclip_tune`` below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if chosen := os.environ.get("FASHIONCLIP_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "fashionclip_tune"

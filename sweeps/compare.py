@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from fashionclip_tune.cli import Parser, user_errors
-from fashionclip_tune.progress_bars import progress_bar
+from fashionclip_tune.cli.flags import Parser, user_errors
+from fashionclip_tune.progress import progress_bar
 
 
 def main() -> None:
@@ -17,14 +17,14 @@ def main() -> None:
     given = parser.parse_args()
     with user_errors():
         if given.table:
-            from fashionclip_tune.report_table import ranking_text
+            from fashionclip_tune.reporting.tables import ranking_text
 
             print(ranking_text(given.sweeps, given.table), end="")
             return
         from rich.console import Console
 
-        from fashionclip_tune.report_html import write_report
-        from fashionclip_tune.report_terminal import comparison, print_lines
+        from fashionclip_tune.reporting.page import write_report
+        from fashionclip_tune.reporting.terminal import comparison, print_lines
 
         console = Console()
         for part in comparison(given.sweeps):

@@ -5,8 +5,9 @@ import argparse
 import sys
 from typing import Any
 
-from fashionclip_tune.cli import Parser, add_reading_flags, assignments, finite, user_errors
-from fashionclip_tune.doctor_command import refuse_problems
+from fashionclip_tune.cli.doctor import refuse_problems
+from fashionclip_tune.cli.flags import Parser, add_reading_flags, finite, user_errors
+from fashionclip_tune.config.section import assignments
 
 
 def parse() -> argparse.Namespace:
@@ -16,7 +17,7 @@ def parse() -> argparse.Namespace:
     add(
         "--space",
         metavar="NAME|FILE",
-        help="a search space of sweeps/spaces/, or a file (default: tiny; openclip on a GPU)",
+        help="a search space of fashionclip_tune/spaces/, or a file (default: tiny; openclip on a GPU)",
     )
     add("--name", help="the sweep's folder in --results (default: the next free one)")
     add("--results", default="results", metavar="DIR", help="folder of all sweeps, or s3://... (default: %(default)s)")
@@ -61,7 +62,7 @@ def main() -> None:
     with user_errors():
         from rich.console import Console
 
-        from fashionclip_tune.tuning.settings import SweepSettings
+        from fashionclip_tune.tuning.planning.settings import SweepSettings
         from fashionclip_tune.tuning.sweep import sweep
 
         elsewhere = own["dry_run"] and arguments["gpu_memory_gb"] is not None

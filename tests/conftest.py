@@ -33,7 +33,7 @@ def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_config(garments: Path):
     """``tiny-clip`` from random weights, 10 steps of 16 photos in stages of 2, on one thread."""
-    from fashionclip_tune.config import ProjectConfig
+    from fashionclip_tune.config.project import ProjectConfig
 
     return ProjectConfig(clip_model="tiny-clip", dataset_root=garments, device="cpu").with_overrides(
         {
@@ -97,11 +97,11 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
     from optuna.trial import TrialState
 
     from fashionclip_tune import train
-    from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.tuning.engine import trial_dir
-    from fashionclip_tune.tuning.hparams import HParamsTab
-    from fashionclip_tune.tuning.record import SweepRecord
-    from fashionclip_tune.tuning.study import SweepStudy
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.tuning.persistence.hparams import HParamsTab
+    from fashionclip_tune.tuning.persistence.record import SweepRecord
+    from fashionclip_tune.tuning.study.study import SweepStudy
+    from fashionclip_tune.tuning.trial import trial_dir
 
     def space(trial):
         drawn = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fashionclip_tune.files import write_json
-from fashionclip_tune.history import TIMING
+from fashionclip_tune.training.history import TIMING
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

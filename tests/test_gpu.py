@@ -72,8 +72,8 @@ def test_running_out_of_memory_is_recognised_in_the_words_of_this_torch(card: Ca
     code = """
 import torch
 from fashionclip_tune.errors import UnavailableError
-from fashionclip_tune.oom import ran_out_of_memory
-from fashionclip_tune.tuning.gpu_share import claim_gpu_share
+from fashionclip_tune.training.device import ran_out_of_memory
+from fashionclip_tune.tuning.backend.worker import claim_gpu_share
 
 def fill():
     global numbers, rest
@@ -126,8 +126,8 @@ def test_a_model_is_probed_alone_and_beside_another(card: Card) -> None:
 def test_the_memory_of_the_larger_models_is_measured_and_a_batch_that_does_not_fit_is_halved(card: Card) -> None:
     """In one process, and without the pace, whose processes take a minute a model here."""
     code = """
-from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.probe import probe
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.profiling.probe import probe
 for model, batch_size in (("ViT-B-16", 2), ("ViT-B-16-SigLIP2-256", 128)):
     found = probe(ProjectConfig(clip_model=model).with_overrides({"training.batch_size": batch_size}))
     print(found.card, [each.micro_batch_size for each in found.probes], [each.fits for each in found.probes])

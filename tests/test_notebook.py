@@ -21,9 +21,9 @@ def notebook() -> Any:
 
 def put_weights_in_the_cache() -> None:
     """Random ones: how the tiny towers are pretrained, for a minute, has tests of its own."""
-    from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.model import export_openclip, load_model
-    from fashionclip_tune.tiny import TINY_MODELS, pretrained_tiny_dir
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.models.openclip import export_openclip, load_model
+    from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
 
     for name in TINY_MODELS:
         config = ProjectConfig(clip_model=name).with_overrides({"model.pretrained": None})

@@ -14,26 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fashionclip_tune import (
-    ClipModelOptions,
-    LossFunctionOptions,
-    ProjectConfig,
-    TrainingConfig,
-    train,
-    training_prep,
-)
-from fashionclip_tune import (
-    config as config_module,
-)
-from fashionclip_tune import (
-    model as model_module,
-)
-from fashionclip_tune.checkpoint import best_checkpoint, open_checkpoint
+from fashionclip_tune import ClipModelOptions, LossFunctionOptions, ProjectConfig, TrainingConfig, train, training_prep
+from fashionclip_tune.config import options as config_module
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.history import read_history
-from fashionclip_tune.named_model import named_model
-from fashionclip_tune.run import plan_run
-from fashionclip_tune.tiny import register_tiny_models
+from fashionclip_tune.models import openclip as model_module
+from fashionclip_tune.models.named_model import named_model
+from fashionclip_tune.models.tiny import register_tiny_models
+from fashionclip_tune.storage.checkpoint import best_checkpoint, open_checkpoint
+from fashionclip_tune.training.history import read_history
+from fashionclip_tune.training.run import plan_run
 
 
 @pytest.fixture(scope="module")

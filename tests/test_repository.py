@@ -58,12 +58,12 @@ def test_no_image_but_one_screenshot_and_no_archive_but_the_formats_is_tracked()
 
 
 def test_only_tuning_imports_ray_and_only_tuning_and_report_import_optuna() -> None:
-    """Every module is imported in one process, those that may import more last."""
+    """Every module below ``tuning`` is imported in one process, those that may import more last."""
     code = """
 import importlib, json, pkgutil, sys
 import fashionclip_tune
-found = [module.name for module in pkgutil.iter_modules(fashionclip_tune.__path__, "fashionclip_tune.")
-         if module.name not in ("fashionclip_tune.tuning", "fashionclip_tune.__main__")]
+found = [module.name for module in pkgutil.walk_packages(fashionclip_tune.__path__, "fashionclip_tune.")
+         if not module.name.startswith(("fashionclip_tune.tuning", "fashionclip_tune.__main__", "fashionclip_tune.spaces"))]
 found.sort(key=lambda name: name in %s)
 imported = {}
 for name in found:
@@ -72,10 +72,11 @@ for name in found:
 print(json.dumps(imported))
 """
     # The page reads the study; the others by way of the first.
-    parts = ("data", "plots", "sections", "costs", "html")
-    with_optuna = [f"fashionclip_tune.report_{part}" for part in parts]
+    parts = ("sweep_view", "figures", "sections", "costs", "page")
+    with_optuna = [f"fashionclip_tune.reporting.{part}" for part in parts]
     imported = json.loads(python(code % with_optuna))
-    assert {"fashionclip_tune.training", "fashionclip_tune.cli", "fashionclip_tune.report"} <= set(imported)
+    rooms = {"fashionclip_tune.training.train", "fashionclip_tune.cli.main", "fashionclip_tune.reporting.sweep_files"}
+    assert rooms <= set(imported)
     assert {name: packages for name, packages in imported.items() if "ray" in packages} == {}
     assert [name for name, packages in imported.items() if "optuna" in packages and name not in with_optuna] == []
 

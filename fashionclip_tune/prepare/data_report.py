@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from fashionclip_tune.data.shards import SPLITS
 from fashionclip_tune.prepare.languages import RULE, looks_foreign
 from fashionclip_tune.prepare.lookalikes import (
     MAX_COLOUR_DIFFERENCE,
@@ -16,7 +17,6 @@ from fashionclip_tune.prepare.lookalikes import (
     similar_across_splits,
 )
 from fashionclip_tune.prepare.photo_encoding import Looks
-from fashionclip_tune.shards import SPLITS
 
 CLIP_CONTEXT = 77
 """Tokens that CLIP's text towers read, the two that mark start and end included."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fashionclip_tune.data.shards import ShardSample, normalised_caption, product_id_from_caption
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate
 from fashionclip_tune.prepare.photo_encoding import PhotoSource
 from fashionclip_tune.prepare.photos import PhotoFolder
 from fashionclip_tune.prepare.splits import Tie, UselessDataError
 from fashionclip_tune.prepare.tables import Record, Tables
-from fashionclip_tune.shards import ShardSample, normalised_caption, product_id_from_caption
 
 # What a column is for, and the names by which it is guessed: the first that the table has, in any spelling. Fashion-Gen's
 # names begin with input_, and its descriptions are what it is about; its names are too short to tell products apart.

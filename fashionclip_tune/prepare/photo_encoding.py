@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as TimeoutOfFuture  # another one than Python's own before 3.11
+from concurrent.futures import TimeoutError as TimeoutOfFuture
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fashionclip_tune.ending import end_with_parent
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.machine.child_processes import end_with_parent
 from fashionclip_tune.prepare.photos import photo_as_jpeg, pixels_as_jpeg
 from fashionclip_tune.prepare.tables import IMAGES_DATASET
 

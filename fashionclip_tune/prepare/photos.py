@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fashionclip_tune.shards import DECODED_FORMATS
+from fashionclip_tune.data.shards import DECODED_FORMATS
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _GLOB_SUFFIXES = (*_SUFFIXES, ".gif", ".bmp", ".tif", ".tiff")

@@ -18,12 +18,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fashionclip_tune.data.index import index_path, write_index_beside
+from fashionclip_tune.data.shards import ShardSample, shard_name, write_split
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import sync_folder, write_json
-from fashionclip_tune.index import index_path, write_index_beside
 from fashionclip_tune.prepare.item_rows import ItemRow
 from fashionclip_tune.prepare.photo_encoding import EncodedPhoto, Looks, PhotoSource, encode_all
-from fashionclip_tune.shards import ShardSample, shard_name, write_split
 
 _BATCH = 32  # image files that a worker encodes at a time
 

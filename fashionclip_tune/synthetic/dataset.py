@@ -18,8 +18,8 @@ from pathlib import Path
 from filelock import FileLock
 from PIL import Image, ImageChops, ImageFilter
 
+from fashionclip_tune.data.shards import SPLITS, ShardSample, write_dataset_json, write_split
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.shards import SPLITS, ShardSample, write_dataset_json, write_split
 from fashionclip_tune.synthetic.captions import write_captions
 from fashionclip_tune.synthetic.drawing import garment_images, tinted
 from fashionclip_tune.synthetic.garments import Colour, random_garment

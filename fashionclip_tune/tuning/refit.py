@@ -8,22 +8,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fashionclip_tune.checkpoint import newest_weights
-from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
-from fashionclip_tune.history import Row
-from fashionclip_tune.model import load_model, load_weights
-from fashionclip_tune.report import read_sweep, refit_lines
-from fashionclip_tune.run import starting_point
-from fashionclip_tune.training import print_row, train
-from fashionclip_tune.tuning.disk import DiskBudget, room_within
-from fashionclip_tune.tuning.engine import DurablePlan
-from fashionclip_tune.tuning.place import Place
-from fashionclip_tune.tuning.plan import SweepPlan
-from fashionclip_tune.tuning.record import recalls
-from fashionclip_tune.tuning.trainable import RunSync
-from fashionclip_tune.tuning.winner import export_whole
+from fashionclip_tune.models.named_model import starting_point
+from fashionclip_tune.models.openclip import load_model, load_weights
+from fashionclip_tune.reporting.sweep_files import read_sweep, refit_lines
+from fashionclip_tune.storage.checkpoint import newest_weights
+from fashionclip_tune.training.history import Row
+from fashionclip_tune.training.train import print_row, train
+from fashionclip_tune.tuning.persistence.export import export_whole
+from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.record import recalls
+from fashionclip_tune.tuning.persistence.run_sync import RunSync
+from fashionclip_tune.tuning.planning.disk import DiskBudget, room_within
+from fashionclip_tune.tuning.planning.plan import SweepPlan
+from fashionclip_tune.tuning.trial import DurablePlan
 
 
 def refit_winner(

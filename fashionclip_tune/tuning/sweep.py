@@ -10,22 +10,21 @@ import torch
 from rich.console import Console
 
 from fashionclip_tune.errors import StoppedError, UnavailableError, UserError
-from fashionclip_tune.model import fetch_weights
-from fashionclip_tune.pretraining import pretrain_missing
-from fashionclip_tune.report import refit_lines
-from fashionclip_tune.report_terminal import print_lines
-from fashionclip_tune.starts import find_start
-from fashionclip_tune.tuning.changes import data_changes, text_changes
-from fashionclip_tune.tuning.cluster import nodes_at
-from fashionclip_tune.tuning.driver import disk_budget_of, drive, driving, durable_plan, only_driver, time_budget_of
-from fashionclip_tune.tuning.outcome import how_to_go_on, print_result, saying_how_to_go_on, write_sweep_report
-from fashionclip_tune.tuning.place import Place, Results
-from fashionclip_tune.tuning.plan import SweepPlan, plan_sweep
-from fashionclip_tune.tuning.plan_lines import plan_lines
+from fashionclip_tune.models.openclip import fetch_weights
+from fashionclip_tune.models.starts import find_start
+from fashionclip_tune.reporting.sweep_files import refit_lines
+from fashionclip_tune.reporting.terminal import print_lines
+from fashionclip_tune.training.pretraining import pretrain_missing
+from fashionclip_tune.tuning.backend.cluster import nodes_at
+from fashionclip_tune.tuning.console.outcome import how_to_go_on, print_result, saying_how_to_go_on, write_sweep_report
+from fashionclip_tune.tuning.console.plan_text import plan_lines
+from fashionclip_tune.tuning.persistence.location import Place, Results
+from fashionclip_tune.tuning.planning.dataset import copy_data, data_changes, text_changes
+from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
+from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
+from fashionclip_tune.tuning.planning.time_budget import TimeBudget
 from fashionclip_tune.tuning.refit import check_refit, is_done, refit_winner
-from fashionclip_tune.tuning.settings import SweepSettings, stored_settings
-from fashionclip_tune.tuning.source import copy_data
-from fashionclip_tune.tuning.time_budget import TimeBudget
+from fashionclip_tune.tuning.session import disk_budget_of, drive, driving, durable_plan, only_driver, time_budget_of
 from fashionclip_tune.tuning.warm_start import older_trials
 
 

@@ -16,14 +16,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from fashionclip_tune.config import ProjectConfig, override_paths
-from fashionclip_tune.durable import DurableFolder
+from fashionclip_tune.config.project import ProjectConfig, override_paths
+from fashionclip_tune.config.stored import stored_config, with_stored
 from fashionclip_tune.errors import StorageError, UserError
-from fashionclip_tune.journal_pieces import read_journal
-from fashionclip_tune.stored import stored_config, with_stored
-from fashionclip_tune.tuning.mirror import read_header
-from fashionclip_tune.tuning.plan import SweepPlan
-from fashionclip_tune.tuning.study import STUDY_NAME, settings, with_origin
+from fashionclip_tune.storage.folder import DurableFolder, read_journal
+from fashionclip_tune.tuning.persistence.mirror import read_header
+from fashionclip_tune.tuning.planning.plan import SweepPlan
+from fashionclip_tune.tuning.study.study import STUDY_NAME, settings, with_origin
 
 _MAY_DIFFER = ("training.seed", "hardware.threads")
 

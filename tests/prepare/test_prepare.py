@@ -14,11 +14,11 @@ import pytest
 import webdataset
 from PIL import Image
 
+from fashionclip_tune.data.shards import SPLITS, find_dataset, product_id_from_caption
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare import photo_encoding, prepare
 from fashionclip_tune.prepare.options import PrepareOptions
 from fashionclip_tune.prepare.report import PrepareReport
-from fashionclip_tune.shards import SPLITS, find_dataset, product_id_from_caption
 
 FPI60 = Path(__file__).parents[3] / "shared/data/fpi60"
 # WebDataset leaves closing a shard to the garbage collector.

@@ -15,13 +15,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from fashionclip_tune.data.index import load_index
+from fashionclip_tune.data.shards import find_dataset
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.index import load_index
 from fashionclip_tune.prepare import prepare, shard_building
 from fashionclip_tune.prepare.options import PrepareOptions
 from fashionclip_tune.prepare.photo_encoding import PhotoSource, encode_all
 from fashionclip_tune.prepare.report import PrepareReport
-from fashionclip_tune.shards import find_dataset
 
 
 def photo_bytes(number: int, size: tuple[int, int] = (24, 32)) -> bytes:
@@ -349,7 +349,7 @@ def test_report_json_says_what_is_printed(shop: Shop) -> None:
 
 
 def test_shards_are_of_equal_size(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fashionclip_tune.prepare.flow.SAMPLES_PER_SHARD", 10)
+    monkeypatch.setattr("fashionclip_tune.prepare.pipeline.SAMPLES_PER_SHARD", 10)
     monkeypatch.setattr(shard_building, "_BATCH", 3)
     shop.add_images(*(f"{i}.jpg" for i in range(32)))
     shop.write_table([{"image": f"{i}.jpg", "title": f"Shirt {i}", "split": "train" if i > 10 else "valid"} for i in range(32)])

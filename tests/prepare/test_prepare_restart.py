@@ -18,12 +18,12 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from fashionclip_tune.data.shards import ShardSample, write_split
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare import photo_encoding, prepare, shard_building
 from fashionclip_tune.prepare.options import PrepareOptions
 from fashionclip_tune.prepare.report import PrepareReport
 from fashionclip_tune.prepare.shard_building import verify_shard
-from fashionclip_tune.shards import ShardSample, write_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ class Shop:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fashionclip_tune.prepare.flow.SAMPLES_PER_SHARD", 10)
+    monkeypatch.setattr("fashionclip_tune.prepare.pipeline.SAMPLES_PER_SHARD", 10)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fashionclip_tune.data.shards import SPLITS, find_dataset
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.shards import SPLITS, find_dataset
 from fashionclip_tune.synthetic import COLLECTIONS, GarmentRecipe, cached_dataset, render_dataset
 from fashionclip_tune.synthetic import dataset as synthetic
 from fashionclip_tune.synthetic.garments import KINDS

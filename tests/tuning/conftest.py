@@ -19,7 +19,7 @@ def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
-        from fashionclip_tune.tuning.guarded_ray import own_ray
+        from fashionclip_tune.tuning.backend.guarded_ray import own_ray
 
         with own_ray(
             num_cpus=2,
@@ -66,11 +66,11 @@ def ended(garments: Path, tmp_path: Path) -> Path:
     """A sweep with two trials as it ends, made without Ray: its header, and a winner that is a setting alone."""
     from rich.console import Console
 
-    from fashionclip_tune.cli import assignments
-    from fashionclip_tune.tuning.header import sweep_header
-    from fashionclip_tune.tuning.place import Place
-    from fashionclip_tune.tuning.plan import plan_sweep
-    from fashionclip_tune.tuning.settings import SweepSettings
+    from fashionclip_tune.config.section import assignments
+    from fashionclip_tune.tuning.persistence.location import Place
+    from fashionclip_tune.tuning.persistence.record import sweep_header
+    from fashionclip_tune.tuning.planning.plan import plan_sweep
+    from fashionclip_tune.tuning.planning.settings import SweepSettings
 
     folder = tmp_path / "it"
     folder.mkdir()

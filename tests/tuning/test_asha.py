@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from fashionclip_tune.tuning.asha import asha_rungs, survives_asha
+from fashionclip_tune.tuning.schedulers import asha_rungs, survives_asha
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import sweep_json  # tests/tuning/conftest.py
 from safetensors.torch import load_file
 
-from fashionclip_tune.answers import fixed_queries
-from fashionclip_tune.checkpoint import newest_weights
-from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.evaluate_command import EvaluateOptions, run_evaluate
-from fashionclip_tune.gallery import make_gallery
-from fashionclip_tune.model import export_openclip, load_model
-from fashionclip_tune.progress_bars import no_phases
-from fashionclip_tune.report import last_queries, ranked
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.evaluation.evaluate_model import EvaluateOptions, run_evaluate
+from fashionclip_tune.evaluation.examples import fixed_queries
+from fashionclip_tune.models.openclip import export_openclip, load_model
+from fashionclip_tune.progress import no_phases
+from fashionclip_tune.reporting.gallery import make_gallery
+from fashionclip_tune.reporting.sweep_files import last_queries, ranked
+from fashionclip_tune.storage.checkpoint import newest_weights
+from tests.tuning.conftest import sweep_json
 
 pytestmark = pytest.mark.ray
 
@@ -81,7 +81,7 @@ def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
 
 
 def test_a_trials_folder_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
-    from fashionclip_tune.tuning.engine import trial_dir
+    from fashionclip_tune.tuning.trial import trial_dir
 
     for letter in ("x", "é"):
         settings = {"clip_model": f"local-dir:/{letter * 400}", "loss_function": "siglip"}

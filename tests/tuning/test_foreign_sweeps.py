@@ -5,16 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import sweep_json  # tests/tuning/conftest.py
 from optuna.trial import TrialState
-from tampering import tampered
 
-from fashionclip_tune.config import ProjectConfig
+from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.outcome import how_to_go_on
-from fashionclip_tune.tuning.place import Place
-from fashionclip_tune.tuning.settings import SweepSettings, stored_settings
-from fashionclip_tune.tuning.study import SweepStudy
+from fashionclip_tune.tuning.console.outcome import how_to_go_on
+from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
+from fashionclip_tune.tuning.study.study import SweepStudy
+from tests.support.tampering import tampered
+from tests.tuning.conftest import sweep_json
 
 
 @pytest.fixture

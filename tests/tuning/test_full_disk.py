@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import sweep_json  # tests/tuning/conftest.py
 from optuna.trial import TrialState
 from rich.console import Console
 
 from fashionclip_tune import train
-from fashionclip_tune.checkpoint import strip_training_state
-from fashionclip_tune.cli import assignments
-from fashionclip_tune.tuning.engine import trial_dir
-from fashionclip_tune.tuning.header import sweep_header
-from fashionclip_tune.tuning.place import Place, Results
-from fashionclip_tune.tuning.plan import plan_sweep
-from fashionclip_tune.tuning.settings import SweepSettings
-from fashionclip_tune.tuning.study import SweepStudy
+from fashionclip_tune.config.section import assignments
+from fashionclip_tune.storage.checkpoint import strip_training_state
+from fashionclip_tune.tuning.persistence.location import Place, Results
+from fashionclip_tune.tuning.persistence.record import sweep_header
+from fashionclip_tune.tuning.planning.plan import plan_sweep
+from fashionclip_tune.tuning.planning.settings import SweepSettings
+from fashionclip_tune.tuning.study.study import SweepStudy
+from fashionclip_tune.tuning.trial import trial_dir
+from tests.tuning.conftest import sweep_json
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.history import TIMING
-from fashionclip_tune.tuning.disk import DiskPlan, plan_disk
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.training.history import TIMING
+from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 
 NOISY = (*TIMING, "memory_gb")
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fashionclip_tune.tuning.median import survives_median
+from fashionclip_tune.tuning.schedulers import survives_median
 
 
 def slow(curve, others):

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import open_clip
 import pytest
-from conftest import sweep_json  # tests/tuning/conftest.py
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
-from fashionclip_tune.checkpoint import newest_weights
-from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.history import TIMING
-from fashionclip_tune.report_terminal import comparison
-from fashionclip_tune.training import print_row, train
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.reporting.terminal import comparison
+from fashionclip_tune.storage.checkpoint import newest_weights
+from fashionclip_tune.training.history import TIMING
+from fashionclip_tune.training.train import print_row, train
 from fashionclip_tune.tuning import refit
+from tests.tuning.conftest import sweep_json
 
 
 def history(run: Path) -> list[dict]:

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fashionclip_tune.cli import assignments
-from fashionclip_tune.config import ProjectConfig
-from fashionclip_tune.durable import DurableFolder
-from fashionclip_tune.history import TIMING
-from fashionclip_tune.training import print_row, train
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.section import assignments
+from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.training.history import TIMING
+from fashionclip_tune.training.train import print_row, train
 from fashionclip_tune.tuning import refit
-from fashionclip_tune.tuning.header import sweep_header
-from fashionclip_tune.tuning.place import Results
-from fashionclip_tune.tuning.plan import plan_sweep
-from fashionclip_tune.tuning.settings import SweepSettings
+from fashionclip_tune.tuning.persistence.location import Results
+from fashionclip_tune.tuning.persistence.record import sweep_header
+from fashionclip_tune.tuning.planning.plan import plan_sweep
+from fashionclip_tune.tuning.planning.settings import SweepSettings
 from fashionclip_tune.tuning.sweep import sweep
 
 ROW = {"trial_id": "0000", "state": "COMPLETE", "stop_reason": "budget", "examples_seen": 96, "step": 6, "gain": None}

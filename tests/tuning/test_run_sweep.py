@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fashionclip_tune.machine import available_cores
+from fashionclip_tune.machine.hardware import available_cores
 
 FAST = ("--set", "model.pretrained=none", "--set", "training.batch_size=16")
 
@@ -215,7 +215,7 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_pa
 
 
 def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own():
-    from fashionclip_tune.tuning.settings import SweepSettings
+    from fashionclip_tune.tuning.planning.settings import SweepSettings
 
     before = SweepSettings(gpu_memory_gb=15.8, time_budget=30.0, preset="evening", max_concurrent=2)
     now = before.resumed(SweepSettings(max_concurrent=1), "it")
@@ -245,8 +245,8 @@ def test_the_plan_says_how_trials_are_stopped_and_shared_out(run_sweep, garments
 
 def test_the_openclip_space_starts_from_the_five_published_settings():
     """What it can say of them is what the space ``published`` says; the rest of that recipe belongs to its BASE."""
-    from fashionclip_tune.tuning.space import load_space
-    from fashionclip_tune.tuning.study import draw_points
+    from fashionclip_tune.tuning.planning.space import load_space
+    from fashionclip_tune.tuning.study.study import draw_points
 
     openclip, published = load_space("openclip"), load_space("published")
     ours = [each.settings for each in draw_points(openclip.draw, 0, 0, openclip.points)]
@@ -335,7 +335,7 @@ def test_resume_with_nothing_to_resume_plans_a_new_sweep(run_sweep, garments, tm
 
 
 def test_a_product_in_both_training_and_evaluation_is_told_before_anything_starts(run_sweep, tmp_path):
-    from fashionclip_tune.shards import ShardSample, write_split
+    from fashionclip_tune.data.shards import ShardSample, write_split
 
     def photos(products):
         return [ShardSample(key=name, jpeg=b"x", captions=(name,), product_id=name) for name in products]

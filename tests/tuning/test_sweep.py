@@ -17,13 +17,13 @@ from types import ModuleType, SimpleNamespace
 import open_clip
 import pytest
 import torch
-from conftest import sweep_json  # tests/tuning/conftest.py
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fashionclip_tune.history import TIMING
-from fashionclip_tune.machine import this_machine
-from fashionclip_tune.tuning.retention import keepers
+from fashionclip_tune.machine.hardware import this_machine
+from fashionclip_tune.training.history import TIMING
+from fashionclip_tune.tuning.persistence.retention import keepers
+from tests.tuning.conftest import sweep_json
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -40,8 +40,8 @@ def finished(garments, tmp_path_factory, local_ray):
     """A sweep of six trials in this process, with stages of 16 examples and rungs at 16 and 48."""
     from rich.console import Console
 
-    from fashionclip_tune.cli import assignments
-    from fashionclip_tune.tuning.settings import SweepSettings
+    from fashionclip_tune.config.section import assignments
+    from fashionclip_tune.tuning.planning.settings import SweepSettings
     from fashionclip_tune.tuning.sweep import sweep
 
     results = tmp_path_factory.mktemp("results")
@@ -345,7 +345,7 @@ def begun(finished, garments, tmp_path):
     content = sweep_json(finished)
     data, space = tmp_path / "data", tmp_path / "mine.py"
     shutil.copytree(garments, data)
-    shutil.copy(ROOT / "sweeps" / "spaces" / "tiny.py", space)
+    shutil.copy(ROOT / "fashionclip_tune" / "spaces" / "tiny.py", space)
     content["settings"] |= {"data": str(data), "space": str(space)}
     (tmp_path / "results" / "it").mkdir(parents=True)
     (tmp_path / "results" / "it" / "sweep.json").write_text(json.dumps({**content, "state": "INTERRUPTED"}))
@@ -387,8 +387,8 @@ def untimed(run: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(garments, tmp_path, run_sweep, local_ray):
-    from fashionclip_tune.config import ProjectConfig
-    from fashionclip_tune.training import train
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.training.train import train
 
     one_stage = ("--num-trials", "1", "--set", "hardware.threads=1", "--budget-examples", "2400", "--grace-examples", "2400")
     driver = Driver(tmp_path, garments, *one_stage)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
-from fashionclip_tune.durable import DurableFolder
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.mirror import SweepMirror
-from fashionclip_tune.tuning.plan import plan_sweep
-from fashionclip_tune.tuning.settings import SweepSettings
-from fashionclip_tune.tuning.study import SweepStudy, origin, settings
+from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.tuning.persistence.mirror import SweepMirror
+from fashionclip_tune.tuning.planning.plan import plan_sweep
+from fashionclip_tune.tuning.planning.settings import SweepSettings
+from fashionclip_tune.tuning.study.study import SweepStudy, origin, settings
 from fashionclip_tune.tuning.warm_start import older_trials
 
 SPACE = """

@@ -1,0 +1,41 @@
+"""``python -m fashionclip_tune probe``: memory of a step on this card, its speed, and whether two at a time are a gain."""
+
+import argparse
+from typing import Any
+
+
+def add_probe(commands: Any) -> None:
+    parser = commands.add_parser(
+        "probe",
+        help="how much memory a step needs on this GPU, and how fast it is",
+        description="Measures the largest micro-batch that fits this GPU, and one trial against two side by side, once; "
+        "sweeps go by it. Weights are random, nothing is downloaded; a large token embedding is frozen on cards below 20 GB, "
+        "as in a sweep. Without a GPU, prints estimates of memory.",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as for train")
+    parser.set_defaults(run=_run)
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.config.section import assignments
+    from fashionclip_tune.models.architecture import with_default_freeze
+    from fashionclip_tune.profiling.probe import card_bytes, probe, report_lines
+    from fashionclip_tune.profiling.throughput import known_pace, measure_pace
+
+    given = assignments(parsed.set)
+    config = ProjectConfig().with_overrides(given)
+    config = with_default_freeze(config, card_bytes(config), given)  # what a sweep on this card would train
+    report = probe(config)
+    for line in report_lines(report):
+        print(line)
+    if report.best is None:
+        return
+    # At the micro-batch that a trial of a sweep would run with.
+    config = config.with_overrides({"training.micro_batch_size": report.best.micro_batch_size})
+    pace = known_pace(config) or measure_pace(config)
+    print(f"speed       {pace.alone:,.0f} samples/s")
+    if pace.packing_gain is None:
+        print("two trials side by side do not fit")
+    else:
+        print(f"two trials side by side: {pace.packing_gain:+.0%} trials an hour against one after the other")

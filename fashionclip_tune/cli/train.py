@@ -1,0 +1,67 @@
+"""``train``: one run."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from fashionclip_tune.cli.flags import add_reading_flags, reading_settings
+from fashionclip_tune.config.section import assignments
+from fashionclip_tune.errors import StoppedError
+from fashionclip_tune.progress import phase_bars
+
+_SHOWN_BAD = 20
+
+
+def add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="one run")
+    parser.add_argument("--data", required=True, help="folder of shards, or its URL")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, such as clip_model=ViT-B-16"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
+    add_reading_flags(parser)
+    parser.set_defaults(run=_train)
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.data.index import count_kinds
+    from fashionclip_tune.evaluation.evaluate import counted_as, gain
+    from fashionclip_tune.models.named_model import starting_point
+    from fashionclip_tune.models.starts import loading_call
+    from fashionclip_tune.training.train import print_row, train
+
+    config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **reading_settings(parsed)})
+    try:
+        with phase_bars() as on_phase:
+            resume_from = parsed.out if parsed.resume else None
+            result = train(config, parsed.out, on_eval=print_row, resume_from=resume_from, on_phase=on_phase)
+    except StoppedError as error:
+        raise StoppedError(f"{error}\ngo on with: {_resuming(parsed)}") from error
+    if bad := result.bad_samples:
+        print(f"{len(bad)} samples could not be read ({count_kinds(bad)}); all are in {parsed.out / 'bad_samples.csv'}")
+        for sample in bad[:_SHOWN_BAD]:
+            print(f"  {sample}")
+    untouched, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
+    print(f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; untouched {untouched:.4f}, {gain(last, untouched)}")
+    if last < untouched:
+        start = starting_point(config)
+        call = loading_call(start.model_name, start.model.pretrained)
+        print("the trained weights are below zero-shot: use the untouched ones" + (f", {call}" if call else ""))
+    print(f"weights: {result.checkpoint}")
+
+
+def _resuming(parsed: argparse.Namespace) -> str:
+    """The command that goes on with a run."""
+    command = ["train", "--data", str(parsed.data), "--out", str(parsed.out), "--resume"]
+    for text in parsed.set:
+        command += ["--set", text]
+    if parsed.allow_remote:
+        command.append("--allow-remote")
+    if parsed.scratch is not None:
+        command += ["--scratch", parsed.scratch]
+    if parsed.scratch_gb is not None:
+        command += ["--scratch-gb", str(parsed.scratch_gb)]
+    return f"python -m fashionclip_tune {shlex.join(command)}"

@@ -1,0 +1,299 @@
+"""The sections of the configuration, and the values that their fields may have."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar
+
+from fashionclip_tune.config.section import NO_FINGERPRINT, Section
+
+# How OpenCLIP's names of models that it does not list begin: a folder's, and those of a place on the hub.
+LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
+
+
+class ClipModelOptions(str, Enum):
+    """The three published models, by their OpenCLIP architecture names."""
+
+    ViT_B_32 = "ViT-B-32"
+    ViT_B_16 = "ViT-B-16"
+    ViT_SigLIP_2_16 = "ViT-B-16-SigLIP2-256"
+
+
+class LossFunctionOptions(str, Enum):
+    CONTRASTIVE = "contrastive"  # InfoNCE
+    SIGLIP = "siglip"  # sigmoid BCE
+
+
+class CaptionChoice(str, Enum):
+    ORIGINAL = "original"  # the first caption, always
+    UNIFORM = "uniform"  # any of the sample's captions, drawn anew each time
+    WEIGHTED = "weighted"  # the first with a set probability, else any of the others
+
+
+class Precision(str, Enum):
+    AUTO = "auto"  # on a GPU bf16 where it has hardware for it, else fp16; on a CPU fp32
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class LearningRateSchedule(str, Enum):
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class RetrievalProtocol(str, Enum):
+    """What counts as right in an evaluation, and among what: see ``protocols`` and docs/evaluation.md."""
+
+    INSTANCE = "instance"  # photo i's first caption, for photo i only
+    PRODUCT = "product"  # one text a product, any photo of the product
+    CANDIDATES_101 = "candidates_101"  # against 100 others of the same category
+    ALL_CAPTIONS = "all_captions"  # every caption of a photo is a query
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Section):
+    """Optimisation, budget and data order of a run."""
+
+    _prefix: ClassVar[str] = "training."
+
+    batch_size: int = 64
+    """Effective batch: photos whose embeddings meet in one loss."""
+    micro_batch_size: int | None = field(default=None, metadata=NO_FINGERPRINT)
+    """Photos encoded at a time; none: the whole batch. Loss and gradients are those of the batch, up to rounding, for one
+    more forward pass. A run that runs out of memory halves it by itself; a resumed one goes on with the smaller one."""
+    num_workers: int = field(default=2, metadata=NO_FINGERPRINT)
+    """Loader processes; 0 loads in the training process. Changes no number."""
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.05
+    """AdamW's decoupled decay; never applied to biases, norms, scale and bias of the logits."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    max_grad_norm: float | None = 1.0
+    """Gradients are clipped to this global norm; None: not clipped."""
+    checkpoint_interval: int = 500
+    """Steps between evaluations (a stage), where ``stage_examples`` is not given."""
+    max_steps: int | None = None
+    """Overrides ``epochs``."""
+    epochs: int = 5
+    budget_examples: int | None = None
+    """Overrides ``max_steps`` and ``epochs``; a multiple of the stage. A sweep sets it, equal for all its trials."""
+    stage_examples: int | None = None
+    """Examples between evaluations; a multiple of the batch size. Overrides ``checkpoint_interval``."""
+    checkpoint_minutes: float = field(default=10.0, metadata=NO_FINGERPRINT)
+    """A stage writes no checkpoint if the last one is younger; 0: every stage does."""
+    shuffle_buffer: int = 20_000
+    """Photos are permuted within windows of this many; 0: read in the order of the shards."""
+    unique_products: bool = False
+    """Never two photos of one product in a batch, where each would be a false negative of the other; it waits instead."""
+    max_bad_share: float = field(default=0.01, metadata=NO_FINGERPRINT)
+    """The run stops when more than this share of its photos cannot be read."""
+    seed: int = 0
+
+    def _check(self) -> None:
+        for name in ("batch_size", "checkpoint_interval", "epochs"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("num_workers", "weight_decay", "checkpoint_minutes", "shuffle_buffer", "seed"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("micro_batch_size", "max_steps", "budget_examples", "stage_examples", "max_grad_norm"):
+            self._require(getattr(self, name) is None or getattr(self, name) > 0, name, "above 0, or none")
+        self._require(0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1")
+        self._require(self.epsilon > 0, "epsilon", "above 0")
+        for name in ("beta1", "beta2", "max_bad_share"):
+            self._require(0 <= getattr(self, name) < 1, name, "at least 0, below 1")
+        if self.stage_examples is not None:
+            self._require(
+                self.stage_examples % self.batch_size == 0,
+                "stage_examples",
+                f"a multiple of training.batch_size = {self.batch_size}",
+            )
+        if self.budget_examples is not None:
+            stage_examples = self.stage_examples or self.checkpoint_interval * self.batch_size
+            self._require(
+                self.budget_examples % stage_examples == 0,
+                "budget_examples",
+                f"a multiple of the stage of {stage_examples} examples",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """Where the weights come from."""
+
+    _prefix: ClassVar[str] = "model."
+
+    pretrained: str | None = field(default="default", metadata=NO_FINGERPRINT)
+    """``default``: the published tag of the model (tiny towers: pretrained here on synthetic garments; ``local-dir:`` and
+    ``hf-hub:``: those there); another OpenCLIP tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none:
+    random weights. A resumed run checks the weights' content, wherever they come from."""
+    init_logit_bias: float | None = None
+    """Bias of the sigmoid loss for a model that was pretrained without one. None: that with which the loss of the first
+    batch is least, since -10 (SigLIP, section 3.2) goes with SigLIP's own first scale of 10 and not with CLIP's 100."""
+    patch_dropout: float = 0.0
+    """Share of the patches that the image tower does not see in training, drawn for each photo (FLIP, Li et al. 2023)."""
+    cache_dir: Path | None = field(default=None, metadata=NO_FINGERPRINT)
+    """Where downloaded weights are kept; none: ``openclip_cache/`` below ``base_path``."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.patch_dropout < 1, "patch_dropout", "at least 0, below 1")
+        if self.pretrained is not None and ("/" in self.pretrained or Path(self.pretrained).suffix):  # a path; no tag has these
+            object.__setattr__(self, "pretrained", str(Path(self.pretrained).expanduser().absolute()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Section):
+    """Learning rate over the run's whole budget."""
+
+    _prefix: ClassVar[str] = "schedule."
+
+    name: LearningRateSchedule = LearningRateSchedule.COSINE
+    warmup_ratio: float = 0.05
+    """Share of the steps in which the rate rises linearly."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.warmup_ratio < 1, "warmup_ratio", "at least 0, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Section):
+    _prefix: ClassVar[str] = "augmentation."
+
+    caption: CaptionChoice = CaptionChoice.ORIGINAL
+    original_caption_probability: float = 0.5
+    """Of the first caption, where ``caption`` is weighted."""
+    image_strength: float = 0.0
+    """0: none; up to 1: random resized crop, flip and colour jitter of that strength, and what is switched on below."""
+    rand_augment: bool = False
+    """RandAugment, two operations a photo, in the place of the colour jitter."""
+    erasing: bool = False
+    """Random erasing: a rectangle of one colour covers a part of every other photo."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.image_strength <= 1, "image_strength", "from 0 to 1")
+        self._require(0 <= self.original_caption_probability < 1, "original_caption_probability", "at least 0, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Section):
+    _prefix: ClassVar[str] = "evaluation."
+
+    batch_size: int = 64
+    """Photos and captions encoded at a time; fixed, so that the training batch changes no bit of a metric."""
+    protocol: RetrievalProtocol = RetrievalProtocol.INSTANCE
+    """Of ``recall_at_10``, the objective of a sweep; ``product`` where products have several photos."""
+
+    def _check(self) -> None:
+        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig(Section):
+    """How shards are reached; changes no number."""
+
+    _prefix: ClassVar[str] = "reading."
+
+    allow_remote: bool = field(default=False, metadata=NO_FINGERPRINT)
+    """Shards may be URLs (https, s3, gs) or ``pipe:`` commands, which reach out or run what they name."""
+    scratch: Path | None = field(default=None, metadata=NO_FINGERPRINT)
+    """A folder on a fast local disk: shards are copied there ahead of use. None: files are read where they are, copies of
+    remote shards are kept in the cache folder."""
+    scratch_gb: float = field(default=20.0, metadata=NO_FINGERPRINT)
+    """Copies take at most this many GB (10**9 bytes); those used longest ago make room."""
+    stall_s: float = field(default=300.0, metadata=NO_FINGERPRINT)
+    """A loader process that makes no headway for this many seconds ends the run; a copy is given up after half of it."""
+
+    def _check(self) -> None:
+        self._require(self.scratch_gb > 0, "scratch_gb", "above 0")
+        self._require(self.stall_s > 0, "stall_s", "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig(Section):
+    _prefix: ClassVar[str] = "hardware."
+
+    precision: Precision = Precision.AUTO
+    threads: int | None = None
+    """Threads of CPU operations; sums depend on it, so a bit-exact resume needs it set. None: torch's default."""
+    gradient_checkpointing: bool = field(default=False, metadata=NO_FINGERPRINT)
+    """Blocks are computed again in the backward pass instead of being kept: less memory, a third more time, the same
+    gradients."""
+    compile: bool = False
+    """Both towers go through ``torch.compile`` in training; evaluation does not. Needs a C++ compiler, on a GPU Triton too;
+    the first step takes a minute or more."""
+
+    deterministic: bool = field(default=True, metadata=NO_FINGERPRINT)
+    """On a GPU, where the same run gives the same bits only with kernels that may be slower; a run warns of operations that
+    have none. On a CPU the same threads do."""
+
+    device_share: float = field(default=1.0, metadata=NO_FINGERPRINT)
+    """The run's share of its device: a second of its work counts as so many seconds of the device (``device_s``)."""
+
+    def _check(self) -> None:
+        self._require(0 < self.device_share <= 1, "device_share", "above 0, at most 1")
+        self._require(self.threads is None or self.threads >= 1, "threads", "at least 1, or none")
+
+
+class PositivePairs(str, Enum):
+    """Which pairs of a batch belong together: photos of one product, and captions of the same words, do."""
+
+    PAIR = "pair"  # a photo and its own caption only; all else is a negative, as OpenCLIP's losses have it
+    ALL = "all"  # every photo and caption that belong together attract each other
+    MASK = "mask"  # those that belong together but are not a pair neither attract nor repel each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Section):
+    _prefix: ClassVar[str] = "loss."
+
+    positives: PositivePairs = PositivePairs.PAIR
+    """Changes nothing in a batch without two photos of one product and two equal captions (``training.unique_products``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    """Rates of parts of the model, all below the schedule, and the average of the weights."""
+
+    _prefix: ClassVar[str] = "optimizer."
+
+    image_rate: float = 1.0
+    """Factor on ``training.learning_rate`` for the image tower."""
+    text_rate: float = 1.0
+    layer_decay: float = 1.0
+    """Each layer of both towers below the last has its rate multiplied by this once more: decay ** (L + 1 - depth), with
+    depth 0 for the embeddings, 1 to L for the blocks (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
+    logit_learning_rate: float | None = None
+    """Of scale and bias of the logits; none: ``training.learning_rate``."""
+    ema_decay: float | None = None
+    """An exponential moving average of the weights is what is evaluated and exported: average = decay * average +
+    (1 - decay) * weights after each step, from the first weights on. None: the weights themselves."""
+
+    def _check(self) -> None:
+        for name in ("image_rate", "text_rate"):
+            self._require(getattr(self, name) > 0, name, "above 0 (freeze.image_tower and freeze.text_tower stop a tower)")
+        self._require(0 < self.layer_decay <= 1, "layer_decay", "above 0, at most 1")
+        rate = self.logit_learning_rate
+        self._require(rate is None or 0 <= rate <= 1, "logit_learning_rate", "from 0 to 1, or none")
+        self._require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "above 0, below 1, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeConfig(Section):
+    """What keeps its first weights: it has no gradient and no optimizer state, so it costs less memory and time."""
+
+    _prefix: ClassVar[str] = "freeze."
+
+    image_tower: bool = False
+    text_tower: bool = False
+    token_embedding: bool = False
+    """Half of SigLIP2's parameters."""
+    image_blocks: int = 0
+    """The patch embedding and the first so many blocks of the image tower."""
+    text_blocks: int = 0
+    """The token and position embeddings and the first so many blocks of the text tower."""
+
+    def _check(self) -> None:
+        for name in ("image_blocks", "text_blocks"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        both = self.image_tower and self.text_tower
+        self._require(not both, "text_tower", "false where freeze.image_tower is set: nothing would be trained")

@@ -1,0 +1,42 @@
+"""Settings from a file that a run or a sweep has left, which may be anyone's.
+
+What lets them reach out or run commands is never taken from there: it is the caller's, from a flag, ``--set`` or an argument.
+"""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from fashionclip_tune.config.options import HUB_PREFIX
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import UserError
+
+_ALLOWS_REMOTE = "reading.allow_remote"
+
+
+def stored_config(flat: Mapping[str, Any], *, allow_remote: bool) -> ProjectConfig:
+    """A whole configuration, as ``to_dict`` wrote it. ``allow_remote``: as the caller has it.
+
+    Raises:
+        UserError: as ``with_stored``.
+    """
+    return with_stored(ProjectConfig().with_overrides({_ALLOWS_REMOTE: allow_remote}), flat)
+
+
+def with_stored(base: ProjectConfig, flat: Mapping[str, Any], *, known_models: Container[str] = ()) -> ProjectConfig:
+    """The caller's configuration with settings from such a file.
+
+    Args:
+        known_models: architectures that the caller's own space names.
+
+    Raises:
+        UserError: they are no settings of this version, or name a model elsewhere (``hf-hub:``) and ``base`` allows no
+            reaching out.
+    """
+    allowed = base.reading.allow_remote
+    config = base.with_overrides({**flat, _ALLOWS_REMOTE: allowed})
+    if not allowed and config.model_name.startswith(HUB_PREFIX) and config.model_name not in known_models:
+        raise UserError(
+            f"clip_model = {config.model_name!r} comes from a stored file and names a model elsewhere, which must be "
+            f"asked for: --allow-remote ({_ALLOWS_REMOTE}=true)"
+        )
+    return config

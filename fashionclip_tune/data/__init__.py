@@ -1,0 +1,1 @@
+"""WebDataset shards: indexed, read by offset, put into batches."""

@@ -1,0 +1,1 @@
+"""Retrieval figures of a model on shards."""

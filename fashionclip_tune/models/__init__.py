@@ -1,0 +1,1 @@
+"""OpenCLIP models: found, loaded, described, handed on."""

@@ -1,0 +1,115 @@
+"""What an architecture has and takes, found out without its weights: options, computing, its large table."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, lru_cache
+from typing import Any
+
+import open_clip
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fashionclip_tune.config.options import FreezeConfig
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.models.description import check_architecture
+from fashionclip_tune.models.foreign_code import no_foreign_code
+from fashionclip_tune.models.openclip import openclip_is_quiet
+from fashionclip_tune.models.towers import parameter_groups, prepare_towers
+
+
+def check_model_options(config: ProjectConfig) -> None:
+    """Refuses what a ``Trainer`` would refuse of ``freeze``, ``model.patch_dropout`` and ``optimizer.layer_decay``.
+
+    Nothing is built where they have their defaults, which every model can take.
+
+    Raises:
+        UserError: no such architecture, or it lacks what an option needs.
+    """
+    model_config = check_architecture(config.model_name)
+    if config.freeze == FreezeConfig() and config.model.patch_dropout == 0 and config.optimizer.layer_decay == 1:
+        return
+    if has_known_text_tower(model_config):
+        _try(config.model_name, config.freeze, config.model.patch_dropout, config.optimizer.layer_decay)
+
+
+@lru_cache(maxsize=256)  # the draws of a space have few combinations of these
+def _try(name: str, freeze: FreezeConfig, patch_dropout: float, layer_decay: float) -> None:
+    config = replace(ProjectConfig(clip_model=name), freeze=freeze).with_overrides(
+        {"model.patch_dropout": patch_dropout, "optimizer.layer_decay": layer_decay}
+    )
+    network = without_numbers(name)
+    prepare_towers(network, config)
+    parameter_groups(network, config.training, config.optimizer)
+
+
+def has_known_text_tower(model_config: Mapping[str, Any]) -> bool:
+    """Whether it is described here; text towers of the hub's ``transformers`` are described there only."""
+    return "hf_model_name" not in model_config.get("text_cfg", {})
+
+
+def without_numbers(name: str) -> Any:
+    """An architecture on the meta device, the caller's own."""
+    return copy.deepcopy(_built(name))  # else what one freezes or drops, others would find frozen and dropped
+
+
+@lru_cache(maxsize=8)
+def _built(name: str) -> Any:
+    check_architecture(name)  # which makes the tiny towers known
+    with openclip_is_quiet(), no_foreign_code(name), torch.device("meta"):
+        return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+
+
+def forward_flops(model_name: str) -> float:
+    """Floating-point operations of both towers for one photo and one caption; a training step takes about three times that.
+
+    Counted on tensors without numbers (the meta device). Parameters would mislead: ViT-B-16 has fewer than ViT-B-32 and
+    takes four times as long. Infinite for text towers that are described on the hub only.
+
+    Raises:
+        UserError: no such architecture.
+    """
+    if not has_known_text_tower(check_architecture(model_name)):
+        return math.inf
+    network = without_numbers(model_name)
+    size = network.visual.image_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    photo = torch.empty(1, 3, *sides, device="meta")
+    tokens = torch.zeros(1, network.context_length, dtype=torch.long, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.requires_grad_(False)
+        network.eval()(photo, tokens)
+    return float(counter.get_total_flops())
+
+
+# An embedding table takes 16 bytes a number while it is trained: weight, gradient and Adam's two moments.
+_TRAINED_BYTES = 16
+_LARGE_TABLE_BYTES = 10**9
+_SMALL_CARD_BYTES = 20 * 10**9
+_TABLE = "freeze.token_embedding"
+
+
+def with_default_freeze(config: ProjectConfig, card_bytes: int | None, given: Mapping[str, object]) -> ProjectConfig:
+    """On a small card a large token embedding is frozen, unless a space or ``--set`` speaks of it.
+
+    Args:
+        card_bytes: None: no card, or none that is known.
+        given: settings by path that somebody has decided on.
+    """
+    if card_bytes is None or card_bytes >= _SMALL_CARD_BYTES or _TABLE in given or not has_large_token_table(config):
+        return config
+    return config.with_overrides({_TABLE: True})
+
+
+def has_large_token_table(config: ProjectConfig) -> bool:
+    """Whether training the token embedding takes a GB or more: SigLIP2's, half of all its parameters, takes 3.1."""
+    if not has_known_text_tower(check_architecture(config.model_name)):
+        return False
+    return _token_table_numbers(config.model_name) * _TRAINED_BYTES >= _LARGE_TABLE_BYTES
+
+
+@cache
+def _token_table_numbers(name: str) -> int:
+    named = without_numbers(name).named_parameters()
+    return sum(parameter.numel() for path, parameter in named if "token_embedding." in path)

@@ -1,0 +1,218 @@
+"""What a name of an architecture means (one of OpenCLIP's, a folder, a place on the hub); how its photos are prepared."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
+
+from fashionclip_tune.config.options import HUB_PREFIX, LOCAL_PREFIX, ClipModelOptions
+from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.models.foreign_code import refuse_code
+from fashionclip_tune.models.tiny import TINY_MODELS, TINY_PREPROCESSING, register_tiny_models
+
+# The published tags.
+DEFAULT_TAGS = {
+    ClipModelOptions.ViT_B_32.value: "laion2b_s34b_b79k",
+    ClipModelOptions.ViT_B_16.value: "laion2b_s34b_b88k",
+    ClipModelOptions.ViT_SigLIP_2_16.value: "webli",
+}
+CONFIG_NAME = "open_clip_config.json"
+_RECORD_OF_WEIGHTS = ("checkpoint.json", "model.safetensors")  # a checkpoint of ours
+_PARTS = ("embed_dim", "vision_cfg", "text_cfg")
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``open_clip_config.json`` says; ``preprocessing`` is empty where it does not."""
+
+    model_config: dict[str, Any]
+    preprocessing: dict[str, Any]
+
+
+def local_name(folder: Path) -> str:
+    """The name by which OpenCLIP loads a folder: its architecture, weights and tokenizer."""
+    return f"{LOCAL_PREFIX}{folder.absolute()}"
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder of a name that is ``local-dir:FOLDER``."""
+    return Path(name.removeprefix(LOCAL_PREFIX)).expanduser().absolute() if name.startswith(LOCAL_PREFIX) else None
+
+
+def hub_repository(name: str) -> str | None:
+    """The place on the hub of a name that is ``hf-hub:OWNER/NAME``."""
+    return name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else None
+
+
+def check_architecture(name: str) -> dict[str, Any]:
+    """OpenCLIP's configuration of an architecture; a UserError names the likely ones if there is none."""
+    return describe(name).model_config
+
+
+def describe(name: str) -> Description:
+    """What is known of an architecture by its name alone.
+
+    Raises:
+        UserError: there is none, its description cannot be read, or asks for Python files of its own to be run.
+    """
+    if (folder := folder_of(name)) is not None:
+        return describe_folder(folder, f"clip_model = {name!r}")
+    if (repository := hub_repository(name)) is not None:
+        return _describe_repository(repository)
+    register_tiny_models()
+    model_config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if model_config is None:
+        raise UserError(
+            f"clip_model = {name!r} is no OpenCLIP architecture: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, another name from "
+            f"open_clip.list_models(), {LOCAL_PREFIX}FOLDER or {HUB_PREFIX}OWNER/NAME"
+        )
+    return Description(model_config, {})
+
+
+def describe_folder(folder: Path, what: str) -> Description:
+    """Of an OpenCLIP folder; ``what``: the setting that names it, for messages. Raises as ``describe`` does."""
+    path = folder / CONFIG_NAME
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        model_config, preprocessing = dict(described["model_cfg"]), dict(described.get("preprocess_cfg") or {})
+        lacking = [part for part in _PARTS if part not in model_config]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = UnavailableError if isinstance(error, OSError) else UserError
+        raise kind(f"{what} is no OpenCLIP folder: {path} cannot be read ({error})") from error
+    if lacking or not all(isinstance(model_config[part], dict) for part in _PARTS[1:]):
+        raise UserError(
+            f"{what} is no OpenCLIP folder: model_cfg of {path} lacks {', '.join(lacking) or 'vision_cfg or text_cfg'}"
+        )
+    refuse_code(described, path)
+    return Description(model_config, {key: preprocessing[key] for key in _PREPROCESSING if preprocessing.get(key) is not None})
+
+
+@lru_cache(maxsize=16)  # a fetch asks the hub whether there is a newer one
+def _describe_repository(repository: str) -> Description:
+    try:
+        path = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME))
+    except Exception as error:  # the hub's client raises many types
+        raise hub_error(repository, CONFIG_NAME, error) from error
+    return describe_folder(path.parent, f"clip_model = {HUB_PREFIX}{repository}")
+
+
+def weights_of_repository(repository: str) -> Path:
+    """Fetched into the hub's own cache (HF_HOME), or there already."""
+    try:
+        return Path(download_pretrained_from_hf(repository))
+    except Exception as error:
+        raise hub_error(repository, "weights", error) from error
+
+
+def hub_error(repository: str, what: str, error: Exception) -> UnavailableError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UnavailableError(
+        f"clip_model = {HUB_PREFIX}{repository}: its {what} could not be fetched from the hub, nor is it in the hub's cache on "
+        f"this machine ({reason}). Bring that cache (HF_HOME), or give the folder: --set clip_model={LOCAL_PREFIX}FOLDER"
+    )
+
+
+def known_name(model_config: Mapping[str, Any]) -> str | None:
+    """Which of OpenCLIP's architectures a ``model_cfg`` is, but for a bias of the logits; None: it is none of them."""
+    described = {key: value for key, value in model_config.items() if key != "init_logit_bias"}
+    register_tiny_models()
+    for name in dict.fromkeys([*DEFAULT_TAGS, *TINY_MODELS, *open_clip.list_models()]):
+        known = dict(open_clip.get_model_config(name) or {})
+        known.pop("init_logit_bias", None)
+        if known == described:
+            return str(name)
+    return None
+
+
+def preprocessing_of_file(name: str, file: Path) -> dict[str, Any]:
+    """How photos are prepared for the weights in a file: as is said beside it, else as all published weights want it.
+
+    Raises:
+        UserError: nobody says it. OpenCLIP would take OpenAI's, which is wrong for every third architecture.
+    """
+    record, weights_name = _RECORD_OF_WEIGHTS
+    if file.name == weights_name and (file.parent / record).is_file():
+        stored = _read(file.parent / record).get("preprocessing", {})
+        if _is_said(stored):
+            return {key: stored[key] for key in _PREPROCESSING if key in stored}
+    beside = file.parent / CONFIG_NAME
+    if beside.is_file():
+        described = _read(beside)
+        stored, architecture = described.get("preprocess_cfg") or {}, described.get("model_cfg")
+        if _is_said(stored) and (architecture is None or _is_same(architecture, check_architecture(name))):
+            return {key: stored[key] for key in _PREPROCESSING if key in stored}
+    return preprocessing_by_name(name, f"the weights file {file}", beside)
+
+
+def files_beside(file: Path) -> Iterator[Path]:
+    """A weights file, and those that ``preprocessing_of_file`` reads."""
+    beside = (file.parent / name for name in (_RECORD_OF_WEIGHTS[0], CONFIG_NAME))
+    yield from (path for path in (file, *beside) if path.is_file())
+
+
+def preprocessing_of_folder(name: str, folder: Path, described: Description) -> dict[str, Any]:
+    """That of an OpenCLIP folder; raises as ``preprocessing_of_file`` does."""
+    if _is_said(described.preprocessing):
+        return described.preprocessing
+    return preprocessing_by_name(name, f"the OpenCLIP folder {folder}", folder / CONFIG_NAME)
+
+
+def preprocessing_by_name(name: str, what: str, beside: Path) -> dict[str, Any]:
+    """As all that is known of an architecture says; ``beside``: where it can be said."""
+    described = describe(name)
+    if _is_said(described.preprocessing):
+        return described.preprocessing
+    published = name if name in open_clip.list_models() else known_name(described.model_config)
+    if published in TINY_MODELS:
+        return TINY_PREPROCESSING
+    wanted = _published(published) if published is not None else {}
+    if len(wanted) == 1:
+        return json.loads(next(iter(wanted)))  # type: ignore[no-any-return]
+    choices = "; ".join(f"{', '.join(tags)}: {said}" for said, tags in wanted.items())
+    found = f"its published weights differ ({choices})" if wanted else "it has no published weights"
+    example = '{"preprocess_cfg": {"mean": [...], "std": [...], "interpolation": "bicubic", "resize_mode": "shortest"}}'
+    raise UserError(
+        f"how photos are prepared for {what} of {published or name} is not known: {found}. Say it in {beside}, as in an "
+        f"OpenCLIP folder: {example} (interpolation: bicubic or bilinear; resize_mode: shortest or squash)"
+    )
+
+
+def random_preprocessing(name: str) -> dict[str, Any]:
+    """For random weights, which would learn with any: that of the published ones, where they agree."""
+    if name in TINY_MODELS:
+        return TINY_PREPROCESSING
+    described, wanted = describe(name), _published(name)
+    return described.preprocessing or (json.loads(next(iter(wanted))) if len(wanted) == 1 else {})
+
+
+def _published(name: str) -> dict[str, list[str]]:
+    """The ways in which an architecture's published weights want photos prepared, as JSON, and whose it is."""
+    tags_of: dict[str, list[str]] = {}
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        known = open_clip.get_pretrained_cfg(name, tag)
+        said = json.dumps({key: known[key] for key in _PREPROCESSING if key in known})
+        tags_of.setdefault(said, []).append(tag)
+    return tags_of
+
+
+def _is_said(preprocessing: object) -> bool:
+    """Older OpenCLIP folders state no more than mean and std; the rest has one meaning then."""
+    return isinstance(preprocessing, Mapping) and all(preprocessing.get(key) is not None for key in ("mean", "std"))
+
+
+def _is_same(found: Any, expected: Mapping[str, Any]) -> bool:
+    return isinstance(found, Mapping) and all(found.get(key) == expected.get(key) for key in ("embed_dim", "vision_cfg"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}, beside weights, cannot be read ({error})") from error
+    return content if isinstance(content, dict) else {}

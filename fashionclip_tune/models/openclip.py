@@ -1,0 +1,263 @@
+"""OpenCLIP models: where weights come from, what goes into them, and how a winner is handed on."""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.data.preprocessing import Preprocessing, Tokenizer
+from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.files import give_usual_mode
+from fashionclip_tune.models.description import CONFIG_NAME, check_architecture, hub_repository
+from fashionclip_tune.models.foreign_code import drop_code_names, no_foreign_code
+from fashionclip_tune.models.starts import Start, find_start
+from fashionclip_tune.models.weights import in_openclips_form, put_weights, read_weights
+
+_SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
+_WEIGHTS_NAME = "open_clip_model.safetensors"
+
+
+@dataclass
+class LoadedModel:
+    """A model with all that is needed to feed it."""
+
+    name: str
+    network: nn.Module
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer
+    model_config: dict[str, Any]
+    """OpenCLIP's ``model_cfg``, as an exported folder states it."""
+    weights_fingerprint: str
+    clamps_logit_scale: bool
+    """CLIP models were trained with the scale kept at or below 100; SigLIP models were not."""
+    fits_logit_bias: bool = False
+    """The sigmoid loss was added to a model without a bias; it is to be fitted to the first batch."""
+
+
+def load_model(config: ProjectConfig) -> LoadedModel:
+    """A fresh copy of the configured model on the CPU; the weights stay in this process's memory for the next call.
+
+    Raises:
+        UserError: no such architecture, or weights that cannot be had: says where they were looked for.
+    """
+    return _copied(_cached(config), config)
+
+
+def load_random_model(config: ProjectConfig) -> LoadedModel:
+    """With random weights and a stand-in for the tokenizer, to measure with: memory and speed depend on neither.
+
+    Nothing is looked for on the hub, but for a text tower that only the hub describes.
+
+    Raises:
+        UserError: no such architecture.
+    """
+    start = find_start(config.model_name, None)
+    cached = _load_cached(start, config.model_name, config.model_cache_dir, config.training.seed, with_tokenizer=False)
+    return _copied(cached, config)
+
+
+def _copied(loaded: LoadedModel, config: ProjectConfig) -> LoadedModel:
+    """The caller's own, with the logit bias that its loss needs."""
+    loaded = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
+    if config.loss_function.value == "siglip" and _logit_bias(loaded.network) is None:
+        given = config.model.init_logit_bias
+        bias = _SIGLIP_BIAS if given is None else given
+        loaded.network.logit_bias = nn.Parameter(torch.tensor(bias))
+        loaded.model_config = {**loaded.model_config, "init_logit_bias": bias}
+        loaded.fits_logit_bias = given is None
+    return loaded
+
+
+def _logit_bias(network: nn.Module) -> Tensor | None:
+    return getattr(network, "logit_bias", None)
+
+
+def _cached(config: ProjectConfig) -> LoadedModel:
+    """The one copy that this process keeps, not to be changed."""
+    start = find_start(config.model_name, config.model.pretrained)
+    return _load_cached(start, config.model_name, config.model_cache_dir, config.training.seed)
+
+
+@lru_cache(maxsize=3)
+def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_tokenizer: bool = True) -> LoadedModel:
+    weights, arguments, model_config = None, dict[str, Any](), start.model_config
+    if start.has_weights:
+        weights = _read_start(start, cache_dir)
+        if "logit_bias" in weights and "init_logit_bias" not in model_config:  # of a CLIP model trained with the sigmoid loss
+            arguments["init_logit_bias"] = 0.0
+            model_config = {**model_config, "init_logit_bias": 0.0}
+    torch.manual_seed(seed)  # random weights are part of the run's definition
+    try:
+        with openclip_is_quiet(), no_foreign_code(start.openclip_name):
+            # OpenCLIP would ignore weights that are named beside a folder, and read pickles less carefully.
+            network = open_clip.create_model(
+                start.openclip_name,
+                start.tag,
+                load_weights=False,
+                pretrained_text=False,
+                cache_dir=_cache_of(start.openclip_name, cache_dir),
+                force_preprocess_cfg=start.preprocessing,
+                **arguments,
+            )
+            if weights is not None:
+                put_weights(network, in_openclips_form(network, weights), start.file or start.tag or start.repository)
+    except UserError:
+        raise
+    except Exception as error:  # open_clip, the hub's client and safetensors raise many types
+        raise _weights_error(start, cache_dir, error) from error
+    tokenizer = _tokenizer(start.openclip_name, cache_dir) if with_tokenizer else _same_tokens(network.context_length)
+    preprocess = network.visual.preprocess_cfg
+    if preprocess["resize_mode"] not in ("shortest", "squash"):
+        raise UserError(f"{name}: photos resized by {preprocess['resize_mode']!r} are not supported, only shortest and squash")
+    size = preprocess["size"]
+    preprocessing = Preprocessing(
+        size=size if isinstance(size, int) else size[0],
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+        resize_mode=preprocess["resize_mode"],
+        interpolation=preprocess["interpolation"],
+    )
+    return LoadedModel(
+        name=name,
+        network=network,
+        preprocessing=preprocessing,
+        tokenizer=tokenizer,
+        model_config=model_config,
+        weights_fingerprint=_fingerprint(network),
+        clamps_logit_scale="init_logit_bias" not in check_architecture(name),
+    )
+
+
+def _read_start(start: Start, cache_dir: Path) -> dict[str, Tensor]:
+    try:
+        return read_weights(start.fetch(cache_dir))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _weights_error(start, cache_dir, error) from error
+
+
+@contextmanager
+def openclip_is_quiet() -> Iterator[None]:
+    """It warns on the root logger that random weights are random, which was asked for, and logs errors that it raises."""
+    logger, no_record = logging.getLogger(), lambda record: False
+    logger.addFilter(no_record)
+    try:
+        yield
+    finally:
+        logger.removeFilter(no_record)
+
+
+def fetch_weights(config: ProjectConfig) -> None:
+    """Downloads a tag's weights and tokenizer into the cache, or checks that a path is there; loads nothing.
+
+    Raises:
+        UserError: says which tag, where it was looked for, and how to bring it.
+    """
+    start, cache_dir = find_start(config.model_name, config.model.pretrained), config.model_cache_dir
+    try:
+        if start.has_weights:
+            start.fetch(cache_dir)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _weights_error(start, cache_dir, error) from error
+    _tokenizer(start.openclip_name, cache_dir)
+
+
+def _tokenizer(openclip_name: str, cache_dir: Path) -> Tokenizer:
+    cache = _cache_of(openclip_name, cache_dir)
+    try:
+        with openclip_is_quiet(), no_foreign_code(openclip_name):
+            tokenizer: Tokenizer = open_clip.get_tokenizer(openclip_name, cache_dir=cache)
+    except UserError:
+        raise
+    except Exception as error:
+        source = check_architecture(openclip_name)["text_cfg"].get("hf_tokenizer_name") or "of OpenCLIP"
+        kind = UnavailableError if isinstance(error, OSError) else UserError
+        raise kind(
+            f"the tokenizer of {openclip_name} ({source}) could not be loaded: looked in {cache or 'the cache of the hub'} and "
+            f"on the hub ({_reason(error)}). Copy a cache that has it to {cache_dir}, or give an OpenCLIP folder with "
+            "tokenizer files of its own: --set model.pretrained=FOLDER"
+        ) from error
+    drop_code_names(tokenizer, openclip_name)
+    return tokenizer
+
+
+def _cache_of(openclip_name: str, cache_dir: Path) -> str | None:
+    """What is named by its place on the hub is in the hub's own cache."""
+    return None if hub_repository(openclip_name) is not None else str(cache_dir)
+
+
+def _same_tokens(context_length: int) -> Tokenizer:
+    return lambda texts: torch.ones(len(texts), context_length, dtype=torch.long)
+
+
+def _reason(error: Exception) -> str:
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+
+
+def _weights_error(start: Start, cache_dir: Path, error: Exception) -> UserError:
+    """A tag's weights, or a file, that cannot be reached; or a file of other weights."""
+    name, reason = start.openclip_name, _reason(error)
+    if start.tag is None:
+        kind = UnavailableError if isinstance(error, OSError) else UserError
+        where = f" in {start.file}" if start.file is not None else ""
+        return kind(f"the weights of {name}{where} cannot be loaded: {reason}")
+    hub = (open_clip.get_pretrained_cfg(name, start.tag) or {}).get("hf_hub") or "its download address"
+    return UnavailableError(
+        f"the weights of {name}, tag {start.tag}, could not be fetched: looked in {cache_dir} and on the hub at {hub} "
+        f"({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP folder: "
+        f"--set model.pretrained=/path/to/{_WEIGHTS_NAME}"
+    )
+
+
+def tokenizer_name(loaded: LoadedModel) -> str:
+    """Where a model's tokenizer comes from, and how long its texts are at most: ``openai/clip, 77 tokens``."""
+    text = loaded.model_config.get("text_cfg", {})
+    return f"{text.get('hf_tokenizer_name', 'openai/clip')}, {text.get('context_length', 77)} tokens"
+
+
+def _fingerprint(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in network.state_dict().items():
+        digest.update(f"{key}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def export_openclip(loaded: LoadedModel, folder: Path) -> None:
+    """Writes a folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads, preprocessing included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in loaded.network.state_dict().items()}
+    save_file(weights, folder / _WEIGHTS_NAME)
+    give_usual_mode(folder / _WEIGHTS_NAME)
+    preprocess = {key: value for key, value in asdict(loaded.preprocessing).items() if key != "size"}
+    described = {"model_cfg": loaded.model_config, "preprocess_cfg": preprocess}
+    (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
+    if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
+        loaded.tokenizer.save_pretrained(folder)
+
+
+def base_weights(config: ProjectConfig) -> tuple[dict[str, Tensor], str]:
+    """The tensors that a configured run starts from, not to be changed, and their fingerprint."""
+    loaded = _cached(config)
+    return loaded.network.state_dict(), loaded.weights_fingerprint
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Loads a safetensors file into a network of the same architecture; raises as ``put_weights`` does."""
+    put_weights(network, load_file(file), file)

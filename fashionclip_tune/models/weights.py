@@ -1,0 +1,133 @@
+"""Weights files read as tensors, and put into a network only where they are the network's own; nothing in them is executed."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fashionclip_tune.errors import UserError
+
+PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# Published runs wrote the first; OpenCLIP's and Lightning's the second.
+_WEIGHTS_KEYS = ("model_state_dict", "state_dict")
+_PARALLEL_PREFIX = "module."
+
+
+def read_pickled_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file: the whole of it, or one of its entries; of a network wrapped in DataParallel, too.
+
+    Raises:
+        UserError: the file holds code, or no weights.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} was not loaded: it is cut short, or holds more than tensors and plain values, which could run code "
+            f"({reason}). Where you trust it, save its weights alone: torch.save(network.state_dict(), FILE)"
+        ) from error
+    for key in _WEIGHTS_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise UserError(
+            f"{path} holds no weights: a state dict is expected, or one under {' or '.join(_WEIGHTS_KEYS)}, not {found}"
+        )
+    if all(key.startswith(_PARALLEL_PREFIX) for key in content):
+        return {key.removeprefix(_PARALLEL_PREFIX): value for key, value in content.items()}
+    return dict(content)
+
+
+# The order in which OpenCLIP looks for weights in a folder.
+_NAMES_IN_A_FOLDER = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+_OLD_BUFFER = "text.transformer.embeddings.position_ids"  # of text towers that an older transformers saved
+
+
+def weights_in_folder(folder: Path) -> Path:
+    """The weights file of an OpenCLIP folder, as OpenCLIP chooses it.
+
+    Raises:
+        UserError: there is none, or several that OpenCLIP has no rule for.
+    """
+    for name in _NAMES_IN_A_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for suffix in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{suffix}"))
+    if len(others) != 1:
+        found = f"several weights files ({', '.join(path.name for path in others)})" if others else "no weights"
+        raise UserError(f"{folder} has {found}: OpenCLIP's name for them is {_NAMES_IN_A_FOLDER[0]}")
+    return others[0]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by their names there.
+
+    Raises:
+        UserError: the file holds code, or no weights.
+    """
+    if path.suffix in (".npz", ".npy"):
+        raise UserError(f"{path} is a file of big_vision, which is not read: save its weights by OpenCLIP, or name their tag")
+    return load_file(path) if path.suffix == ".safetensors" else read_pickled_weights(path)
+
+
+def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
+    """Loads all weights of a network, then compares what is in its memory with them, bit by bit.
+
+    Args:
+        where: what they are said to come from.
+
+    Raises:
+        UserError: they are not the same.
+        RuntimeError: they are of another network.
+    """
+    network.load_state_dict(weights)
+    state = network.state_dict()
+    differing = [name for name, tensor in weights.items() if not _same_bits(state[name], tensor)]
+    if differing:
+        raise UserError(
+            f"the weights in memory are not those of {where}: {len(differing)} tensors differ, such as {differing[0]}"
+        )
+
+
+def _same_bits(loaded: Tensor, stored: Tensor) -> bool:
+    """Compared as bytes: a number that is none equals nothing, itself included. A file may have another precision."""
+    both = (each.detach().to(loaded).contiguous().view(-1).view(torch.uint8) for each in (loaded, stored))
+    return torch.equal(*both)
+
+
+def in_openclips_form(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights that have other names or shapes than the network's, as OpenCLIP's own loading would convert them."""
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if wanted == {name: tensor.shape for name, tensor in weights.items()}:
+        return weights
+    converted: dict[str, Tensor] = convert_state_dict(network, dict(weights))
+    if "positional_embedding" not in wanted:
+        converted = convert_to_custom_text_state_dict(converted)
+    for name in ("logit_scale", "logit_bias"):  # with and without a dimension
+        if name in converted and name in wanted and converted[name].numel() == 1:
+            converted[name] = converted[name].reshape(wanted[name])
+    if "logit_bias" in wanted and "logit_scale" in converted:
+        converted.setdefault("logit_bias", torch.zeros_like(converted["logit_scale"]))
+    if _OLD_BUFFER not in wanted:
+        converted.pop(_OLD_BUFFER, None)
+    resize_pos_embed(converted, network)
+    resize_text_pos_embed(converted, network)
+    return converted

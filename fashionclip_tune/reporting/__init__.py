@@ -1,0 +1,1 @@
+"""A sweep's files read back: rankings, tables, figures, the page."""

@@ -1,0 +1,252 @@
+"""What each architecture of a sweep had reached with the same device time: what is paid for is time, not examples."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from rich.table import Table
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.models.architecture import has_known_text_tower, without_numbers
+from fashionclip_tune.models.description import check_architecture
+from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
+from fashionclip_tune.reporting.html import figure_or_nothing, panels, table, text
+from fashionclip_tune.reporting.sweep_files import Row
+from fashionclip_tune.reporting.sweep_view import SweepView
+from fashionclip_tune.training.history import read_whole_rows
+
+
+@dataclass(frozen=True)
+class ArchitectureAtCost:
+    """Of one architecture's trials, as far as they come within the time."""
+
+    clip_model: str
+    recall_at_10: float | None
+    """The best trial's, at its last stage within the time; None: no stage came to its end."""
+    trial_id: str | None
+    num_trials: int
+    """Begun within the time."""
+    spent_s: float
+    """Device seconds of all its trials, those beyond the time included."""
+
+
+def architectures_at_equal_cost(
+    rows: Sequence[Row], histories: Mapping[str, Sequence[Row]]
+) -> tuple[float, list[ArchitectureAtCost]]:
+    """The device seconds that each architecture gets, those of the one that spent least, and the architectures, best first.
+
+    An architecture's trials are counted one after the other in the order in which they started, side by side or not, so
+    that earlier ones are whole. Untouched weights are no result, though evaluating them takes time.
+
+    Args:
+        rows: a sweep's trials, as in its ``sweep.json``.
+        histories: each one's evaluations by ``trial_id``, as ``read_whole_rows`` gives them; ``device_s`` of each counts from
+            the trial's start.
+    """
+    by_model: dict[str, list[Row]] = {}
+    for row in sorted((row for row in rows if histories.get(row["trial_id"])), key=lambda row: str(row["trial_id"])):
+        by_model.setdefault(row["config"]["clip_model"], []).append(row)
+    spent = {model: sum(histories[row["trial_id"]][-1]["device_s"] for row in trials) for model, trials in by_model.items()}
+    limit_s = min(spent.values(), default=0.0)
+    found = [_within(limit_s, model, trials, histories, spent[model]) for model, trials in by_model.items()]
+    return limit_s, sorted(found, key=lambda each: -1.0 if each.recall_at_10 is None else each.recall_at_10, reverse=True)
+
+
+def _within(
+    limit_s: float, model: str, trials: Sequence[Row], histories: Mapping[str, Sequence[Row]], spent_s: float
+) -> ArchitectureAtCost:
+    started_s, num_trials = 0.0, 0
+    scores: dict[str, float] = {}
+    for row in trials:
+        if started_s >= limit_s:
+            break
+        history = histories[row["trial_id"]]
+        reached = [stage for stage in history if started_s + stage["device_s"] <= limit_s and stage["examples_seen"] > 0]
+        if reached and row["state"] != "FAIL":
+            # A trial that is whole has the score that it ended with: 0 if it diverged.
+            last = row if reached[-1] is history[-1] else reached[-1]
+            scores[row["trial_id"]] = last["recall_at_10"]
+        started_s, num_trials = started_s + history[-1]["device_s"], num_trials + 1
+    best = max(scores, key=lambda trial_id: scores[trial_id], default=None)
+    return ArchitectureAtCost(model, None if best is None else scores[best], best, num_trials, spent_s)
+
+
+def equal_cost_table(sweep_dir: Path, rows: Sequence[Row]) -> Table | None:
+    """For people; None where there is one architecture only, or the device's seconds were not recorded."""
+    histories = {row["trial_id"]: _recorded(sweep_dir, row) for row in rows}
+    if any("device_s" not in stage for history in histories.values() for stage in history):
+        return None
+    limit_s, found = architectures_at_equal_cost(rows, histories)
+    if len(found) < 2:
+        return None
+    table = Table(title=f"best of each model,\nwithin the same {limit_s:,.0f} device seconds")
+    for header in ("model", "R@10", "trial", "trials", "spent in all"):
+        table.add_column(header, justify="left" if header == "model" else "right")
+    for each in found:
+        recall = "" if each.recall_at_10 is None else f"{each.recall_at_10:.4f}"
+        table.add_row(each.clip_model, recall, each.trial_id or "", str(each.num_trials), f"{each.spent_s:,.0f} s")
+    return table
+
+
+def _recorded(sweep_dir: Path, row: Row) -> list[dict[str, Any]]:
+    """A trial's evaluations, those that its row knows of."""
+    for folder in sweep_dir.glob(f"trials/{row['trial_id']}-*"):
+        return [stage for stage in read_whole_rows(folder)[0] if stage["examples_seen"] <= row["examples_seen"]]
+    return []
+
+
+_MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of cost of all trials that have one, or, with ``more_is_better``, a speed."""
+
+    title: str
+    of_trials: Sequence[tuple[float, Row]]
+    more_is_better: bool = False
+
+
+def costs(view: SweepView) -> Iterator[str]:
+    known = [cost for cost in _kinds(view) if cost.of_trials]
+    if not known:
+        yield "<p>No trial has ended yet.</p>"
+        return
+    encoding = "" if any(cost.more_is_better for cost in known) else " How fast the models encode was not recorded."
+    yield (
+        '<p class="note">The dotted line joins the trials that no other one beats in both. Times and speeds are of the machine '
+        f"that ran the sweep, beside its other trials; encoding is that of the towers alone, without decoding photos.{encoding}"
+        "</p>"
+    )
+    elsewhere = (
+        "Speeds and sizes are in the table below, the time of each trial in <code>trials.csv</code> (device_s, duration_s)."
+    )
+    yield panels([pareto(view, cost) for cost in known], elsewhere)
+    yield _of_each_model(known[1:])  # without the time, which is each trial's own
+    yield from _at_equal_time(view)
+
+
+def _of_each_model(shared: Sequence[Cost]) -> str:
+    """What all trials of a model have in common, and the best of them."""
+    of_model = [{row["config"]["clip_model"]: value for value, row in cost.of_trials} for cost in shared]
+    best: dict[str, Row] = {}
+    for cost in shared:
+        for _, row in cost.of_trials:
+            best.setdefault(row["config"]["clip_model"], row)
+    rows = [
+        [text(model), f"{row['recall_at_10']:.4f}", *(figure_or_nothing(values.get(model), ",.4g") for values in of_model)]
+        for model, row in best.items()
+    ]
+    headers = ("model", "best Recall@10", *(cost.title for cost in shared))
+    if not rows:
+        return ""
+    return f"<h3>Of each model</h3>{table(headers, [(row, '') for row in rows], numbers=range(1, len(headers)))}"
+
+
+def _kinds(view: SweepView) -> Iterator[Cost]:
+    rows = [row for row in view.rows if row["state"] != "RUNNING"]
+    if rows and all(row.get("device_s") for row in rows):
+        yield Cost("device time, min", [(row["device_s"] / 60, row) for row in rows])
+    else:
+        yield Cost("trial's time, min", [(row["duration_s"] / 60, row) for row in rows])
+    models = dict.fromkeys(row["config"]["clip_model"] for row in rows)
+    for title, field in (
+        ("photos encoded a second", "images_encoded_per_second"),
+        ("captions encoded a second", "texts_encoded_per_second"),
+    ):
+        speeds = {model: view.encoding_speed(model, field) for model in models}
+        yield Cost(title, _of_models(rows, speeds), more_is_better=True)
+    yield Cost("weights file, MB", _of_models(rows, _weights_mb(view)))
+
+
+def _of_models(rows: Sequence[Row], value_of: dict[str, float | None]) -> list[tuple[float, Row]]:
+    found = ((value_of.get(row["config"]["clip_model"]), row) for row in rows)
+    return [(value, row) for value, row in found if value is not None]
+
+
+def _weights_mb(view: SweepView) -> dict[str, float | None]:
+    """Of each architecture, as the best trials' files are; on a durable side there are none, and its tensors are counted."""
+    files = sorted(view.folder.glob("trials/*/checkpoints/*/model.safetensors"))
+    kept = {path.parents[2].name.split("-")[0]: round(path.stat().st_size / _MEGABYTE, 1) for path in files}
+    found = {row["config"]["clip_model"]: kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
+    models = dict.fromkeys(row["config"]["clip_model"] for row in view.rows)
+    return {model: found[model] if model in found else _computed_mb(model) for model in models}
+
+
+def _computed_mb(model: str) -> float | None:
+    """Of the tensors in fp32; None of one that is not known here, or only on the hub."""
+    try:
+        if not has_known_text_tower(check_architecture(model)):
+            return None
+    except UserError:
+        return None
+    tensors = without_numbers(model).state_dict().values()
+    num_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return round(num_bytes / _MEGABYTE, 1)
+
+
+def pareto(view: SweepView, cost: Cost) -> go.Figure:
+    """Quality against one cost; the line joins the trials that no other one beats in both."""
+    figure = go.Figure()
+    front = pareto_front([(each, row["recall_at_10"]) for each, row in cost.of_trials], more_is_better=cost.more_is_better)
+    figure.add_scatter(
+        x=[each for each, _ in front],
+        y=[recall for _, recall in front],
+        mode="lines",
+        line={"color": FAINT, "width": 1.2, "dash": "dot"},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    for model, colour in colours(view).items():
+        own = [(each, row) for each, row in cost.of_trials if row["config"]["clip_model"] == model]
+        figure.add_scatter(
+            x=[each for each, _ in own],
+            y=[row["recall_at_10"] for _, row in own],
+            mode="markers",
+            marker={"color": colour, "size": 9, "opacity": 0.8},
+            name=model,
+            showlegend=bool(own),
+            text=[described(row) for _, row in own],
+            hovertemplate="%{text}<br>%{x:,.1f}: %{y:.4f}<extra></extra>",
+        )
+    styled(figure, 320, cost.title, "Recall@10")
+    figure.update_xaxes(range=(0, 1.08 * max(each for each, _ in cost.of_trials)))  # from 0: noise is to look small
+    figure.update_yaxes(range=_around([row["recall_at_10"] for _, row in cost.of_trials]))
+    return figure
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis, which has some width for a single value, too."""
+    low, high = min(values), max(values)
+    margin = 0.08 * (high - low) or 0.1 * high or 0.1
+    return low - margin, high + margin
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, more_is_better: bool = False) -> list[tuple[float, float]]:
+    """Of (cost, quality), those that no other beats in one without losing in the other, cheapest first.
+
+    ``more_is_better``: the first figure is a speed, not a cost.
+    """
+    front: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (-point[0] if more_is_better else point[0], -point[1])):
+        if not front or quality > front[-1][1]:
+            front.append((cost, quality))
+    return front
+
+
+def _at_equal_time(view: SweepView) -> Iterator[str]:
+    """What is paid for is time: the best of each architecture within what the one that spent least has spent."""
+    if any("device_s" not in stage for curve in view.curves.values() for stage in curve):
+        return
+    limit_s, found = architectures_at_equal_cost(view.content["trials"], view.curves)
+    if len(found) < 2:
+        return
+    rows = [
+        [text(each.clip_model), figure_or_nothing(each.recall_at_10, ".4f"), each.trial_id or "", f"{each.num_trials}",
+         f"{each.spent_s:,.0f} s"]
+        for each in found
+    ]  # fmt: skip
+    yield f"<h3>Best of each model within the same {limit_s:,.0f} seconds of the device</h3>"
+    yield table(("model", "Recall@10", "trial", "trials", "spent in all"), [(row, "") for row in rows], numbers=(1, 3, 4))

@@ -1,0 +1,222 @@
+"""The sections of a sweep's page: figures in words and tables, with the plots where they belong. HTML, piece by piece."""
+
+from collections.abc import Iterator, Sequence
+
+from fashionclip_tune.evaluation.evaluate import counted_as
+from fashionclip_tune.reporting import figures as plots
+from fashionclip_tune.reporting.html import figure_or_nothing, plot, table, text, wide
+from fashionclip_tune.reporting.plan_against_fact import plan_against_fact
+from fashionclip_tune.reporting.sweep_files import Row, end_of, freed_line, refit_lines, zero_shot_lines
+from fashionclip_tune.reporting.sweep_view import SweepView
+
+_LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
+_KS = (1, 5, 10)
+_SHOWN_TORN = 5
+
+
+def about(view: SweepView) -> str:
+    content, rows = view.content, view.content["trials"]
+    ended = sum(row["state"] != "RUNNING" for row in rows)
+    of = f" of {planned}" if (planned := content.get("settings", {}).get("num_trials")) else ""
+    parts = [f"{content['state'].lower()}: {ended}{of} trials ended", f"space {content.get('space', '?')}"]
+    parts += [f"seed {content['seed']}"] if "seed" in content else []
+    parts += [f"started {content['created'][:16].replace('T', ' ')} UTC"] if "created" in content else []
+    parts += [f"{name} {version}" for name, version in content.get("versions", {}).items() if name in ("torch", "optuna")]
+    return text(" · ".join(parts))
+
+
+def winner(view: SweepView) -> Iterator[str]:
+    """What a reader wants to know first: how good, how much better than before, and whether that is real."""
+    best = view.best
+    if best is None:
+        yield "<p>No trial has ended with a result yet.</p>"
+        return
+    low, high = best.get("recall_at_10_low"), best.get("recall_at_10_high")
+    interval = "" if low is None else f"95 % interval {low:.4f} to {high:.4f}"
+    cards = [("Recall@10 of the winner", f"{best['recall_at_10']:.4f}", interval, "")]
+    if (base := best.get("untouched_recall_at_10")) is not None:
+        apart = (
+            "no interval known"
+            if low is None
+            else "its interval lies above that"
+            if low > base
+            else "zero-shot is inside its interval"
+        )
+        relative = "" if best["relative_gain"] is None else f" ({best['relative_gain']:+.1%})"
+        good = "good" if low is not None and low > base else "bad" if best["gain"] < 0 else ""
+        cards.append(("Gain over zero-shot", f"{best['gain']:+.4f}", f"from {base:.4f}{relative}; {apart}", good))
+    compared = sum(test is not None for test in view.tests.values())
+    figure = f"{len(view.ties)} ties" if len(view.ties) > 1 else "1 tie" if view.ties else "yes" if compared else "unknown"
+    said = f"of {compared} other trials, compared query by query" if compared else "no other trial was asked the same queries"
+    cards.append(("Is it ahead of the others?", figure, said, ""))
+    yield (
+        '<div class="cards">'
+        + "".join(
+            f'<div class="card"><div class="label">{label}</div><div class="figure {kind}">{value}</div>'
+            f'<div class="small">{text(small)}</div></div>'
+            for label, value, small, kind in cards
+        )
+        + "</div>"
+    )
+    settings = ", ".join(f"{name}={_short(value)}" for name, value in best["config"].items())
+    below = zero_shot_lines(view.content, f"The winner, trial {best['trial_id']},", best["recall_at_10"])
+    if below:
+        yield f'<p class="bad">{" ".join(text(line.strip()) for line in below)}</p>'
+    counted = f" Counted as {text(counted_as(best))}." if best.get("protocol") else ""
+    yield f"<p>Trial {best['trial_id']}: <code>{text(settings)}</code>.{counted}</p>"
+    if (view.folder / "best").is_dir():
+        call = f'open_clip.create_model_and_transforms("local-dir:{view.folder / "best"}")'
+        yield f"<p>Load it: <code>{text(call)}</code></p>"
+    for line in refit_lines(view.content, view.folder):
+        yield f"<p>{text(line)}</p>"
+
+
+def ranking(view: SweepView) -> Iterator[str]:
+    if not view.rows:
+        yield "<p>No trial has a score yet.</p>"
+        return
+    yield (
+        '<p class="note">By the last evaluation. A difference is called real where a paired test over products gives p below '
+        "0.05, else a tie; the interval of each figure alone is wider than that of a difference.</p>"
+    )
+    headers = ("", "trial", "model", "loss", "lr", "Recall@10", "95 % interval", "behind the best", "", "gain", "photos", "end")
+    rows = []
+    for place, row in enumerate(view.rows, start=1):
+        is_best = view.best is not None and row["trial_id"] == view.best["trial_id"]
+        low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
+        test = view.tests.get(row["trial_id"])
+        verdict = '<span class="tag best">best</span>' if is_best else ""
+        if test is not None:
+            verdict = '<span class="tag tie">tie</span>' if test.is_tie else '<span class="tag real">real</span>'
+        rate = row["config"].get("training.learning_rate")
+        cells = [
+            str(place),
+            row["trial_id"],
+            text(row["config"].get("clip_model", "")),
+            _LOSSES.get(row["config"].get("loss_function", ""), ""),
+            "" if rate is None else f"{rate:.1e}",
+            f"{row['recall_at_10']:.4f}",
+            "" if low is None else f"{low:.4f} to {high:.4f}",
+            "" if test is None else f"{test.difference:.4f} ({_p(test.p_value)})",
+            verdict,
+            "" if row.get("gain") is None else f"{row['gain']:+.4f}",
+            f"{row['examples_seen']:,}",
+            text(end_of(row, view.content["state"]).replace("_", " ")),
+        ]
+        rows.append((cells, "best" if is_best else ""))
+    yield table(headers, rows, numbers=(4, 5, 6, 7, 9, 10))
+    yield f"<details><summary>Every recall, with its protocol and gallery</summary>{_all_recalls(view)}</details>"
+
+
+def _all_recalls(view: SweepView) -> str:
+    headers = ["trial", "protocol", "direction", *(f"R@{k}" for k in _KS), "median rank", "queries", "gallery"]
+    rows = []
+    for row in view.rows:
+        last = next((stage for stage in view.curves[row["trial_id"]] if stage["step"] == row["step"]), {})
+        for title, name, queries, gallery in (
+            ("text to image", "text_to_image", "text", "photos"),
+            ("image to text", "image_to_text", "image", "texts"),
+        ):
+            recalls = [last.get(f"recall_at_{k}_{name}") for k in _KS]
+            size = last.get(f"num_gallery_{'images' if gallery == 'photos' else 'texts'}")
+            cells = [
+                row["trial_id"],
+                str(last.get("protocol", "")),
+                title,
+                *("" if recall is None else f"{recall:.4f}" for recall in recalls),
+                figure_or_nothing(last.get(f"median_rank_{name}"), "g"),
+                figure_or_nothing(last.get(f"num_{queries}_queries"), ","),
+                "" if size is None else f"{size:,} {gallery}",
+            ]
+            rows.append((cells, ""))
+    return table(headers, rows, numbers=range(3, 9))
+
+
+def gains(view: SweepView) -> Iterator[str]:
+    """As the published table: a row a model and loss, each with its best trial."""
+    best_of: dict[tuple[str, str], Row] = {}
+    for row in view.rows:
+        if row.get("untouched_recall_at_10") is not None:
+            best_of.setdefault((row["config"]["clip_model"], row["config"].get("loss_function", "")), row)
+    if not best_of:
+        yield "<p>The untouched weights have not been evaluated.</p>"
+        return
+    rows = []
+    for (model, loss), row in best_of.items():
+        relative = "" if row["relative_gain"] is None else f"{row['relative_gain']:+.2%}"
+        figures = [f"{row['untouched_recall_at_10']:.4f}", f"{row['recall_at_10']:.4f}", f"{row['step']:,}", relative]
+        rows.append(([f"{text(model)} ({_LOSSES.get(loss, text(loss))})", *figures, row["trial_id"]], ""))
+    yield table(("model (loss)", "zero-shot R@10", "best R@10", "at step", "gain", "trial"), rows, numbers=range(1, 5))
+
+
+def curves(view: SweepView) -> Iterator[str]:
+    if (left_out := torn_line(view)) is not None:
+        yield f"<p>{text(left_out)}</p>"
+    yield (
+        '<p class="note">A line a trial from the untouched weights on, the best one thick. A cross: stopped before its '
+        "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
+    )
+    elsewhere = "Of each line the last point is in the ranking; those before it are in <code>trials/*/evaluations/</code> only."
+    yield plot(plots.learning_curves(view), "no evaluation yet", elsewhere)
+
+
+def torn_line(view: SweepView) -> str | None:
+    """Which evaluations could not be read."""
+    if not view.torn:
+        return None
+    names = ", ".join(str(path.relative_to(view.folder)) for path in view.torn[:_SHOWN_TORN])
+    more = f" and {len(view.torn) - _SHOWN_TORN} more" if len(view.torn) > _SHOWN_TORN else ""
+    return f"{view.name}: left out, as torn files: {names}{more}"
+
+
+def what_mattered(view: SweepView) -> Iterator[str]:
+    found = view.importance
+    if found is not None:
+        yield (
+            f'<p class="note">PED-ANOVA over {found.num_trials} trials, by Recall@10 after {found.examples_seen:,} photos, '
+            "which all of them saw. Of few trials it is a hint, no proof.</p>"
+        )
+    shares = found.shares.items() if found is not None else ()
+    figures = ", ".join(f"{text(name)} {share:.0%}" for name, share in sorted(shares, key=lambda item: -item[1]))
+    yield plot(plots.importances(view), "too few trials to tell (or no study.journal)", f"Its figures: {figures}.")
+    yield '<h3>Settings of all trials</h3><p class="note">A line a trial; the darker, the higher its Recall@10.</p>'
+    elsewhere = "Model, loss and learning rate are in the ranking, all settings in <code>trials.csv</code>."
+    yield wide(plot(plots.parallel_coordinates(view), "at least two trials that differ are needed", elsewhere))
+
+
+def budget(view: SweepView) -> Iterator[str]:
+    ended = [row for row in view.content["trials"] if row["state"] in ("COMPLETE", "PRUNED") and row["examples_seen"]]
+    if not ended:
+        yield "<p>No trial has ended yet.</p>"
+        return
+    spent, whole = sum(row["examples_seen"] for row in ended), len(ended) * view.budget_examples
+    hours = sum(row["duration_s"] for row in ended) / 3600
+    stopped = sum((row["stop_reason"] or "").startswith("rung_") for row in ended)
+    yield (
+        f"<p>Trials that have ended: {len(ended)}, stopped at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
+        f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
+    )
+    elsewhere = f"What each trial trained on is in the ranking; it might have been {view.budget_examples:,} photos."
+    yield plot(plots.budget(view), "", elsewhere)
+    if (freed := freed_line(view.content)) is not None:
+        yield f"<p>Disk: {text(freed)}.</p>"
+    if view.content["state"] == "FINISHED" and (compared := plan_against_fact(view.content, view.folder)):
+        yield "<h3>The plan against what came</h3>"
+        yield table(("", "planned", "was", "difference"), [(list(map(text, each)), "") for each in compared], numbers=(1, 2, 3))
+
+
+def failures(rows: Sequence[Row]) -> Iterator[str]:
+    cells = [
+        [row["trial_id"], text(row["config"].get("clip_model", "")), (row["stop_reason"] or "").replace("_", " "),
+         f"{row['examples_seen']:,}", text(row.get("message") or "")]
+        for row in rows
+    ]  # fmt: skip
+    yield table(("trial", "model", "reason", "photos", "message"), [(each, "") for each in cells], numbers=(3,))
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"

@@ -1,0 +1,173 @@
+"""A sweep's trials as its files have them: the ranking, the best, what is told apart. Never touches a live run."""
+
+import csv
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluation.encode import EncodingSpeed
+from fashionclip_tune.evaluation.evaluate import gain
+from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
+from fashionclip_tune.evaluation.statistics import PairedTest
+from fashionclip_tune.models.starts import loading_call
+
+Row = Mapping[str, Any]
+_COLUMNS = (
+    "trial_id",
+    "state",
+    "stop_reason",
+    "recall_at_10",
+    "recall_at_10_low",
+    "recall_at_10_high",
+    "recall_at_5",
+    "untouched_recall_at_10",
+    "gain",
+    "relative_gain",
+    "max_recall_at_10",
+    "protocol",
+    "num_gallery_images",
+    "num_gallery_texts",
+    "step",
+    "examples_seen",
+    *EncodingSpeed._fields,
+    "duration_s",
+    "device_s",
+)
+
+_SWEEP_NAMES = ("name", "state", "best", "trials")  # of sweep.json, what every version wrote
+
+FREED = ("freed_bytes", "freed_durable_bytes")
+"""Of sweep.json: what was removed of ended trials, where the sweep ran, and with a scratch folder in the results."""
+
+
+def read_sweep(sweep_dir: Path) -> dict[str, Any]:
+    """The contents of a sweep's ``sweep.json``.
+
+    Raises:
+        UserError: the folder is no sweep.
+    """
+    path = sweep_dir / "sweep.json"
+    try:
+        sweep = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{sweep_dir} is no sweep: {path} cannot be read ({error})") from error
+    if not isinstance(sweep, dict) or any(name not in sweep for name in _SWEEP_NAMES) or not isinstance(sweep["trials"], list):
+        raise UserError(f"{sweep_dir} is no sweep: {path} is some other file, without {', '.join(_SWEEP_NAMES)} of a sweep")
+    return sweep
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Trials with a score, best first; equal ones in the order in which they started."""
+    scored = [row for row in rows if row["recall_at_10"] is not None and row["state"] != "FAIL"]
+    return sorted(scored, key=lambda row: (-row["recall_at_10"], row["trial_id"]))
+
+
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """The ended trial with the highest recall_at_10 at its last evaluation, among those that have a result."""
+    ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED") and not has_failed(row)]
+    return ended[0] if ended else None
+
+
+def has_failed(row: Row) -> bool:
+    """Whether a trial ended without a result: with a mistake, for want of memory or diverged. People are to be told why."""
+    return bool(row["state"] == "FAIL" or row["stop_reason"] in ("diverged", "out_of_memory"))
+
+
+def failure_lines(rows: Sequence[Row]) -> list[str]:
+    """Of each trial that failed, how and why."""
+    failed = (row for row in rows if has_failed(row))
+    return [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed]
+
+
+def end_of(row: Row, sweep_state: str) -> str:
+    """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
+    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused"))
+
+
+def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
+    """One row a trial, one column a setting that any trial has."""
+    settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_COLUMNS, *settings])
+        writer.writerows([*(row[name] for name in _COLUMNS), *(row["config"].get(name) for name in settings)] for row in rows)
+    unfinished.replace(path)
+
+
+def last_queries(sweep_dir: Path, row: Row) -> tuple[Retrieval, dict[str, Any]] | None:
+    """The queries of a trial's last evaluation, and of what they are; None where they were not kept."""
+    for path in sweep_dir.glob(f"trials/{row['trial_id']}-*/{QUERIES_FILE}"):
+        try:
+            retrieval, about = load_retrieval(path)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+        return (retrieval, about) if about["step"] == row["step"] else None
+    return None
+
+
+def compare_trials(first_dir: Path, first: Row, second_dir: Path, second: Row) -> PairedTest | None:
+    """What one trial is better by in recall_at_10; None where they were not evaluated on the same queries."""
+    one, other = last_queries(first_dir, first), last_queries(second_dir, second)
+    if one is None or other is None or one[1]["data"] != other[1]["data"]:
+        return None
+    return compare(one[0], other[0])
+
+
+def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
+    """Trials whose difference to the best one is inside chance."""
+    best = best_row(rows)
+    if best is None:
+        return set()
+    ended = [row for row in ranked(rows) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
+    tests = {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row) for row in ended}
+    return {trial_id for trial_id, test in tests.items() if test is not None and test.is_tie}
+
+
+def freed_line(sweep: Mapping[str, Any]) -> str | None:
+    """What room was made in the life of a sweep; None where nothing was removed."""
+    here, durable = (sweep.get(name, 0) / 1e6 for name in FREED)
+    if not here and not durable:
+        return None
+    where = f"{durable:,.0f} MB in the results, {here:,.0f} MB in the scratch folder" if durable else f"{here:,.0f} MB"
+    return f"freed {where}: states of ended trials, and weights of those that are not among the best of their model"
+
+
+def zero_shot_lines(sweep: Mapping[str, Any], winner: str, recall: float) -> list[str]:
+    """Of a winner that is below the zero-shot figure of one of the sweep's models: that it is, and which weights to use.
+
+    Args:
+        winner: what is compared, for the sentence.
+        recall: its recall_at_10.
+    """
+    measured = [row for row in sweep["trials"] if row.get("untouched_recall_at_10") is not None]
+    top = max(measured, key=lambda row: row["untouched_recall_at_10"], default=None)
+    if top is None or recall >= top["untouched_recall_at_10"]:
+        return []
+    model, base = top["config"].get("clip_model", "?"), sweep.get("base_config", {})
+    pretrained = top["config"].get("model.pretrained", base.get("model.pretrained", "default"))
+    call = loading_call(model, pretrained)
+    return [
+        f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {top['untouched_recall_at_10']:.4f} of the untouched "
+        f"weights of {model} (model.pretrained = {pretrained}). Use those: fine-tuning has not made them better",
+        *([f"      load them: {call}"] if call else []),
+    ]
+
+
+def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
+    """What training the winner's setting for longer came to, beside the trial; nothing where it was not."""
+    refit = sweep.get("refit")
+    if refit is None:
+        return []
+    recall, best = refit["metrics"]["recall_at_10"], sweep["best"]
+    before = best["metrics"]["recall_at_10"]
+    below = zero_shot_lines(sweep, "the refit", recall)
+    return [
+        f"refit: {refit['times']} times the examples ({refit['examples_seen']:,}), recall_at_10 {recall:.4f}; "
+        f"trial {best['trial_id']} {before:.4f}; {gain(recall, before)}",
+        f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "refit" / "best"}")',
+        *below,
+    ]

@@ -1,0 +1,78 @@
+"""The ranking of a sweep as a table for a paper or a spreadsheet."""
+
+import csv
+import io
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, counted_in_words, counting_of, names_of
+from fashionclip_tune.reporting.sweep_files import Row, ranked, read_sweep, ties_with_best
+
+_HEADERS = ("trial", "model", "loss", "learning rate", "R@5", "R@10", "low", "high", "zero-shot R@10", "gain", "gain %", "tie")
+
+
+def ranking_text(sweep_dirs: Sequence[Path], form: str) -> str:
+    """The trials of each sweep, best first, in a form of ``FORMS``.
+
+    Of several sweeps with columns for their names and for how recalls were counted; csv, without a note, always has the latter.
+
+    Raises:
+        UserError: a folder is no sweep.
+    """
+    headers, rows, countings = list(_HEADERS), list[list[str]](), list[tuple[str, str]]()
+    for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True):
+        sweep = read_sweep(folder)
+        trials = ranked(sweep["trials"])
+        ties = ties_with_best(folder, trials)
+        countings += [counting_of(sweep, row) for row in trials]
+        rows += [[name] * (len(sweep_dirs) > 1) + _cells(row, ties) for row in trials]
+    words = counted_in_words(countings)
+    if len(sweep_dirs) > 1:
+        headers.insert(0, "sweep")
+    if len(sweep_dirs) > 1 or form == "csv":
+        headers.append("counted as")
+        rows = [[*row, counted] for row, counted in zip(rows, words, strict=True)]
+    distinct = [counted for counted in dict.fromkeys(words) if counted]
+    note = f"recall_at_10: {', '.join(distinct)}; low, high: 95 % interval over products"
+    return FORMS[form](headers, rows, note + f"; {NOT_COMPARABLE}" * (len(distinct) > 1))
+
+
+def _cells(row: Row, ties: Collection[str]) -> list[str]:
+    config = row["config"]
+    figures = [row.get(name) for name in ("recall_at_5", "recall_at_10", "recall_at_10_low", "recall_at_10_high")]
+    relative = row.get("relative_gain")
+    return [
+        row["trial_id"],
+        config.get("clip_model", ""),
+        "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
+        f"{config['training.learning_rate']:.1e}" if "training.learning_rate" in config else "",
+        *("" if figure is None else f"{figure:.4f}" for figure in (*figures, row.get("untouched_recall_at_10"))),
+        "" if row.get("gain") is None else f"{row['gain']:+.4f}",
+        "" if relative is None else f"{relative:+.2%}",
+        "tie" if row["trial_id"] in ties else "",
+    ]
+
+
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    lines = [headers, ["---"] * len(headers), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{note}\n"
+
+
+def _latex(headers: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    special = str.maketrans({sign: f"\\{sign}" for sign in "&%_#$"})
+    lines = [" & ".join(cell.translate(special) for cell in line) + r" \\" for line in [headers, *rows]]
+    body = "\n".join([r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"])
+    return f"% {note}\n\\begin{{tabular}}{{{'l' * len(headers)}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def _csv(headers: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows([headers, *rows])
+    return written.getvalue()
+
+
+FORMS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]], str], str]] = {
+    "markdown": _markdown,
+    "latex": _latex,
+    "csv": _csv,
+}

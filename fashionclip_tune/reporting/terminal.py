@@ -1,0 +1,169 @@
+"""What a terminal shows of sweeps: tables of trials, the winner, what failed or could not be read."""
+
+import csv
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fashionclip_tune.evaluation.evaluate import counted_as, gain
+from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, Standing, names_of, standings
+from fashionclip_tune.reporting.costs import equal_cost_table
+from fashionclip_tune.reporting.sweep_files import (
+    Row,
+    end_of,
+    failure_lines,
+    ranked,
+    read_sweep,
+    refit_lines,
+    ties_with_best,
+    zero_shot_lines,
+)
+
+_SHOWN_BAD, _INDENT = 10, 10
+
+
+def trials_table(rows: Sequence[Row], title: str, sweep_state: str, ties: Collection[str] = ()) -> Table:
+    """Trials in the given order, with half the width of their interval and the gain over their untouched weights.
+
+    ``ties``: those that are not told apart from the best one.
+    """
+    if counted := dict.fromkeys(counted_as(row) for row in rows if row.get("protocol")):
+        title += f"\nrecall_at_10: {', '.join(counted)}"
+    # On a narrow terminal words go on in a second line; figures stay whole.
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for header in ("trial", "model", "loss", "lr", "augment"):
+        table.add_column(header, no_wrap=header != "augment")
+    for header in ("seen", "R@10", "±", "gain", "%"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("end")
+    for row in rows:
+        config = row["config"]
+        end = end_of(row, sweep_state)
+        table.add_row(
+            row["trial_id"],
+            config.get("clip_model", ""),
+            "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
+            f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
+            _augmentation(config),
+            _thousands(row["examples_seen"]),
+            _figure(row["recall_at_10"]),
+            _half_width(row),
+            _signed(row.get("gain"), "+.4f"),
+            _signed(row.get("relative_gain"), "+.0%").rstrip("%"),
+            f"{end}, tie" if row["trial_id"] in ties else end,
+        )
+    return table
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """On a terminal without breaking words; elsewhere as they are. Commands to be copied are not for this."""
+    for line in lines:
+        text = line
+        if console.is_terminal:
+            indent = " " * _INDENT
+            text = fill(line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def bad_sample_lines(sweep_dir: Path) -> list[str]:
+    """What could not be read by any trial, each photo once."""
+    found: dict[tuple[str, ...], str] = {}
+    for path in sorted(sweep_dir.glob("trials/*/bad_samples.csv")):
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault((row["shard"], row["key"]), f"{row['shard']}: {row['key']}: {row['reason']}")
+    if not found:
+        return []
+    more = f"; all are in {sweep_dir}/trials/*/bad_samples.csv" if len(found) > _SHOWN_BAD else ""
+    return [f"{len(found)} samples could not be read{more}:", *(f"  {text}" for text in list(found.values())[:_SHOWN_BAD])]
+
+
+def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str] = ()) -> list[str]:
+    """The best trial, its gain over its own untouched model, and how to load it."""
+    best = sweep["best"]
+    if best is None:
+        return ["no trial has ended with a result"]
+    config, metrics = best["config"], best["metrics"]
+    model = config.get("clip_model", "?")
+    recall = metrics["recall_at_10"]
+    lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
+    if ranked(sweep["trials"])[0]["trial_id"] != best["trial_id"]:
+        lines[0] += ", of those that have ended"
+    if "recall_at_10_low" in metrics:
+        low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
+        lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {counted_as(metrics)}")
+    (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
+    if (base := row.get("untouched_recall_at_10")) is not None:
+        lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
+    lines += zero_shot_lines(sweep, f"the winner, trial {best['trial_id']},", recall)
+    if ties:
+        lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
+    lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")
+    lines.append(f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "best"}")')
+    return lines + refit_lines(sweep, sweep_dir)
+
+
+def _augmentation(config: Mapping[str, Any]) -> str:
+    captions = {"uniform": "any cap", "weighted": "mix cap"}.get(config.get("augmentation.caption", ""), "1st cap")
+    strength = config.get("augmentation.image_strength", 0.0)
+    if not strength:
+        return captions
+    switched_on = "+RA" * config.get("augmentation.rand_augment", False) + "+E" * config.get("augmentation.erasing", False)
+    return f"{captions} {strength:.2f}{switched_on}"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _thousands(count: int) -> str:
+    return f"{count / 1000:,.1f}k" if count >= 1000 else f"{count}"
+
+
+def _half_width(row: Row) -> str:
+    low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
+    return "" if low is None or high is None else f"{(high - low) / 2:.3f}"
+
+
+def _signed(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
+    """The ranking and the winner of each sweep; for several sweeps, which winner is ahead."""
+    parts: list[Table | str] = []
+    for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True):
+        sweep = read_sweep(folder)
+        rows = ranked(sweep["trials"])
+        ties = ties_with_best(folder, rows)
+        parts.append(trials_table(rows, f"{name} ({sweep['state'].lower()}), best first", sweep["state"], ties))
+        parts += winner_lines(sweep, folder, ties)
+        if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
+            parts.append(at_equal_cost)
+        parts += failure_lines(sweep["trials"])
+    if len(sweep_dirs) > 1:
+        parts.append(_best_of_each(standings(sweep_dirs)))
+    return parts
+
+
+def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
+    title = "best of each sweep" + f"\n{NOT_COMPARABLE}" * (len(groups) > 1)
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for header in ("sweep", "trial", "model"):
+        table.add_column(header, no_wrap=True)
+    for header in ("R@10", "gain", "%", "behind"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("counted as")
+    for number, group in enumerate(groups):
+        if number:
+            table.add_row()
+        for each in group:
+            row = each.row
+            gains = (_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%").rstrip("%"))
+            figures = (_figure(row["recall_at_10"]), *gains, each.behind)
+            table.add_row(each.sweep, row["trial_id"], row["config"]["clip_model"], *figures, each.counted)
+    return table

@@ -1,0 +1,1 @@
+"""Bytes that must survive: URLs, durable folders, journal pieces, checkpoints."""

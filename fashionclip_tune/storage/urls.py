@@ -1,0 +1,56 @@
+"""What lies behind a URL or a command: opened by webdataset's ``gopen``, which runs curl, gsutil or a shell for it."""
+
+import re
+import shlex
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from webdataset.gopen import gopen
+
+from fashionclip_tune.machine.child_processes import end_with_us
+
+SCHEMES = ("https", "http", "s3", "gs", "pipe")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(pipe):")
+
+
+def scheme_of(location: str) -> str | None:
+    """``https``, ``s3``, ``pipe`` and so on; None for a path."""
+    found = _SCHEME.match(location)
+    return None if found is None else (found[1] or found[2]).lower()
+
+
+def open_url(url: str) -> Any:
+    """A binary stream; reading it, or closing it, raises OSError where the command behind it fails."""
+    if scheme_of(url) == "s3":  # gopen knows no s3
+        url = f"pipe:exec aws s3 cp {shlex.quote(url)} -"
+    stream = gopen(url)
+    if (command := getattr(stream, "proc", None)) is not None:
+        end_with_us(command.pid)
+    return stream
+
+
+def read_url(url: str) -> bytes:
+    """All of a small file.
+
+    Raises:
+        OSError: it is not there or cannot be reached.
+    """
+    with open_url(url) as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def beside(url: str, name: str) -> str | None:
+    """The URL of ``name`` in the same folder; a query, such as a signature, is kept. None for a pipe."""
+    if scheme_of(url) == "pipe":
+        return None
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}"))
+
+
+def name_of(url: str) -> str:
+    """The file's name, for messages: the last part of the path; of a pipe, that of its last word."""
+    if scheme_of(url) == "pipe":
+        words = url.removeprefix("pipe:").split()
+        return words[-1].rpartition("/")[2].strip("'\"") if words else url
+    return urlsplit(url).path.rpartition("/")[2] or url

@@ -1,0 +1,1 @@
+"""One run: a model fine-tuned in stages, each evaluated, saved and reported."""

@@ -1,0 +1,113 @@
+"""A training device's limits: deterministic kernels, and running out of memory."""
+
+import gc
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils import deterministic
+
+from fashionclip_tune.errors import OutOfMemoryError
+
+# Below torch's allocator it shows as an error with a text: a RuntimeError, or torch.AcceleratorError, which is one too and
+# which older versions of torch do not have.
+_TEXTS = (
+    "can't allocate memory",  # the CPU's allocator
+    "CUDA error: out of memory",  # the runtime: a context, a kernel that is loaded, pinned memory
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no memory for cuBLAS's handle; torch calls nothing of cuBLAS without one
+    "CUDNN_STATUS_ALLOC_FAILED",  # before cuDNN 9
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU or of the CPU's allocator; not the error with which a run says that nothing more can be done."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | OutOfMemoryError):
+        return not isinstance(error, OutOfMemoryError)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+def free_memory() -> None:
+    """To be called when the error's traceback, which holds the tensors of its frames, is gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+_LACKS = re.compile(r"(.+?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)")
+# What torch says where it is told to raise: the two above, cuBLAS's, and memory-efficient attention's.
+_REFUSAL = re.compile(r"use_deterministic_algorithms|deterministic mode is enabled")
+_CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""Without it cuBLAS may sum in another order whenever streams share its workspace."""
+
+
+@contextmanager
+def repeatable(is_wanted: bool) -> Iterator[None]:
+    """Within, operations take their deterministic kernels; those that have none are named in one warning at the end."""
+    if not is_wanted:
+        yield
+        return
+    for name, value in _CUBLAS.items():
+        os.environ.setdefault(name, value)  # cuBLAS reads it when it is first used
+    lacking: dict[str, None] = {}
+    mode, fills = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads such memory
+    try:
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+
+            def note(message: Warning | str, *where: Any, **how: Any) -> None:
+                if (found := _LACKS.match(str(message))) is not None:
+                    lacking[found[1]] = None
+                else:
+                    show(message, *where, **how)
+
+            warnings.showwarning = note
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+        if lacking:
+            warnings.warn(f"not repeatable bit for bit, for want of a deterministic kernel: {', '.join(lacking)}", stacklevel=3)
+
+
+class StrictPasses:
+    """Forward and backward passes that raise where an operation has no deterministic kernel, until one does.
+
+    Told only to warn, attention takes its non-deterministic backward pass though it has another one.
+    """
+
+    def __init__(self) -> None:
+        self._are_strict = True
+
+    @contextmanager
+    def strictly(self) -> Iterator[None]:
+        """Only within ``repeatable``."""
+        if not self._are_strict or not torch.are_deterministic_algorithms_enabled():
+            yield
+            return
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def give_way(self, error: RuntimeError) -> bool:
+        """Whether this is such an error: from now on passes are not strict, and this one is to be done again."""
+        if not self._are_strict or _REFUSAL.search(str(error)) is None:
+            return False
+        self._are_strict = False
+        found = _LACKS.match(str(error))
+        operation = found[1] if found is not None else str(error).splitlines()[0]
+        warnings.warn(f"{operation} does not have a deterministic implementation", stacklevel=2)
+        warnings.warn("attention beside it defaults to a non-deterministic algorithm", stacklevel=2)
+        return True

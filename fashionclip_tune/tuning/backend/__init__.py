@@ -1,0 +1,1 @@
+"""Runs a sweep's trials on Ray."""

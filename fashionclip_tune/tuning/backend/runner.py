@@ -1,0 +1,265 @@
+"""Runs a study's trials on Ray: one of our own on this machine, or a cluster that is there."""
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray._private import ray_constants
+from ray.train._internal.session import get_session
+from ray.tune import PlacementGroupFactory, Trainable
+from ray.tune.experiment import Trial
+from ray.tune.trainable import wrap_function
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.machine.child_processes import end_with_us
+from fashionclip_tune.tuning.backend.guarded_ray import environment, own_ray
+from fashionclip_tune.tuning.backend.hooks import Announcer, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.backend.stop_signal import StopSignal
+from fashionclip_tune.tuning.backend.worker import run_trial
+from fashionclip_tune.tuning.planning.disk import DiskBudget
+from fashionclip_tune.tuning.planning.slots import Slots
+from fashionclip_tune.tuning.planning.time_budget import TimeBudget
+from fashionclip_tune.tuning.schedulers import StoppingRule
+from fashionclip_tune.tuning.study.study import Space, SweepStudy
+from fashionclip_tune.tuning.trial import METRIC, DurablePlan, Share, TrialPlan
+
+# Ray waits this long for a stopped trial's cleanup before it reuses the actor; with its 2 s, a cleanup of 4 s hung the
+# whole sweep. A checkpoint of a large model on a slow disk takes a minute.
+_CLEANUP_TIMEOUT_S = 600
+_OBJECT_STORE_BYTES = 256 * 2**20
+_PROCESS_RETRIES = 3
+_VITAL = {ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET}
+_LOOKS_AFTER_RAY_EVERY_S = 0.5
+EXIT_WITHOUT_RAY = 130
+"""The status of a sweep whose Ray was killed: interrupted, like one that was asked to end."""
+
+
+def run_trials(
+    study: SweepStudy,
+    space: Space,
+    build: Callable[[dict[str, Any]], ProjectConfig],
+    *,
+    sweep_dir: Path,
+    num_trials: int,
+    slots: Slots,
+    rule: StoppingRule,
+    on_event: Callable[[], None],
+    stop: StopSignal | None = None,
+    durable: DurablePlan | None = None,
+    address: str | None = None,
+    share_of: Callable[[ProjectConfig], Share] | None = None,
+    time_budget: TimeBudget | None = None,
+    disk_budget: DiskBudget | None = None,
+    trainable: Callable[[dict[str, Any]], None] = run_trial,
+    go_on: str = "go on with --resume",
+) -> bool:
+    """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if it was ended early.
+
+    ``share_of``: what a trial gets of the machine, by its configuration; None: as ``slots`` says, all the same.
+    """
+    num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
+    if num_to_run == 0:
+        return True
+    if time_budget is not None and not time_budget.may_start():
+        return False  # Ray would be started for nothing
+    stop = stop or StopSignal()
+    searcher = StudySearcher(
+        study,
+        space,
+        build,
+        sweep_dir=sweep_dir,
+        num_trials=num_trials,
+        max_concurrent=slots.count,
+        stop=stop,
+        durable=durable,
+        share_of=share_of or (lambda config: Share(slots.gpus_per_trial, slots.cpus_per_trial)),
+        num_gpus=slots.num_gpus,
+        time_budget=time_budget,
+        disk_budget=disk_budget,
+    )
+    scheduler = StudyScheduler(study, rule, stop)
+    with (
+        _connected(slots, address, go_on, stop),
+        stop.listening(),
+        _ending_in_time(time_budget, stop),
+        tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
+    ):
+        if stop.received:  # while Ray started
+            return False
+        stop.connected()
+        tuner = tune.Tuner(
+            tune.with_resources(_patient(trainable), _resources),
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=num_to_run,
+                trial_dirname_creator=_ray_trial_id,
+                reuse_actors=True,  # a short trial does not pay a start-up, and finds the weights in memory
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
+                verbose=0,
+                callbacks=[Announcer(on_event), stop],
+                failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
+            ),
+        )
+        tuner.fit()
+    return not study.unfinished() and len(study.trials()) >= num_trials
+
+
+def _patient(trainable: Callable[[dict[str, Any]], None]) -> type[Trainable]:
+    """The function as Ray wraps it, but waiting for the function's cleanup when its actor is stopped.
+
+    Ray waits before it reuses an actor, but not when it ends one: the last trial of a sweep would lose the checkpoint
+    that it is writing. (At the very end Ray itself kills what takes longer than ten seconds.)
+    """
+    wrapped: Any = wrap_function(trainable)
+
+    class Patient(wrapped):
+        def cleanup(self) -> None:
+            session = get_session()
+            if session is not None:
+                session.finish(timeout=_CLEANUP_TIMEOUT_S)
+            super().cleanup()
+
+    return Patient
+
+
+def _resources(ray_config: dict[str, Any]) -> PlacementGroupFactory:
+    """What Ray sets aside for a trial: its own share."""
+    share = TrialPlan.from_ray(ray_config).share
+    amounts = {"CPU": share.cpus, "GPU": share.gpus}
+    return PlacementGroupFactory([{name: amount for name, amount in amounts.items() if amount}])
+
+
+@contextmanager
+def _ending_in_time(time_budget: TimeBudget | None, stop: StopSignal) -> Iterator[None]:
+    """At the end of the time trials are told to stop as by SIGTERM: at their next step, with a checkpoint."""
+    if time_budget is None:
+        yield
+        return
+
+    def end() -> None:
+        time_budget.is_over = stop.received = True
+
+    timer = threading.Timer(time_budget.left_s(), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _ray_trial_id(trial: Trial) -> str:
+    return str(trial.trial_id)
+
+
+@contextmanager
+def _ended_with_ray(go_on: str) -> Iterator[None]:
+    """Ends this process, saying how to go on, when the Ray that it started is killed under it.
+
+    That is what preemption does where it tells all processes at once. Ray's own client would wait a minute for them to come
+    back, within calls that nothing else interrupts, and then end this process without a word.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        node: Any = ray._private.worker._global_node
+        while not over.wait(_LOOKS_AFTER_RAY_EVERY_S):
+            if dead := {name for name, _ in node.dead_processes()} & _VITAL:
+                print(
+                    f"Ray's own processes have ended ({', '.join(sorted(dead))}): killed, or out of memory. What is recorded "
+                    f"is kept, and trials go on from their last checkpoints: {go_on}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(EXIT_WITHOUT_RAY)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except (ray.exceptions.RayError, tune.TuneError):  # of a call that was under way, before the processes are seen to be gone
+        time.sleep(4 * _LOOKS_AFTER_RAY_EVERY_S)  # the watcher goes on
+        raise
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _end_agents_with_us() -> None:
+    """All that Ray started ends within seconds of a driver that is killed, but for the two agents below its raylet.
+
+    They would try for a minute to tell the head, which is dead too.
+    """
+    import psutil  # type: ignore[import-untyped]  # Ray brings its own, which is found once Ray is imported
+
+    node: Any = ray._private.worker._global_node
+    for raylet in node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]:
+        for child in psutil.Process(raylet.process.pid).children():
+            end_with_us(child.pid)
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keeps ``ray.init`` from replacing it, for good: Ray's raises SystemExit, which its own start may swallow."""
+    name, utils = "set_sigterm_handler", ray._private.utils
+    rays = getattr(utils, name)
+    setattr(utils, name, lambda handler: None)
+    try:
+        yield
+    finally:
+        setattr(utils, name, rays)
+
+
+@contextmanager
+def _connected(slots: Slots, address: str | None, go_on: str, stop: StopSignal) -> Iterator[None]:
+    """A Ray of our own, or the one at ``address``, unless this process is connected to one."""
+    settings = {
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait ten seconds for a trial in the middle of a stage, then kill it
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
+        # With a searcher that Ray does not know it starts one process at a time, and each imports torch for seconds.
+        "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count),
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    here: dict[str, Any] = {
+        # Logical: what exists has been divided among the trials already, and Ray is not to make one wait for ever.
+        "num_cpus": max(1, round(slots.count * slots.cpus_per_trial)),
+        "num_gpus": slots.num_gpus,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
+    if address is None:
+        # Tune takes a worker that this monitor has ended for a mistake of its own and ends the whole sweep; one that the
+        # system ends for want of memory is retried like any dead process.
+        settings["RAY_memory_monitor_refresh_ms"] = "0"
+    with ExitStack() as stack:
+        stack.enter_context(environment(settings))
+        if not ray.is_initialized():
+            with stop.listening(), _own_sigterm_handler():
+                if address is None:
+                    stack.enter_context(own_ray(**here, **common))  # its processes inherit the environment
+                else:
+                    ray.init(address=address, runtime_env={"env_vars": settings}, **common)
+                    stack.callback(ray.shutdown)
+            if address is None:
+                _end_agents_with_us()
+                stack.enter_context(_ended_with_ray(go_on))
+        yield

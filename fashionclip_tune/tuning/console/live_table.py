@@ -1,0 +1,207 @@
+"""What a person sees while a sweep runs: a live table on a terminal, one line an event elsewhere."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fashionclip_tune.reporting.sweep_files import has_failed, ranked
+
+Row = Mapping[str, Any]
+_LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
+_HEADERS = ("trial", "model", "loss", "lr", "stage", "R@10", "change", "img/s")
+_NUMBERS = _HEADERS[3:]
+_NARROW, _NARROW_MODEL = 100, 14
+# Around the trials: a title and a line below them that may each take two lines, headers, the line that the cursor stands in.
+_OTHER_LINES = 6
+# Free at the right: a terminal shows ^C where the cursor is, and a line that is full would be broken by it.
+_FREE_COLUMNS = 3
+
+
+class Progress:
+    """Shows a sweep's rows; a context manager, so that the terminal is left whole whatever happens.
+
+    ``budget_examples`` and ``stage_examples`` are what a trial may train on, and what lies between its evaluations;
+    ``expected_examples`` what a trial of such a sweep trains on in the mean, early stops included.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        num_trials: int,
+        side_by_side: int,
+        budget_examples: int,
+        stage_examples: int,
+        expected_examples: float,
+    ) -> None:
+        self._console = console
+        self._num_trials = num_trials
+        self._side_by_side = side_by_side
+        self._budget_examples = budget_examples
+        self._stage_examples = stage_examples
+        self._expected_examples = expected_examples
+        self._num_stages = -(-budget_examples // stage_examples)
+        self._said: dict[str, tuple[Any, ...]] = {}
+        self._sweep: Mapping[str, Any] = {"name": "", "elapsed_s": 0.0, "trials": []}
+        self._shown_at = time.monotonic()
+        # Drawn again between events, too, so that the time goes on.
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, sweep: Mapping[str, Any]) -> None:
+        self._sweep, self._shown_at = sweep, time.monotonic()
+        for row in sweep["trials"]:
+            now = (row["examples_seen"], row["state"])
+            is_news = self._said.get(row["trial_id"]) != now
+            self._said[row["trial_id"]] = now
+            if is_news and (self._live is None or has_failed(row)):  # a message has no room in the table
+                end = f"  ({self._ended()} of {self._num_trials} ended{self._left()})" if row["state"] != "RUNNING" else ""
+                self._console.print(_line(row) + end, highlight=False, soft_wrap=True, markup=False)
+        if self._live:
+            self._live.start(refresh=True)
+
+    def _ended(self) -> int:
+        return sum(row["state"] != "RUNNING" for row in self._sweep["trials"])
+
+    def _left(self) -> str:
+        seconds = seconds_left(
+            self._sweep["trials"],
+            num_trials=self._num_trials,
+            side_by_side=self._side_by_side,
+            expected_examples=self._expected_examples,
+            budget_examples=self._budget_examples,
+        )
+        return time_left(None if seconds is None else seconds - (time.monotonic() - self._shown_at))
+
+    def _table(self) -> Table | str:
+        sweep, rows = self._sweep, self._sweep["trials"]
+        took_s = sweep["elapsed_s"] + time.monotonic() - self._shown_at
+        so_far = f"{took_s / 60:.0f} min" if took_s >= 90 else f"{took_s:.0f} s"
+        if not rows:
+            return f"{sweep['name']}: starting, {so_far}"
+        shown = _newest(rows, max(3, self._console.height - _OTHER_LINES))
+        cells = [self._cells(row) for row in shown]
+        widths = [max(len(text) for text in (header, *column)) for header, *column in zip(_HEADERS, *cells, strict=True)]
+        room = self._console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
+        best = ranked([row for row in rows if row["examples_seen"] > 0 and not has_failed(row)])[:1]
+        below = [
+            f"best so far: trial {row['trial_id']}, {row['config']['clip_model']}, {row['recall_at_10']:.4f}" for row in best
+        ]
+        below += [f"{len(rows) - len(shown)} more have ended"] if len(shown) < len(rows) else []
+        table = Table(
+            title=f"{sweep['name']}: {self._ended()} of {self._num_trials} trials ended, {so_far} so far{self._left()}",
+            caption="; ".join(below),
+            title_justify="left",
+            caption_justify="left",
+            box=None,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        for header in _HEADERS:
+            table.add_column(header, justify="right" if header in _NUMBERS else "left", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        for row, texts in zip(shown, cells, strict=True):
+            style = "bold" if row in best else "red" if has_failed(row) else "" if row["state"] == "RUNNING" else "dim"
+            table.add_row(*texts, _fitting(row, room), style=style)
+        return table
+
+    def _cells(self, row: Row) -> list[str]:
+        config = row["config"]
+        model, rate = config.get("clip_model", ""), config.get("training.learning_rate")
+        if self._console.width < _NARROW and len(model) > _NARROW_MODEL:
+            model = model[: _NARROW_MODEL - 1] + "…"
+        return [
+            row["trial_id"],
+            model,
+            _LOSSES.get(config.get("loss_function", ""), ""),
+            "" if rate is None else f"{rate:.1e}".replace("e-0", "e-"),
+            f"{row['examples_seen'] // self._stage_examples}/{self._num_stages}",
+            _figure(row["recall_at_10"], ".4f"),
+            _figure(row.get("recall_change"), "+.4f"),
+            _figure(row.get("samples_per_second"), ",.0f"),
+        ]
+
+
+def seconds_left(
+    rows: Sequence[Row], *, num_trials: int, side_by_side: int, expected_examples: float, budget_examples: int
+) -> float | None:
+    """Until the last trial ends, at the pace of the trials so far; None before one has come to its first evaluation.
+
+    A trial that has not begun takes what is usual, one that has gone beyond that is taken to go to its budget.
+    """
+    examples: int = sum(row["examples_seen"] for row in rows)
+    if not examples:
+        return None
+    running = [row["examples_seen"] for row in rows if row["state"] == "RUNNING"]
+    to_come = sum((expected_examples if seen <= expected_examples else budget_examples) - seen for seen in running)
+    not_begun = max(0, num_trials - len(rows))
+    at_a_time = max(1, min(side_by_side, len(running) + not_begun))
+    spent_s: float = sum(row["duration_s"] for row in rows if row["examples_seen"])
+    return float((to_come + expected_examples * not_begun) * spent_s / examples / at_a_time)
+
+
+def time_left(seconds: float | None) -> str:
+    """``, about 3 min left``; nothing where it is not known, or over."""
+    if seconds is None or seconds <= 0:
+        return ""
+    if seconds < 90:
+        return f", about {seconds:.0f} s left"
+    return f", about {seconds / 60:.0f} min left" if seconds < 5400 else f", about {seconds / 3600:.1f} h left"
+
+
+def _newest(rows: Sequence[Row], count: int) -> list[Row]:
+    """What runs, then what was started last, in the order of their numbers."""
+    last_first = sorted(rows, key=lambda row: (row["state"] == "RUNNING", row["trial_id"]), reverse=True)
+    return sorted(last_first[:count], key=lambda row: str(row["trial_id"]))
+
+
+def _line(row: Row) -> str:
+    config = row["config"]
+    what = f"trial {row['trial_id']}  {config.get('clip_model', '')} {config.get('loss_function', '')}"
+    if row["recall_at_10"] is None:
+        return f"{what:<36}  {row['examples_seen']:>9,} examples  " + ("started" if row["state"] == "RUNNING" else _state(row))
+    change = "" if row.get("recall_change") is None else f" ({row['recall_change']:+.4f})"
+    speed = "" if row.get("samples_per_second") is None else f"  {row['samples_per_second']:,.0f} photos/s"
+    state = "" if row["state"] == "RUNNING" else f"  {_state(row)}"
+    return f"{what:<36}  {row['examples_seen']:>9,} examples  recall_at_10 {row['recall_at_10']:.4f}{change}{speed}{state}"
+
+
+def _fitting(row: Row, room: int) -> str:
+    """A trial's state in one line of the table."""
+    long = short = _state(row)
+    reason = row["stop_reason"] or ""
+    if reason.startswith("rung_"):
+        rung = reason.replace("_", " ")
+        long, short = f"{rung}: others of its model were ahead", f"{rung}, behind"
+    elif reason:
+        short = "whole budget" if reason == "budget" else reason.replace("_", " ")
+    text = long if len(long) <= room else short
+    return text if len(text) <= room else text[: max(0, room - 1)] + "…"
+
+
+def _state(row: Row) -> str:
+    """What a trial is at, or how it ended: at which rung and why, where it was stopped."""
+    reason = row["stop_reason"] or ""
+    if row["state"] == "RUNNING":
+        return "running"
+    if reason == "budget":
+        return "COMPLETE: whole budget"
+    if reason.startswith("rung_"):
+        rung = reason.removeprefix("rung_")
+        return f"stopped at rung {rung}: others of its model were ahead after {row['examples_seen']:,} photos"
+    return f"{row['state']} {reason}" + (f": {row['message']}" if row["message"] else "")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

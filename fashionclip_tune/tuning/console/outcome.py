@@ -1,0 +1,88 @@
+"""What a person is told of a sweep when its driver ends: the ranking, the winner, how to go on, the report."""
+
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from fashionclip_tune.errors import StorageError
+from fashionclip_tune.files import is_full
+from fashionclip_tune.progress import progress_bar
+from fashionclip_tune.reporting.page import write_report
+from fashionclip_tune.reporting.plan_against_fact import fact_lines, plan_against_fact
+from fashionclip_tune.reporting.sweep_files import failure_lines, ranked, ties_with_best
+from fashionclip_tune.reporting.terminal import bad_sample_lines, print_lines, trials_table, winner_lines
+from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.planning.settings import SweepSettings
+
+
+def how_to_go_on(place: Place, settings: SweepSettings, *how: str) -> str:
+    """The command, to be copied: it goes on with these settings.
+
+    Args:
+        settings: in effect, as ``plan_sweep`` returns them.
+        how: ``--refit N``; none: ``--resume``.
+    """
+    results, _, name = place.shown.rpartition("/")
+    flags = [*(how or ("--resume",)), *settings.flags_to_go_on()]
+    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *flags]
+    return f"go on with: {shlex.join(command)}"
+
+
+@contextmanager
+def saying_how_to_go_on(go_on: str) -> Iterator[None]:
+    """Within: a signal, or what cannot be kept here or on the durable side, ends the sweep with the command to go on with.
+
+    Raises:
+        StorageError: instead of any error that says that a disk is full.
+        KeyboardInterrupt: with the command, for Ctrl-C and for SIGTERM.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(go_on) from error
+    except Exception as error:
+        if not isinstance(error, StorageError) and not is_full(error):
+            raise
+        said = error if isinstance(error, StorageError) else f"the disk is full ({error}): make room"
+        raise StorageError(f"the sweep has stopped, nothing is lost: {said}\n{go_on}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, console: Console) -> None:
+    sweep_dir = place.readable
+    rows = ranked(result["trials"])
+    ties = ties_with_best(sweep_dir, rows)
+    console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
+    print_lines(console, winner_lines(result, sweep_dir, ties))
+    print_lines(console, failure_lines(result["trials"]))
+    if result["state"] == "FINISHED":
+        print_lines(console, fact_lines(plan_against_fact(result, sweep_dir)))
+    print_lines(console, bad_sample_lines(sweep_dir))
+    if result["state"] == "INTERRUPTED":
+        why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
+        console.print(f"{why}; {how_to_go_on(place, settings)}", highlight=False, soft_wrap=True)
+    console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
+
+
+def write_sweep_report(place: Place, say: Callable[[str], None], settings: SweepSettings, *, finished: bool) -> None:
+    """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
+    make_it = f"python sweeps/compare.py {place.readable} makes it"
+    try:
+        with progress_bar("encoding photos for the report's gallery") as on_progress:
+            allow_remote = bool(settings.allow_remote)
+            path = write_report([place.run_dir], gallery=finished, allow_remote=allow_remote, on_progress=on_progress)
+        if place.mirror is not None:
+            place.mirror.publish()
+    except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there
+        say(f"no report ({error}); {make_it}")
+    except KeyboardInterrupt:
+        say(f"no report yet; {make_it}")
+        raise
+    else:
+        say(f"report: {place.readable / path.name}")

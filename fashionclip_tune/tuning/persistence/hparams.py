@@ -1,0 +1,92 @@
+"""TensorBoard's HParams tab: a column for every setting of the space in every trial, "none" where it does not apply.
+
+TensorBoard takes the columns from the first trial that it finds, and leaves out what another one has besides. So each trial's
+file declares all of them; those that do not apply to every trial, or are no numbers, as words.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from fashionclip_tune.tuning.trial import METRIC, trial_dir
+
+_SUFFIX = ".hparams"
+NOT_APPLICABLE = "none"
+
+
+class HParamsTab:
+    """Adds the trials of a sweep that have ended; ``drawn`` are settings as its space makes them."""
+
+    def __init__(self, sweep_dir: Path, drawn: Iterable[Mapping[str, Any]]) -> None:
+        self._sweep_dir = sweep_dir
+        self._is_number = columns(drawn)
+        self._added: set[str] = set()
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in self._added:
+                continue
+            folder = trial_dir(self._sweep_dir, int(row["trial_id"]), row["config"])
+            if folder.is_dir():
+                write_hparams(folder, row, self._is_number)
+            self._added.add(row["trial_id"])
+
+
+def columns(drawn: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    """The settings that draws of a space had, and whether each is a number in all of them."""
+    drawn = list(drawn)
+    names = dict.fromkeys(name for settings in drawn for name in settings)
+    return {name: all(_is_number(settings.get(name)) for settings in drawn) for name in names}
+
+
+def write_hparams(trial_dir: Path, row: Mapping[str, Any], is_number: Mapping[str, bool]) -> None:
+    """Adds an ended trial to the tab, once; ``is_number`` has the columns.
+
+    In a file of its own: what the run wrote, and what a resumed run purges of it, stays as it is.
+    """
+    if any(trial_dir.glob(f"*{_SUFFIX}")):
+        return
+    settings = row["config"]
+    # What --set fixed, or a later draw brought, is shown too where the first draws did not have it.
+    is_number = {**is_number, **{name: False for name in settings if name not in is_number}}
+    infos = [
+        api_pb2.HParamInfo(name=name, type=api_pb2.DATA_TYPE_FLOAT64 if numeric else api_pb2.DATA_TYPE_STRING)
+        for name, numeric in is_number.items()
+    ]
+    metric = api_pb2.MetricInfo(name=api_pb2.MetricName(tag=METRIC))
+    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=[metric])
+    started = plugin_data_pb2.SessionStartInfo(group_name=row["trial_id"], start_time_secs=time.time() - row["duration_s"])
+    for name, numeric in is_number.items():
+        if numeric and name in settings:
+            started.hparams[name].number_value = settings[name]
+        else:
+            started.hparams[name].string_value = _word(settings.get(name))
+    failed = row["state"] == "FAIL"
+    ended = plugin_data_pb2.SessionEndInfo(
+        status=api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS, end_time_secs=time.time()
+    )
+    writer = EventFileWriter(str(trial_dir), filename_suffix=_SUFFIX)
+    for tag, content in (
+        (metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment)),
+        (metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=started)),
+        (metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=ended)),
+    ):
+        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content))
+        writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[value])))
+    writer.close()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return NOT_APPLICABLE
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

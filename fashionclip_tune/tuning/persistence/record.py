@@ -1,0 +1,143 @@
+"""What does not change in the life of a sweep, and stands at the head of its sweep.json."""
+
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from fashionclip_tune.evaluation.encode import EncodingSpeed
+from fashionclip_tune.evaluation.evaluate import relative_gain
+from fashionclip_tune.files import write_json
+from fashionclip_tune.reporting.sweep_files import FREED, best_row, read_sweep, write_trials_csv
+from fashionclip_tune.training.history import known_device_s, read_history
+from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.planning.plan import SweepPlan
+from fashionclip_tune.tuning.study.study import SweepStudy, message, scores_nothing, settings, stop_reason
+from fashionclip_tune.tuning.trial import METRIC, trial_dir
+
+
+def sweep_header(plan: SweepPlan, place: Place) -> dict[str, Any]:
+    """Of a sweep that goes on, as it was at its first start."""
+    if (place.run_dir / "sweep.json").is_file():
+        changing = ("state", "best", "zero_shot", "trials")
+        return {name: value for name, value in read_sweep(place.run_dir).items() if name not in changing}
+    packages = ("torch", "open_clip_torch", "ray", "optuna")
+    return {
+        "name": place.shown.rpartition("/")[2],
+        "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        "metric": METRIC,
+        "mode": "max",
+        "seed": plan.settings.seed,
+        "space": plan.space.name,
+        "space_hash": plan.space.content_hash,
+        "space_text": plan.space.text,
+        "data_fingerprint": plan.data_fingerprint,
+        "data": plan.data,
+        "settings": asdict(plan.settings),
+        "base_config": plan.base.to_dict(),
+        "plan": plan.forecast.as_json(),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+_ABOUT_RECALL = ("protocol", "num_pairs", "num_products", "num_gallery_images", "num_gallery_texts")
+
+
+class SweepRecord:
+    """Writes what a sweep has found so far. ``header`` is what does not change: name, settings, versions."""
+
+    def __init__(self, sweep_dir: Path, study: SweepStudy, header: dict[str, Any]) -> None:
+        self._sweep_dir = sweep_dir
+        self._study = study
+        self._header = header
+        self._earlier_s = float(header.get("elapsed_s", 0.0))
+        self._earlier_freed = [int(header.get(name, 0)) for name in FREED]
+        self._started = time.monotonic()
+        self._ended_rows: dict[int, dict[str, Any]] = {}  # these change no more: a long sweep does not read them again
+        self._zero_shot: dict[str, dict[str, Any]] = {}
+
+    def write(self, state: str, freed: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+        """Writes both files and returns the content of sweep.json.
+
+        ``freed``: bytes of ended trials that were removed since this object was made, here and on the durable side.
+        """
+        rows = self.rows()
+        best = best_row(rows)
+        sweep = {
+            **self._header,
+            "elapsed_s": self._earlier_s + time.monotonic() - self._started,
+            **{name: before + now for name, before, now in zip(FREED, self._earlier_freed, freed, strict=True)},
+            "state": state,
+            "best": best and {name: best[name] for name in ("trial_id", "config", "metrics")},
+            "zero_shot": self._zero_shot,
+            "trials": [{name: value for name, value in row.items() if name != "metrics"} for row in rows],
+        }
+        write_json(self._sweep_dir / "sweep.json", sweep)
+        write_trials_csv(rows, self._sweep_dir / "trials.csv")
+        return sweep
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a trial, by number."""
+        return [self._row(trial) for trial in self._study.trials()]
+
+    def _row(self, trial: FrozenTrial) -> dict[str, Any]:
+        if trial.number in self._ended_rows:
+            return self._ended_rows[trial.number]
+        config = settings(trial)
+        # A stage counts once it is in the journal; a file that is ahead of it belongs to a report under way.
+        recorded = trial.intermediate_values
+        folder = trial_dir(self._sweep_dir, trial.number, config) if config else None
+        history = [row for row in read_history(folder) if row["examples_seen"] in recorded] if folder else []
+        last: dict[str, Any] = history[-1] if history else {}
+        if history and history[0]["step"] == 0:
+            self._zero_shot.setdefault(config["clip_model"], recalls(history[0]))
+        untouched = history[0][METRIC] if history and history[0]["step"] == 0 else None
+        worthless = scores_nothing(trial)
+        row = {
+            "trial_id": f"{trial.number:04d}",
+            "state": trial.state.name,
+            "stop_reason": stop_reason(trial),
+            "message": message(trial),
+            "config": config,
+            "step": last.get("step", 0),
+            "examples_seen": last.get("examples_seen", 0),
+            "recall_at_10": 0.0 if worthless else last.get(METRIC),
+            "recall_at_5": 0.0 if worthless else last.get("recall_at_5"),
+            "recall_at_10_low": None if worthless else last.get("recall_at_10_low"),
+            "recall_at_10_high": None if worthless else last.get("recall_at_10_high"),
+            "untouched_recall_at_10": untouched,
+            "gain": None if worthless or untouched is None else last[METRIC] - untouched,
+            "relative_gain": None if worthless or untouched is None else relative_gain(last[METRIC], untouched),
+            "max_recall_at_10": max((row[METRIC] for row in history), default=None),
+            "recall_change": None if worthless or len(history) < 2 else last[METRIC] - history[-2][METRIC],
+            "samples_per_second": last.get("samples_per_second"),
+            **{name: last.get(name) for name in EncodingSpeed._fields},
+            "duration_s": last.get("duration_s", 0.0),
+            "device_s": max(last.get("device_s", 0.0), known_device_s(folder) if folder else 0.0),
+            **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},
+            "metrics": recalls(last),
+        }
+        if trial.state != TrialState.RUNNING:
+            self._ended_rows[trial.number] = row
+        return row
+
+
+def recalls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's row: its recalls, and what they were counted among."""
+    return {name: value for name, value in row.items() if name.startswith("recall_at_") or name in _ABOUT_RECALL}

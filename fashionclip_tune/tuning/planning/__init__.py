@@ -1,0 +1,1 @@
+"""A sweep worked out and checked before anything starts."""

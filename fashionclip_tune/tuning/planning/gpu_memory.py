@@ -1,0 +1,230 @@
+"""How much of a card, and of the host's memory, each configuration needs, and so how many trials fit side by side."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from fashionclip_tune.config.options import Precision
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.models.architecture import has_known_text_tower, without_numbers
+from fashionclip_tune.models.description import check_architecture
+from fashionclip_tune.models.precision import plan_precision
+from fashionclip_tune.models.towers import prepare_towers
+from fashionclip_tune.profiling.memory import estimate_memory
+from fashionclip_tune.profiling.probe import known_peak
+from fashionclip_tune.profiling.throughput import packing_gain
+
+OBJECT_STORE_BYTES = 256 * 2**20
+# Measured on Linux with torch 2.14 on a CPU: driver 0.94 GB, a trial's process 1.18 GB with a tiny model in it. What CUDA's
+# libraries add on the host, Ray's own processes and a loader process are estimates.
+_DRIVER_BYTES = 10**9
+_RAY_BYTES = 400 * 10**6
+_PROCESS_BYTES = {"cpu": 1_200 * 10**6, "cuda": 2_200 * 10**6}
+_WORKER_BYTES = 300 * 10**6
+_MODELS_KEPT = 3  # by model._load_cached
+# The rest is the system's, its file cache's, and what other programs take: of 12.7 GB at most 9.9 are planned for.
+_USABLE = 0.78
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of host memory at the peak of a sweep, by what holds them."""
+
+    shared_bytes: int
+    """Driver, Ray and its object store."""
+    trial_bytes: int
+    """Process, weights that it keeps in memory, the copy that a checkpoint is written from."""
+    worker_bytes: int
+    """Of a trial's loader processes."""
+
+    def total_bytes(self, count: int) -> int:
+        return self.shared_bytes + count * (self.trial_bytes + self.worker_bytes)
+
+    def room(self, memory_bytes: int) -> int:
+        """Trials side by side that fit."""
+        return int((_USABLE * memory_bytes - self.shared_bytes) // (self.trial_bytes + self.worker_bytes))
+
+
+def plan_host_memory(configs: Sequence[ProjectConfig], *, cores: float) -> HostMemory:
+    """For trials that may be of any of these models, on one process each, which they share one after the other.
+
+    Ray hands a process on to trials with the same share only.
+
+    Args:
+        cores: of each trial; loader processes are cut to them.
+    """
+    by_model = {config.model_name: config for config in configs}
+    sizes = sorted((weights_bytes(config) for config in by_model.values()), reverse=True)
+    device = next(iter(by_model.values())).device.partition(":")[0]
+    num_workers = min(max(config.training.num_workers for config in configs), int(cores) - (device == "cpu"))
+    kept = sum(sizes[:_MODELS_KEPT])
+    copies = sizes[0]  # of the weights, made to load a model or to write a checkpoint
+    copies += sizes[0] if device == "cpu" else 0  # the model itself is on the card otherwise
+    copies += 3 * sizes[0] if device == "cpu" else 0  # gradients and Adam's moments
+    return HostMemory(
+        _DRIVER_BYTES + _RAY_BYTES + OBJECT_STORE_BYTES,
+        _PROCESS_BYTES[device] + kept + copies,
+        num_workers * _WORKER_BYTES,
+    )
+
+
+def check_room(memory: HostMemory, memory_bytes: int) -> None:
+    """Raises UserError where even one trial at a time is more than the machine has at all."""
+    if memory.total_bytes(1) > memory_bytes:
+        raise UserError(
+            f"a trial of this space needs {memory.total_bytes(1) / GB:.1f} GB of host memory, this machine has "
+            f"{memory_bytes / GB:.1f}: choose smaller models, e.g. --set clip_model=ViT-B-32"
+        )
+
+
+GB = 10**9
+# Below it two trials side by side are no gain over one after the other, and each may run out of memory.
+MIN_PACKING_GAIN = 0.10
+
+
+@dataclass(frozen=True)
+class Card:
+    """The GPUs of this machine, which are taken to be alike: the smallest one's memory counts."""
+
+    name: str
+    memory_bytes: int
+    count: int = 1
+    is_here: bool = True
+    """Else it is planned for only."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """GPU memory of a trial, the micro-batch with which it fits, and where the figure comes from."""
+
+    memory_bytes: int
+    micro_batch_size: int
+    source: str
+    """``measured`` by probe on this card, or ``estimate``."""
+
+
+def find_card(gpu_memory_gb: float | None, *, may_be_imaginary: bool) -> Card | None:
+    """The GPUs that torch sees, taken for at most ``gpu_memory_gb`` each; None where there is none.
+
+    Args:
+        may_be_imaginary: to plan on another machine: ``gpu_memory_gb`` stands for a card that is not here.
+    """
+    limit = math.inf if gpu_memory_gb is None else gpu_memory_gb * GB
+    if torch.cuda.is_available():
+        found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        smallest = min(found, key=lambda each: int(each.total_memory))
+        return Card(smallest.name, int(min(limit, smallest.total_memory)), len(found))
+    if may_be_imaginary and gpu_memory_gb is not None:
+        return Card("a card that is not here", int(limit), is_here=False)
+    return None
+
+
+class GpuMemory:
+    """How much of a card's memory each configuration needs; equal ones are estimated once."""
+
+    def __init__(
+        self, card: Card, share: float | None = None, *, packing: Callable[[ProjectConfig], float | None] = packing_gain
+    ) -> None:
+        """
+        Args:
+            share: of the card, that a flag gives to each trial; None: up to the whole card.
+        """
+        self.card = card
+        self.share = share
+        self._room_bytes = int(card.memory_bytes * (share or 1.0))
+        self._packing = packing
+        self._needs: dict[Any, Need] = {}
+
+    def need(self, config: ProjectConfig) -> Need:
+        """The memory of a trial with the largest micro-batch, halved from the configured one, that its share of the card holds.
+
+        Raises:
+            UserError: one photo at a time is too much.
+        """
+        key = _memory_settings(config)
+        if key not in self._needs:
+            self._needs[key] = self._largest(config) if is_described_here(config) else self._whole(config)
+        return self._needs[key]
+
+    def side_by_side(self, config: ProjectConfig) -> int:
+        """Trials like this one that fit one card; one where probe has found that more gain nothing."""
+        room = max(1, self.card.memory_bytes // self.need(config).memory_bytes)
+        gain = self._packing(config) if room > 1 else None
+        return 1 if gain is not None and gain < MIN_PACKING_GAIN else int(room)
+
+    def _whole(self, config: ProjectConfig) -> Need:
+        """A text tower that only the hub describes cannot be sized: such a trial has a card alone."""
+        return Need(self._room_bytes, config.training.micro_batch_size or config.training.batch_size, "not known")
+
+    def _largest(self, config: ProjectConfig) -> Need:
+        size = min(config.training.micro_batch_size or config.training.batch_size, config.training.batch_size)
+        while True:
+            at_size = config.with_overrides({"training.micro_batch_size": size})
+            measured = known_peak(at_size)
+            needed = measured if measured is not None else _estimate_bytes(at_size)
+            if needed <= self._room_bytes:
+                return Need(needed, size, "measured" if measured is not None else "estimate")
+            if size == 1:
+                raise self._refusal(config, needed)
+            size = (size + 1) // 2
+
+    def _refusal(self, config: ProjectConfig, needed: int) -> UserError:
+        allowed, cure = f"the card has {self.card.memory_bytes / GB:.1f}", ""
+        if self.share is not None:
+            allowed = f"--gpus-per-trial {self.share:g} allows {self._room_bytes / GB:.1f} of the card's"
+            allowed, cure = f"{allowed} {self.card.memory_bytes / GB:.1f}", "give a larger share or none, "
+        return UserError(
+            f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for one photo at a time, {allowed}: {cure}freeze a "
+            "part of it (--set freeze.token_embedding=true, freeze.text_tower), or leave it out of the space"
+        )
+
+
+def _memory_settings(config: ProjectConfig) -> tuple[Any, ...]:
+    training, hardware = config.training, config.hardware
+    settings = (training.batch_size, training.micro_batch_size, hardware.gradient_checkpointing, hardware.precision)
+    return (config.model_name, *settings, config.freeze, config.optimizer.ema_decay is None, config.model.patch_dropout)
+
+
+def _estimate_bytes(config: ProjectConfig) -> int:
+    network = without_numbers(config.model_name)
+    prepare_towers(network, config.with_overrides({"model.patch_dropout": 0.0}))  # an upper bound, whatever it drops
+    assert config.training.micro_batch_size is not None
+    estimate = estimate_memory(
+        network,
+        batch_size=config.training.batch_size,
+        micro_batch_size=config.training.micro_batch_size,
+        autocast_dtype=_autocast_dtype(config),
+        gradient_checkpointing=config.hardware.gradient_checkpointing,
+        averages_weights=config.optimizer.ema_decay is not None,
+    )
+    return estimate.total_bytes
+
+
+def _autocast_dtype(config: ProjectConfig) -> torch.dtype | None:
+    """Of the card that is here, else of a T4's: bf16 takes as much."""
+    if torch.cuda.is_available():
+        return plan_precision(config).autocast_dtype
+    return None if config.hardware.precision is Precision.FP32 else torch.float16
+
+
+def is_described_here(config: ProjectConfig) -> bool:
+    """Whether the architecture can be built without the hub."""
+    return has_known_text_tower(check_architecture(config.model_name))
+
+
+def weights_bytes(config: ProjectConfig) -> int:
+    """Of the model, in fp32; 2 GB where only the hub knows its text tower."""
+    if not is_described_here(config):
+        return 2 * GB
+    return _weights_bytes(config.model_name)
+
+
+@cache
+def _weights_bytes(name: str) -> int:
+    network = without_numbers(name)
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))

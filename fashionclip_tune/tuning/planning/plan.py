@@ -1,0 +1,289 @@
+"""What a sweep will do, worked out and checked before anything is started."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.stored import with_stored
+from fashionclip_tune.data.dataset import run_shards
+from fashionclip_tune.data.index import ShardIndex
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.machine.hardware import Machine
+from fashionclip_tune.models.architecture import with_default_freeze
+from fashionclip_tune.tuning.planning.allocation import Allotment, Site, find_site
+from fashionclip_tune.tuning.planning.budget import plan_budget, preset_budget
+from fashionclip_tune.tuning.planning.dataset import data_location, describe_data, load_data
+from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
+from fashionclip_tune.tuning.planning.forecast import Course, Forecast, forecast
+from fashionclip_tune.tuning.planning.gpu_memory import GB, GpuMemory
+from fashionclip_tune.tuning.planning.overhead import known_overhead
+from fashionclip_tune.tuning.planning.settings import (
+    CheckedFlags,
+    SweepSettings,
+    absolute,
+    checked_flags,
+    refuse_owned,
+    refuse_shared,
+)
+from fashionclip_tune.tuning.planning.slots import Node, Slots
+from fashionclip_tune.tuning.planning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
+from fashionclip_tune.tuning.planning.throughput import model_paces
+from fashionclip_tune.tuning.schedulers import StoppingRule, stopping_rule
+from fashionclip_tune.tuning.study import study
+from fashionclip_tune.tuning.study.policy import ModelQuota, plan_quota
+
+_MAX_STARTUP_TRIALS = 6
+_SYNC_EVERY_MINUTES = 15.0
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that can be started: everything is found, checked and sized."""
+
+    settings: SweepSettings
+    space: SearchSpace
+    check: SpaceCheck
+    base: ProjectConfig
+    allotment: Allotment
+    gpu: GpuMemory | None
+    num_trials: int
+    seed: int
+    rule: StoppingRule
+    quota: ModelQuota | None
+    num_shards: int
+    num_train: int
+    num_valid: int
+    data_fingerprint: str
+    data: Mapping[str, Any]
+    """As ``describe_data`` makes it."""
+    course: Course
+    preset_note: str
+    disk: DiskPlan
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        assert self.base.training.budget_examples is not None
+        assert self.base.training.stage_examples is not None
+        return forecast(self.course, self.base.training.budget_examples, self.base.training.stage_examples)
+
+    def after(self, older: Sequence[optuna.trial.FrozenTrial]) -> "SweepPlan":
+        """This plan for a sweep that starts with an older one's trials."""
+        models = tuple(study.settings(trial)["clip_model"] for trial in older)
+        return replace(self, course=replace(self.course, older=models))
+
+    @property
+    def slots(self) -> Slots:
+        return self.allotment.slots
+
+    def draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
+        drawn = self.space.draw(trial)
+        refuse_shared(drawn, f"space {self.space.file}")
+        config = self.build({**drawn, **self.settings.overrides})
+        fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
+        paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
+        flat = config.to_dict()
+        if config.freeze != self.base.freeze:  # a default for the card, which a resumed sweep may not find again
+            paths["freeze.token_embedding"] = None
+        return {path: flat[path] for path in paths}
+
+    def build(self, settings: Mapping[str, Any]) -> ProjectConfig:
+        """The configuration of a trial with these settings, as they are recorded."""
+        given = {**self.space.base, **self.settings.overrides, **settings}
+        card_bytes = self.gpu.card.memory_bytes if self.gpu is not None else None
+        config = with_stored(self.base, settings, known_models=self.check.config_of_model)
+        config = with_default_freeze(config, card_bytes, given)
+        return self.allotment.fitted(config)
+
+    @property
+    def fitted_configs(self) -> list[ProjectConfig]:
+        """Of the draws with which the space was checked, as trials would run them."""
+        return [self.allotment.fitted(config.with_overrides(self.settings.overrides)) for config in self.check.configs]
+
+    @cached_property
+    def at_a_time(self) -> dict[str, int]:
+        """Trials of each model side by side, at most."""
+        return self.allotment.most_at_a_time(self.fitted_configs)
+
+    @property
+    def sync_every_s(self) -> float:
+        assert self.settings.sync_every is not None
+        return 60 * self.settings.sync_every
+
+    @property
+    def may_end_at(self) -> tuple[int, ...]:
+        """Examples seen at which a trial may come to its end."""
+        assert self.base.training.budget_examples is not None
+        return (*self.rule.rungs, self.base.training.budget_examples)
+
+    @property
+    def num_startup_trials(self) -> int:
+        return startup_trials(self.num_trials)
+
+
+def startup_trials(num_trials: int) -> int:
+    """Random trials before TPE takes over: a third of the sweep, at most six (Optuna's ten found later: results/README.md)."""
+    return min(_MAX_STARTUP_TRIALS, math.ceil(num_trials / 3))
+
+
+def plan_sweep(
+    settings: SweepSettings,
+    say: Callable[[str], None],
+    *,
+    find_nodes: Callable[[], Sequence[Node] | None] = lambda: None,
+    dry_run: bool = False,
+    machine: Machine | None = None,
+) -> SweepPlan:
+    """Resolves and checks everything that can be known before a trial runs.
+
+    Args:
+        find_nodes: those of the cluster that the sweep runs on, asked once the flags are known to be right; None: this machine.
+        dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
+        machine: None: this one.
+
+    Raises:
+        UserError: a flag's value, the data, the space, or a budget that does not fit them.
+    """
+    flags = checked_flags(settings)
+    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine), say)
+    if found.space.name == "openclip" and found.site.device == "cpu":
+        say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
+    return _sized(settings, flags, found, say)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What there is: a machine, a space and data that go together."""
+
+    site: Site
+    space: SearchSpace
+    base: ProjectConfig
+    num_shards: int
+    train: ShardIndex
+    valid: ShardIndex
+    check: SpaceCheck
+
+
+def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, say: Callable[[str], None]) -> _Found:
+    space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
+    base = _base_config(settings, space, site.device, flags.seed, data_location(settings.data))
+    shards = run_shards(base)
+    train, valid = load_data(base, shards, say)
+
+    def build(drawn: dict[str, Any]) -> ProjectConfig:
+        refuse_shared(drawn, f"space {space.file}")
+        given = {**space.base, **drawn, **settings.overrides}
+        card_bytes = site.gpu.card.memory_bytes if site.gpu is not None else None
+        return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), card_bytes, given)
+
+    check = check_space(space, build, flags.seed)
+    largest = check.batch_sizes[-1]
+    if largest > len(train):
+        where = f"the {len(train)} photos to train on in {base.dataset_dir}"
+        raise UserError(f"training.batch_size = {largest} is more than {where}")
+    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check)
+
+
+def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Callable[[str], None]) -> SweepPlan:
+    """The plan for what was found: each trial's part of the machine, its examples, the hours and the disk."""
+    check = found.check
+    if settings.num_trials is None and check.num_points is not None:
+        flags = flags._replace(num_trials=check.num_points)  # more would only repeat them
+    num_trials = flags.num_trials
+    allotment = found.site.divide(check.configs, settings, num_trials)
+    fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
+    configs = [allotment.fitted(config.with_overrides(fixed)) for config in check.configs]
+    models, parameter = check.models(), check.model_parameter
+    quota = plan_quota(settings.min_trials_per_model, parameter=parameter, models=models, num_trials=num_trials)
+    rate, num_valid = settings.samples_per_second, len(found.valid)
+    paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate, say=say)
+    course = Course(
+        num_trials,
+        allotment,
+        check.configs,
+        paces,
+        flags.reduction_factor,
+        flags.scheduler,
+        num_points=len(found.space.points),
+        quota=quota,
+        overhead=known_overhead(allotment.slots.count, found.site.device),
+    )
+    budget, stage, preset_note = _examples(settings, course, found)
+    threads, examples = fixed["hardware.threads"], {"training.budget_examples": budget, "training.stage_examples": stage}
+    chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
+    chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0)
+    return SweepPlan(
+        settings=_filled_in(chosen, found),
+        space=found.space,
+        check=check,
+        base=found.base.with_overrides({"hardware.threads": threads, **examples}),
+        allotment=allotment,
+        gpu=found.site.gpu,
+        num_trials=num_trials,
+        seed=flags.seed,
+        rule=stopping_rule(
+            flags.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=flags.reduction_factor
+        ),
+        quota=quota,
+        num_shards=found.num_shards,
+        num_train=len(found.train),
+        num_valid=num_valid,
+        data_fingerprint=f"{found.train.fingerprint}:{found.valid.fingerprint}",
+        data=describe_data(found.train, found.valid),
+        course=course,
+        preset_note=preset_note,
+        disk=plan_disk(configs, num_trials),
+    )
+
+
+def _examples(settings: SweepSettings, course: Course, found: _Found) -> tuple[int, int, str]:
+    """Of a trial and of a stage; and what was made of the preset, where one decides."""
+    budget, stage, sizes = settings.budget_examples, settings.grace_examples, found.check.batch_sizes
+    examples, note = found.base.training.epochs * len(found.train), ""
+    if settings.preset is not None and budget is None:
+        examples, own_stage, note = preset_budget(settings.preset, course, batch_sizes=sizes, num_train=len(found.train))
+        if stage is None:
+            return examples, own_stage, note
+    factor = course.reduction_factor
+    return *plan_budget(budget, stage, examples=examples, batch_sizes=sizes, reduction_factor=factor), note
+
+
+def _filled_in(settings: SweepSettings, found: _Found) -> SweepSettings:
+    """As they are recorded: for a later life of the sweep, which may be started from another folder."""
+    space, gpu = found.space, found.site.gpu
+    return replace(
+        settings,
+        data=str(found.base.dataset_dir) if settings.data else None,
+        space=space.name if space.file.parent == SPACES_DIR else str(space.file),
+        gpu_memory_gb=settings.gpu_memory_gb if gpu is None else gpu.card.memory_bytes / GB,
+        warm_start=absolute(settings.warm_start) if settings.warm_start else None,
+        device=found.site.device,
+        scratch=absolute(settings.scratch) if settings.scratch else None,
+        sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
+    )
+
+
+def _base_config(settings: SweepSettings, space: SearchSpace, device: str, seed: int, data: Path | str) -> ProjectConfig:
+    """What all trials share. Later ones win: defaults of a sweep, the space's BASE, ``--set``, what flags own."""
+    refuse_owned(space.base, f"BASE of {space.file}")
+    refuse_owned(settings.overrides, "--set")
+    scratch = absolute(settings.scratch) if settings.scratch else None
+    reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
+    owned: dict[str, Any] = {"device": device, "dataset_root": data, "training.seed": seed}
+    owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
+    base = ProjectConfig().with_overrides({"training.checkpoint_minutes": 0, **space.base, **settings.overrides, **owned})
+    return base.with_overrides({"model.cache_dir": _weights_cache(base)})
+
+
+def _weights_cache(base: ProjectConfig) -> Path:
+    """On the local disk, since the folder that a sweep is started in may be a drive's; but one that is there is used."""
+    here = base.model_cache_dir.absolute()
+    if base.reading.scratch is None or base.model.cache_dir is not None or here.is_dir():
+        return here
+    return base.reading.scratch / here.name

@@ -1,0 +1,180 @@
+"""Search spaces: Python files with a define-by-run function, checked against the configuration before anything starts."""
+
+import hashlib
+import importlib.util
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.models.architecture import check_model_options
+from fashionclip_tune.tuning.study.study import DrawnPoint, Space, draw_points
+
+SPACES_DIR = Path(__file__).parents[2] / "spaces"
+_CHECKED_POINTS = 100
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """``draw(trial)`` maps an Optuna trial to settings by dotted path; ``base`` holds for all trials, ``points`` come first."""
+
+    name: str
+    file: Path
+    draw: Space
+    base: Mapping[str, Any]
+    points: tuple[Mapping[str, Any], ...]
+
+    @property
+    def text(self) -> str:
+        return self.file.read_text()
+
+    @property
+    def content_hash(self) -> str:
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SpaceCheck:
+    """What random draws of a space held: a config for each model among them, and the batch sizes."""
+
+    config_of_model: dict[str, ProjectConfig]
+    batch_sizes: tuple[int, ...]
+    losses: tuple[str, ...]
+    parameters: tuple[str, ...]
+    settings: tuple[Mapping[str, Any], ...]
+    """What was drawn."""
+    distributions: Mapping[str, BaseDistribution]
+    model_parameter: str | None
+    """The categorical parameter whose value is the architecture, in every draw; None: there is no such parameter."""
+    configs: tuple[ProjectConfig, ...]
+    """Of all draws, as often as they were drawn."""
+    num_points: int | None
+    """How many different points the space has, where nothing else was drawn; None: it has more to it."""
+
+    def models(self) -> tuple[str, ...]:
+        """Architectures in the order in which the space names them; in no order where no parameter names them."""
+        if self.model_parameter is None:
+            return tuple(self.config_of_model)
+        named: Any = self.distributions[self.model_parameter]
+        return tuple(name for name in named.choices if name in self.config_of_model)
+
+
+def load_space(name_or_file: str) -> SearchSpace:
+    """A space of ``fashionclip_tune/spaces/`` by name, or any Python file.
+
+    Raises:
+        UserError: no such space, or a file that cannot be run or lacks a ``space`` function.
+    """
+    file = Path(name_or_file) if name_or_file.endswith(".py") else SPACES_DIR / f"{name_or_file}.py"
+    if not file.is_file():
+        names = ", ".join(sorted(path.stem for path in SPACES_DIR.glob("*.py")))
+        raise UserError(f"--space {name_or_file!r}: no such space; allowed: {names}, or a Python file")
+    spec = importlib.util.spec_from_file_location(f"search_space_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises
+        raise UserError(f"--space {file} cannot be run: {_where(error)}") from error
+    draw = getattr(module, "space", None)
+    if not callable(draw):
+        raise UserError(f"--space {file} has no function space(trial) that returns settings by dotted path")
+    base, points = getattr(module, "BASE", {}), getattr(module, "POINTS", ())
+    if not isinstance(base, dict) or not isinstance(points, list | tuple) or not all(isinstance(p, dict) for p in points):
+        raise UserError(f"--space {file}: BASE is a dict of settings by dotted path, POINTS a list of dicts by parameter name")
+    return SearchSpace(file.stem, file.absolute(), draw, base, tuple(points))
+
+
+def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectConfig], seed: int) -> SpaceCheck:
+    """Draws the space's own points and 100 random ones, and builds the configuration of each.
+
+    Raises:
+        UserError: names the space, what it drew and what is wrong with it.
+    """
+    config_of_model: dict[str, ProjectConfig] = {}
+    batch_sizes, losses = set(), set()
+    distributions: dict[str, BaseDistribution] = {}
+    configs = []
+    name_models: set[str] | None = None
+    try:
+        drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
+    except Exception as error:
+        raise UserError(f"space {space.file} fails when it is drawn from: {_where(error)}") from error
+    for point, wanted in zip_longest(drawn, space.points):
+        _check_point(space, point, wanted or {})
+        try:
+            config = build(point.settings)
+            check_model_options(config)
+        except UserError as error:
+            raise UserError(f"space {space.file} drew {point.settings}, which is no valid configuration: {error}") from error
+        configs.append(config)
+        config_of_model.setdefault(config.model_name, config)
+        batch_sizes.add(config.training.batch_size)
+        losses.add(config.loss_function.value)
+        distributions |= point.distributions
+        here = _named_after(config.model_name, point)
+        name_models = here if name_models is None else name_models & here
+    return SpaceCheck(
+        config_of_model,
+        tuple(sorted(batch_sizes)),
+        tuple(sorted(losses)),
+        parameters=tuple(_described(name, distribution) for name, distribution in distributions.items()),
+        settings=tuple(point.settings for point in drawn),
+        distributions=distributions,
+        model_parameter=min(name_models or (), default=None),
+        configs=tuple(configs),
+        num_points=_num_points(drawn, len(space.points)),
+    )
+
+
+def _num_points(drawn: Sequence[DrawnPoint], num_given: int) -> int | None:
+    """``drawn``: the given points first."""
+    points = list[dict[str, Any]]()
+    for each in drawn[:num_given]:
+        if each.params not in points:
+            points.append(each.params)
+    return len(points) if all(each.params in points for each in drawn) else None
+
+
+def _named_after(model_name: str, point: DrawnPoint) -> set[str]:
+    """Categorical parameters that were drawn as the architecture's name."""
+    categorical = (name for name, kind in point.distributions.items() if isinstance(kind, CategoricalDistribution))
+    return {name for name in categorical if point.params[name] == model_name}
+
+
+def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:
+    if not isinstance(point.settings, dict):
+        raise UserError(f"space {space.file}: space(trial) returned {type(point.settings).__name__}, a dict is expected")
+    for name, value in wanted.items():
+        distribution = point.distributions.get(name)
+        if distribution is None:
+            names = ", ".join(point.distributions)
+            raise UserError(f"space {space.file}: the point {dict(wanted)} sets {name!r}, which is not drawn: {names} are")
+        try:
+            inside = distribution._contains(distribution.to_internal_repr(value))
+        except ValueError:
+            inside = False
+        if not inside:
+            allowed = _described(name, distribution)
+            raise UserError(f"space {space.file}: the point {dict(wanted)} has {name} = {value!r}, allowed is {allowed}")
+
+
+def _described(name: str, distribution: BaseDistribution) -> str:
+    """``learning_rate 0.0001..0.01 log``, ``clip_model tiny-clip|tiny-sig``."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"{name} {'|'.join(map(str, distribution.choices))}"
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        return f"{name} {distribution.low:g}..{distribution.high:g}{' log' if distribution.log else ''}"
+    return name
+
+
+def _where(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} (line {frame.lineno} of {Path(frame.filename).name})"

@@ -1,0 +1,208 @@
+"""How fast each model of a sweep trains here, and where that is known from."""
+
+import hashlib
+import json
+import platform
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.files import cache_dir, write_json
+from fashionclip_tune.machine.hardware import available_cores
+from fashionclip_tune.models.tiny import TINY_MODELS
+from fashionclip_tune.profiling.throughput import known_pace
+from fashionclip_tune.progress import progress_bar
+from fashionclip_tune.training.history import read_history
+from fashionclip_tune.training.train import train
+from fashionclip_tune.tuning.planning.forecast import ModelPace
+
+# Forward and backward pass of a photo and a caption; a T4 makes 15 to 25 TFLOPS of it in fp16. Estimates, not measured.
+_GFLOP = {"ViT-B-32": 44, "ViT-B-16": 123, "ViT-B-16-SigLIP2-256": 174}
+_TFLOPS_LOW, _TFLOPS, _TFLOPS_HIGH = 15, 20, 25
+_RECOMPUTED = 4 / 3  # one more forward pass, with micro-batches or gradient checkpointing
+_FORWARD_SHARE = 1 / 3  # of a training step's work: what an evaluation does
+_START_S = {"cpu": 1.0, "cuda": 20.0}
+_MEASURED_EXAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What trials of one model have shown."""
+
+    samples_per_second: float
+    start_s: float
+    evaluation_s: float
+
+    def stage_s(self, stage_examples: int) -> float:
+        return stage_examples / self.samples_per_second + self.evaluation_s
+
+
+def model_paces(
+    configs: Sequence[ProjectConfig],
+    at_a_time: Callable[[ProjectConfig], int],
+    *,
+    num_valid: int,
+    stated: float | None,
+    say: Callable[[str], None],
+) -> list[ModelPace] | None:
+    """Of each configuration, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for a T4.
+
+    Where one configuration's is not known it is taken for the slowest of its model; None where nothing is known of a model.
+    Only the tiny towers on a CPU are measured now, in a few seconds, once.
+    """
+    by_kind: dict[Path, ModelPace | None] = {}
+    by_model: dict[str, list[ModelPace]] = {}
+    first: dict[str, ProjectConfig] = {}
+    kinds = [_path(config, at_a_time(config), num_valid) for config in configs]
+    for kind, config in zip(kinds, configs, strict=True):
+        alone = first.setdefault(config.model_name, config)
+        if kind not in by_kind:
+            by_kind[kind] = pace = _pace(config, alone, at_a_time(config), num_valid, stated, say)
+            by_model.setdefault(config.model_name, []).extend([pace] if pace is not None else [])
+    if not all(by_model.values()):
+        return None
+    slowest = {model: min(paces, key=lambda pace: pace.samples_per_second) for model, paces in by_model.items()}
+    return [by_kind[kind] or slowest[config.model_name] for kind, config in zip(kinds, configs, strict=True)]
+
+
+def _pace(
+    config: ProjectConfig,
+    to_measure: ProjectConfig,
+    at_a_time: int,
+    num_valid: int,
+    stated: float | None,
+    say: Callable[[str], None],
+) -> ModelPace | None:
+    """``to_measure``: one of this model, where a tiny tower is measured now."""
+    device = config.device.partition(":")[0]
+    if stated is not None:
+        return _with_evaluation(stated, stated, stated, num_valid, device, "stated")
+    path = _path(config, at_a_time, num_valid)
+    if path.is_file():
+        return _known(Measured(**json.loads(path.read_text())), 0.15, "measured in an earlier sweep")
+    if device == "cuda" and (pace := known_pace(config)) is not None:
+        shared = pace.side_by_side / 2 if at_a_time > 1 and pace.side_by_side is not None else pace.alone
+        return _with_evaluation(shared, 0.75 * shared, shared, num_valid, device, "measured by probe")
+    if device == "cpu" and config.model_name in TINY_MODELS:
+        alone = _path(to_measure, 0, num_valid)
+        if not alone.is_file():
+            say(f"measuring how fast {config.model_name} trains here: once, some seconds")
+            try:
+                write_json(alone, asdict(_measure(to_measure)))
+            except RuntimeError:  # bad data and the like: the sweep will say it, trial by trial
+                return None
+        return _known(Measured(**json.loads(alone.read_text())), 0.3, "measured in a short run")
+    if device == "cuda" and config.model_name in _GFLOP:
+        work = float(_GFLOP[config.model_name] * at_a_time)  # side by side they share the card's time
+        if config.training.micro_batch_size is not None or config.hardware.gradient_checkpointing:
+            work *= _RECOMPUTED
+        low, middle, high = (1000 * tflops / work for tflops in (_TFLOPS_LOW, _TFLOPS, _TFLOPS_HIGH))
+        return _with_evaluation(middle, low, high, num_valid, device, "estimate for a T4")
+    return None
+
+
+def _known(measured: Measured, spread: float, source: str) -> ModelPace:
+    rate = measured.samples_per_second
+    return ModelPace(rate, (1 - spread) * rate, (1 + spread) * rate, measured.start_s, measured.evaluation_s, source)
+
+
+def _with_evaluation(rate: float, low: float, high: float, num_valid: int, device: str, source: str) -> ModelPace:
+    evaluation_s = _FORWARD_SHARE * num_valid / rate
+    return ModelPace(rate, low, high, _START_S[device] + evaluation_s, evaluation_s, source)
+
+
+def _measure(config: ProjectConfig) -> Measured:
+    """A short run like a trial's, alone on its cores: two stages, of which the second is timed."""
+    stage = max(1, _MEASURED_EXAMPLES // config.training.batch_size) * config.training.batch_size
+    settings = {"model.pretrained": None, "training.budget_examples": 2 * stage, "training.stage_examples": stage}
+    threads = torch.get_num_threads()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        progress_bar(f"measuring how fast {config.model_name} trains here") as on_progress,
+    ):
+        warnings.simplefilter("ignore")  # of the data: the sweep itself says it
+
+        def on_phase(what: str, done: int, total: int) -> None:
+            if what == "training":
+                on_progress(done, total)
+
+        try:
+            train(config.with_overrides(settings), folder, on_phase=on_phase)
+        finally:
+            torch.set_num_threads(threads)
+        found = measured_in([Path(folder)])
+    assert found is not None
+    return found
+
+
+def measured_in(run_dirs: Sequence[Path]) -> Measured | None:
+    """Medians over the stages of runs of one model; None where none has ended."""
+    rates, starts, evaluations = [], [], []
+    for run_dir in run_dirs:
+        rows = read_history(run_dir)
+        starts += [row["duration_s"] for row in rows[:1] if row["step"] == 0]
+        # The first stage has what happens once in it: it counts where there is no other.
+        known = rows[1:] if len(rows) > 2 else rows
+        for before, row in pairwise(known):
+            rates.append(row["samples_per_second"])
+            trained_s = (row["examples_seen"] - before["examples_seen"]) / row["samples_per_second"]
+            evaluations.append(max(0.0, row["duration_s"] - before["duration_s"] - trained_s))
+    if not rates or not starts:
+        return None
+    return Measured(statistics.median(rates), statistics.median(starts), statistics.median(evaluations))
+
+
+def runs_of(sweep_dir: Path, model: str) -> list[Path]:
+    """The folders of a model's trials."""
+    return sorted(sweep_dir.glob(f"trials/[0-9]*-{model.lower().replace('/', '-')}-*"))
+
+
+def keep_measured(
+    sweep_dir: Path, configs: Sequence[ProjectConfig], at_a_time: Callable[[ProjectConfig], int], num_valid: int
+) -> None:
+    """After a sweep: the next one on this machine plans with its rates."""
+    for path, config in {_path(config, at_a_time(config), num_valid): config for config in configs}.items():
+        wanted = _kind(config.to_dict())
+        runs = [run for run in runs_of(sweep_dir, config.model_name) if _kind_of(run) == wanted]
+        if (measured := measured_in(runs)) is not None:
+            write_json(path, asdict(measured))
+
+
+def _kind_of(run_dir: Path) -> dict[str, Any] | None:
+    """A name may begin with another's: ViT-B-16 and ViT-B-16-SigLIP2-256."""
+    try:
+        return _kind(json.loads((run_dir / "config.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _kind(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what ``_path`` goes by, what trials of one sweep may differ in."""
+    return {path: value for path, value in settings.items() if path.startswith(_DIFFERS)}
+
+
+_DIFFERS = (
+    *("clip_model", "training.batch_size", "training.micro_batch_size", "training.num_workers", "freeze."),
+    "hardware.gradient_checkpointing",
+)
+
+
+def _path(config: ProjectConfig, at_a_time: int, num_valid: int) -> Path:
+    """What a rate depends on, but for the settings that trials differ in."""
+    device = "cpu"
+    if config.device != "cpu" and torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0).name
+    parts = [platform.machine(), available_cores(), device, torch.__version__, config.model_name, at_a_time, num_valid]
+    parts += [config.training.batch_size, config.training.num_workers, config.hardware.threads, str(config.dataset_dir)]
+    parts += [config.training.micro_batch_size, config.hardware.gradient_checkpointing, vars(config.freeze)]
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_dir() / "rates" / f"{name}.json"

@@ -1,0 +1,225 @@
+"""One life of a sweep: its driver, alone at its folder, from the journal as it is to the last event."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.files import write_json
+from fashionclip_tune.reporting.sweep_files import freed_line
+from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.tuning.backend.runner import run_trials
+from fashionclip_tune.tuning.backend.stop_signal import StopSignal
+from fashionclip_tune.tuning.console.live_table import Progress
+from fashionclip_tune.tuning.console.outcome import how_to_go_on
+from fashionclip_tune.tuning.persistence.export import export_best
+from fashionclip_tune.tuning.persistence.hparams import HParamsTab
+from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.record import SweepRecord, sweep_header
+from fashionclip_tune.tuning.persistence.retention import Retention
+from fashionclip_tune.tuning.planning.disk import DiskBudget
+from fashionclip_tune.tuning.planning.gpu_memory import GB
+from fashionclip_tune.tuning.planning.overhead import keep_overhead
+from fashionclip_tune.tuning.planning.plan import SweepPlan
+from fashionclip_tune.tuning.planning.throughput import keep_measured, measured_in, runs_of
+from fashionclip_tune.tuning.planning.time_budget import TimeBudget
+from fashionclip_tune.tuning.study.study import SweepStudy
+from fashionclip_tune.tuning.trial import DurablePlan
+from fashionclip_tune.tuning.warm_start import older_trials
+
+
+@contextmanager
+def driving(place: Place, say: Callable[[str], None], *, is_new: bool = False) -> Iterator[None]:
+    """On this machine no other driver may be at it; one on another machine is told to stop.
+
+    ``is_new``: the sweep was not there when it was planned.
+    """
+    with only_driver(place.run_dir):
+        if is_new:
+            place.check_is_new()
+        if (before := place.take_over()) is not None:
+            say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
+        yield
+        place.let_go()
+
+
+@contextmanager
+def only_driver(sweep_dir: Path) -> Iterator[None]:
+    """Raises UserError where another process of this machine has the sweep."""
+    lock = FileLock(sweep_dir / ".lock")
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"sweep {sweep_dir} is being run by another process: wait for it, or stop it") from None
+    except OSError as error:
+        raise UserError(f"{sweep_dir} cannot be written to ({error}): choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Bookkeeping:
+    """What is brought up to date after each event: the record first, then what is made of it."""
+
+    def __init__(self, plan: SweepPlan, place: Place, study: SweepStudy, header: dict[str, Any], stop: StopSignal) -> None:
+        self._plan = plan
+        self._place = place
+        self._stop = stop
+        self._record = SweepRecord(place.run_dir, study, header)
+        self._retention = Retention(place.run_dir, plan.build, place.mirror)
+        self._hparams = HParamsTab(place.run_dir, plan.check.settings)
+
+    def record(self, state: str) -> dict[str, Any]:
+        """Writes sweep.json and its tables, and returns the content."""
+        return self._record.write(state, (self._retention.freed_bytes, self._retention.freed_durable_bytes))
+
+    def on_event(self, progress: Progress) -> None:
+        mirror = self._place.mirror
+        with self._stop.on_storage_error():
+            if mirror is not None and self._plan.settings.cluster is not None:
+                mirror.fetch_evaluations()  # of trials on other machines
+            sweep = self.record("RUNNING")
+            progress.show(sweep)
+            self._hparams.add(sweep["trials"])
+            self._retention.apply(sweep["trials"])
+            if mirror is not None:
+                mirror.publish(not_before_s=self._plan.sync_every_s)
+
+    def finish(self, state: str, limited: DurableFolder | None) -> dict[str, Any]:
+        """The winner, before the record says that there is one. ``limited``: as for ``export_best``."""
+        rows = self._record.rows()
+        self._hparams.add(rows)
+        self._retention.apply(rows)
+        export_best(self._place.run_dir, rows, self._plan.build, self._place.mirror, limited)
+        return self.record(state)
+
+
+def drive(
+    plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None, disk_budget: DiskBudget | None
+) -> dict[str, Any]:
+    """Runs what is left of a sweep, and returns the content of sweep.json: FINISHED, or INTERRUPTED.
+
+    Raises:
+        StorageError: something could not be recorded; the sweep can be resumed after room was made.
+    """
+    header, stop = sweep_header(plan, place), StopSignal()
+    study = _open_study(plan, place, header)
+    is_new = not study.trials()  # after a loss, times of an earlier life are another machine's
+    books = _Bookkeeping(plan, place, study, header, stop)
+    started = books.record("RUNNING")
+    assert plan.settings.budget_examples
+    assert plan.settings.grace_examples
+    with Progress(
+        console,
+        num_trials=plan.num_trials,
+        side_by_side=plan.slots.count,
+        budget_examples=plan.settings.budget_examples,
+        stage_examples=plan.settings.grace_examples,
+        expected_examples=plan.forecast.examples / plan.num_trials,
+    ) as progress:
+        progress.show(started)  # Ray takes some seconds until it begins
+        completed = run_trials(
+            study,
+            plan.draw,
+            plan.build,
+            sweep_dir=place.run_dir,
+            num_trials=plan.num_trials,
+            slots=plan.slots,
+            rule=plan.rule,
+            on_event=lambda: books.on_event(progress),
+            stop=stop,
+            address=plan.settings.cluster,
+            share_of=plan.allotment.share_of,
+            time_budget=time_budget,
+            disk_budget=disk_budget,
+            durable=durable_plan(plan, place, plan.may_end_at),
+            go_on=how_to_go_on(place, plan.settings),
+        )
+        if stop.cannot_record:
+            with suppress(OSError, StorageError):
+                books.record("INTERRUPTED")
+            raise StorageError(stop.reason)
+        limited = disk_budget.folder if disk_budget is not None and place.mirror is None else None
+        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited)
+        progress.show(result)
+    if place.mirror is not None:
+        place.mirror.publish()
+    with suppress(OSError):  # of the cache: the sweep itself is whole
+        _keep_for_later_plans(plan, place, study, result, in_one_go=completed and is_new)
+    time_is_up = time_budget is not None and time_budget.is_over and not completed
+    _say_why(console, stop, time_budget if time_is_up else None, result)
+    return {**result, "time_is_up": True} if time_is_up else result
+
+
+def _open_study(plan: SweepPlan, place: Place, header: dict[str, Any]) -> SweepStudy:
+    mirror, record = place.mirror, place.run_dir / "sweep.json"
+    if mirror is not None:
+        mirror.start(header)
+    if not record.is_file():  # before the journal: what is not in here has not begun
+        write_json(record, {**header, "state": "RUNNING", "best": None, "zero_shot": {}, "trials": []})
+    return SweepStudy(
+        place.run_dir / "study.journal",
+        seed=plan.seed,
+        num_startup_trials=plan.num_startup_trials,
+        points=plan.space.points,
+        on_append=mirror.append_journal if mirror is not None else lambda: None,
+        quota=plan.quota,
+        older=lambda: older_trials(plan),
+    )
+
+
+def _say_why(console: Console, stop: StopSignal, over: TimeBudget | None, result: dict[str, Any]) -> None:
+    """Why it ended early, and what was freed. ``over``: the budget of the time that is up."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    if over is not None and over.refusal is not None:
+        say(over.refusal)
+    if stop.reason is not None:
+        say(f"stopped: {stop.reason}")
+    if (freed := freed_line(result)) is not None:
+        say(freed)
+
+
+def _keep_for_later_plans(plan: SweepPlan, place: Place, study: SweepStudy, result: dict[str, Any], *, in_one_go: bool) -> None:
+    keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
+    if in_one_go:
+        durations_s = {int(row["trial_id"]): row["duration_s"] for row in result["trials"]}
+        keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count, plan.base.device)
+
+
+def durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:
+    if place.mirror is None:
+        return None
+    return DurablePlan(place.shown, plan.sync_every_s, kept_at, place.mirror.writer, str(place.run_dir / ".durable.lock"))
+
+
+def disk_budget_of(plan: SweepPlan, place: Place) -> DiskBudget | None:
+    if plan.settings.disk_budget_gb is None:
+        return None
+    is_durable = place.mirror is not None
+    folder = place.mirror.folder if place.mirror is not None else DurableFolder(place.run_dir)
+    return DiskBudget(int(plan.settings.disk_budget_gb * GB), plan.disk, folder, is_durable=is_durable)
+
+
+def time_budget_of(plan: SweepPlan, place: Place, started: float) -> TimeBudget | None:
+    minutes, stage = plan.settings.time_budget, plan.base.training.stage_examples
+    if minutes is None:
+        return None
+    assert stage is not None
+
+    def first_stage_s(model: str) -> float | None:
+        """Of this sweep's own trials, else as planned; with the start of its process, or what comes between two trials."""
+        if (measured := measured_in(runs_of(place.run_dir, model))) is not None:
+            return plan.course.overhead.trial_s + measured.start_s + measured.stage_s(stage)
+        planned = plan.forecast.first_stage_s.get(model)
+        return None if planned is None else plan.course.overhead.process_s + planned
+
+    return TimeBudget(minutes, first_stage_s, tuple(plan.check.config_of_model), started=started)

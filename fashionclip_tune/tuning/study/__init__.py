@@ -1,0 +1,1 @@
+"""The sweep's one memory, an Optuna study in a journal, and what decides from it."""

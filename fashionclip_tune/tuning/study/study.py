@@ -1,0 +1,303 @@
+"""The sweep's one memory: an Optuna study in a journal file, appended to and synced before anything takes effect.
+
+A trial is known by its number in the study. Its settings and why it ended are user attributes; the value reported at
+``examples_seen`` is recall_at_10 of that stage. Nothing else needs to be kept: rungs, searcher and tables follow from it.
+Trials of an older sweep may come first: the sampler and the rungs know them, but they are not trials of this sweep.
+"""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from fashionclip_tune.errors import StorageError
+from fashionclip_tune.tuning.study.policy import ModelQuota
+
+Space = Callable[[optuna.trial.Trial], dict[str, Any]]
+STUDY_NAME = "sweep"
+_SETTINGS, _PASSED_RUNGS, _END, _ORIGIN = "settings", "passed_rungs", "end", "origin"
+_ADDED_OLDER = "added_older_trials"
+# Ends that the sampler is to keep away from. Optuna ranks a trial that breaks a constraint behind all others; by its value
+# alone one that broke late would come before those that were stopped early.
+_TO_AVOID = ("diverged", "out_of_memory")
+_CONSTRAINT = "constraints:ends"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class SweepStudy:
+    """Suggests trials and records what becomes of them."""
+
+    def __init__(
+        self,
+        journal: Path,
+        *,
+        seed: int,
+        num_startup_trials: int,
+        points: Sequence[Mapping[str, Any]] = (),
+        on_append: Callable[[], None] = lambda: None,
+        quota: ModelQuota | None = None,
+        older: Callable[[], Sequence[FrozenTrial]] = lambda: (),
+    ) -> None:
+        """Opens or starts the journal.
+
+        Args:
+            points: settings of the first trials, by parameter name.
+            on_append: called when the journal has grown, before that takes effect.
+            quota: how many trials each architecture gets before the sampler chooses among them.
+            older: reads the ended trials of an older sweep, with their origin; called until they are all in the journal.
+        """
+        self._seed = seed
+        self._num_startup_trials = num_startup_trials
+        self._quota = quota
+        _drop_torn_line(journal)
+        self._storage = JournalStorage(_AnnouncedBackend(journal, on_append))
+        self._study = optuna.create_study(
+            study_name=STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
+        )
+        for trial in self.trials():
+            if not trial.state.is_finished() and _END in trial.user_attrs:
+                self._tell_end(trial.number)
+        if _ADDED_OLDER not in self._study.user_attrs:
+            self._add_older(older())
+        for point in points:  # again after a kill among them: those that are there are not added twice
+            self._study.enqueue_trial(dict(point), skip_if_exists=True)
+
+    def _add_older(self, trials: Sequence[FrozenTrial]) -> None:
+        there = {str(origin(trial)) for trial in self._started()}  # again after a kill among them
+        for trial in trials:
+            if str(origin(trial)) not in there:
+                self._study.add_trial(trial)
+        self._study.set_user_attr(_ADDED_OLDER, len(trials))
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials of this sweep that were started, by number."""
+        return [trial for trial in self._started() if origin(trial) is None]
+
+    def older_trials(self) -> list[FrozenTrial]:
+        """Trials of an older sweep that this one was started with."""
+        return [trial for trial in self._started() if origin(trial) is not None]
+
+    def _started(self) -> list[FrozenTrial]:
+        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+    def unfinished(self) -> list[int]:
+        """Numbers of the trials without an end: running, or interrupted."""
+        return [trial.number for trial in self.trials() if not trial.state.is_finished()]
+
+    def suggest(self, space: Space) -> tuple[int, dict[str, Any] | None]:
+        """A new trial: its number and the settings that the space made of the sampler's draws.
+
+        None where the space raised, or made settings that are no configuration: that trial has ended as failed.
+        """
+        self._study.sampler = self._sampler(len(self._started()))
+        trial = self._study.ask()
+        return trial.number, self._unless_it_raises(lambda: self._draw(trial, space), trial.number)
+
+    def settings(self, number: int, space: Space) -> dict[str, Any] | None:
+        """The settings of a trial; drawn to the end if the process died while they were drawn, or None as ``suggest``."""
+        trial = self._frozen(number)
+        if _SETTINGS in trial.user_attrs:
+            return settings(trial)
+        return self._unless_it_raises(lambda: self._draw_again(trial, space), number)
+
+    def _unless_it_raises(self, draw: Callable[[], dict[str, Any]], number: int) -> dict[str, Any] | None:
+        try:
+            return draw()
+        except Exception as error:  # of the user's space
+            self.end(number, TrialState.FAIL, "error", f"{type(error).__name__}: {error}")
+            return None
+
+    def _draw_again(self, trial: FrozenTrial, space: Space) -> dict[str, Any]:
+        # What it had drawn is in the journal, but where its random stream stood is not: draw all of it again beside.
+        beside = optuna.create_study(direction="maximize", sampler=self._sampler(trial.number))
+        beside.add_trials(each for each in self._started() if each.number < trial.number)
+        if point := trial.system_attrs.get("fixed_params"):
+            beside.enqueue_trial(point)
+        drawn = beside.ask()
+        space(drawn)
+        with _experimental_allowed():
+            self._study.sampler = PartialFixedSampler(drawn.params, self._sampler(trial.number))
+        return self._draw(optuna.trial.Trial(self._study, trial._trial_id), space)
+
+    def _draw(self, trial: optuna.trial.Trial, space: Space) -> dict[str, Any]:
+        overrides = space(trial)
+        trial.set_user_attr(_SETTINGS, overrides)
+        return overrides
+
+    def _sampler(self, number: int) -> BaseSampler:
+        """Tied to the trial's number: a sampler that goes on from its seed would suggest other things after a resume."""
+        fixed: dict[str, Any] = {}
+        if self._quota is not None:
+            before = (trial.params for trial in self._started() if trial.number < number)
+            fixed = self._quota.next_fixed(Counter(params.get(self._quota.parameter) for params in before))
+        with _experimental_allowed():
+            sampler = TPESampler(
+                seed=(self._seed * 1_000_003 + number) % 2**32,
+                n_startup_trials=self._num_startup_trials,
+                multivariate=True,
+                group=True,  # parameters that exist in one branch of the space are modelled apart
+                constant_liar=True,  # running trials push the next suggestion away
+            )
+            return PartialFixedSampler(fixed, sampler) if fixed else sampler
+
+    def record_stage(self, number: int, examples_seen: int, value: float) -> None:
+        """Adds a stage's value; recording a stage again changes nothing."""
+        if examples_seen not in self._frozen(number).intermediate_values:
+            self._storage.set_trial_intermediate_value(self._trial_id(number), examples_seen, value)
+
+    def passed_rungs(self, number: int) -> list[int]:
+        """Rungs, in examples, from which the trial has been sent on."""
+        return list(self._frozen(number).user_attrs.get(_PASSED_RUNGS, []))
+
+    def pass_rung(self, number: int, examples_seen: int) -> None:
+        """Records that the trial goes on: a resumed one reports its last stage again, and is not to be judged twice."""
+        passed = [*self.passed_rungs(number), examples_seen]
+        self._storage.set_trial_user_attr(self._trial_id(number), _PASSED_RUNGS, passed)
+
+    def curve(self, number: int) -> dict[int, float]:
+        """A trial's value at each of its stages, by examples seen."""
+        return dict(self._frozen(number).intermediate_values)
+
+    def curves_to(self, examples_seen: int, *, clip_model: str, other_than: int) -> list[dict[int, float]]:
+        """Those of an architecture's other trials that have reached a stage, up to it."""
+        return [
+            {seen: value for seen, value in trial.intermediate_values.items() if seen <= examples_seen}
+            for trial in self._started()
+            if trial.number != other_than
+            and settings(trial).get("clip_model") == clip_model
+            and examples_seen in trial.intermediate_values
+        ]
+
+    def end(self, number: int, state: TrialState, stop_reason: str, message: str = "") -> None:
+        """Ends a trial once; its score is its last stage's value. One that diverged or ran out of memory scores 0, and
+        TPE avoids where it was."""
+        if not self._frozen(number).state.is_finished():
+            end = {"state": state.name, "stop_reason": stop_reason, "message": message}
+            self._storage.set_trial_user_attr(self._trial_id(number), _END, end)
+            self._tell_end(number)
+
+    def _tell_end(self, number: int) -> None:
+        """The rest of an end, from its record: done again when a study is opened, if a kill came between the two."""
+        trial = self._frozen(number)
+        state = TrialState[trial.user_attrs[_END]["state"]]
+        values = trial.intermediate_values
+        if stop_reason(trial) in _TO_AVOID:
+            self._storage.set_trial_system_attr(trial._trial_id, _CONSTRAINT, 1.0)
+            if values.get(max(values, default=0)) != 0.0:
+                self._storage.set_trial_intermediate_value(trial._trial_id, max(values, default=0) + 1, 0.0)
+        last = values[max(values)] if values else math.nan
+        if state == TrialState.COMPLETE and math.isnan(last):
+            state = TrialState.FAIL
+        self._study.tell(number, last if state == TrialState.COMPLETE else None, state)
+
+    def _trial_id(self, number: int) -> int:
+        return self._frozen(number)._trial_id
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+class _AnnouncedBackend(JournalFileBackend):
+    def __init__(self, journal: Path, on_append: Callable[[], None]) -> None:
+        super().__init__(str(journal))
+        self._on_append = on_append
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise StorageError(f"{self._file_path} cannot be written to ({error}): make room, then --resume") from error
+        self._on_append()
+
+
+@contextmanager
+def _experimental_allowed() -> Iterator[None]:
+    """For the parts of Optuna that may still change: its version is pinned narrowly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cuts off what a process wrote when it was killed in the middle of a line: the next append would ruin both lines."""
+    if not journal.exists():
+        return
+    with open(journal, "rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+    # The lock of a process that was killed while it wrote; ours is the only one (the sweep's folder is locked).
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
+
+
+def stop_reason(trial: FrozenTrial) -> str | None:
+    """budget, rung_N, diverged, bad_data, out_of_memory or error; None while it runs."""
+    return dict(trial.user_attrs.get(_END, {})).get("stop_reason")
+
+
+def message(trial: FrozenTrial) -> str | None:
+    """What a failed trial said."""
+    return dict(trial.user_attrs.get(_END, {})).get("message") or None
+
+
+def settings(trial: FrozenTrial) -> dict[str, Any]:
+    """What the space drew for a trial, by dotted path; empty if it died while drawing."""
+    return dict(trial.user_attrs.get(_SETTINGS, {}))
+
+
+def scores_nothing(trial: FrozenTrial) -> bool:
+    """Whether it ended in a way that counts as 0, whatever it had reached before."""
+    return stop_reason(trial) in _TO_AVOID
+
+
+def origin(trial: FrozenTrial) -> dict[str, Any] | None:
+    """``sweep`` and ``trial_id`` of an older sweep's trial; None for one of this sweep."""
+    found: dict[str, Any] | None = trial.user_attrs.get(_ORIGIN)
+    return found
+
+
+def with_origin(trial: FrozenTrial, sweep: str) -> FrozenTrial:
+    """An ended trial of another study as it is added to this one; where it came from first is kept."""
+    came_from = origin(trial) or {"sweep": sweep, "trial_id": f"{trial.number:04d}"}
+    return optuna.trial.create_trial(
+        state=trial.state,
+        value=trial.value,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={**trial.user_attrs, _ORIGIN: came_from},
+        intermediate_values=trial.intermediate_values,
+        constraints=trial.constraints,
+    )
+
+
+@dataclass(frozen=True)
+class DrawnPoint:
+    """What a space made of one set of draws, and from which distributions they came."""
+
+    settings: Any
+    params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+
+
+def draw_points(space: Space, count: int, seed: int, points: Sequence[Mapping[str, Any]] = ()) -> Iterator[DrawnPoint]:
+    """The given points, then random ones, without a sweep: to check a space before anything is started."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for point in points:
+        study.enqueue_trial(dict(point))
+    for _ in range(len(points) + count):
+        trial = study.ask()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a point out of range: who checks the space says so
+            settings = space(trial)
+        yield DrawnPoint(settings, trial.params, trial.distributions)

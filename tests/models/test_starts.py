@@ -1,0 +1,318 @@
+"""However a model is named, what is in memory is what its file holds, and photos are prepared as these weights want it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.data.preprocessing import Preprocessing
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.models.named_model import named_model
+from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
+from fashionclip_tune.models.starts import find_start
+from fashionclip_tune.models.weights import put_weights
+from fashionclip_tune.storage.checkpoint import newest_weights
+from fashionclip_tune.training.callbacks import TrainResult
+from fashionclip_tune.training.train import train
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+PREPARED = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "resize_mode": "squash", "interpolation": "bilinear"}
+
+
+def message(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def of(config: ProjectConfig, name: object, pretrained: object = "default") -> ProjectConfig:
+    return config.with_overrides({"clip_model": str(name), "model.pretrained": pretrained and str(pretrained)})
+
+
+def unlisted(folder: Path) -> Path:
+    """An OpenCLIP folder of an architecture that OpenCLIP does not list."""
+    from fashionclip_tune.models.tiny import register_tiny_models
+
+    register_tiny_models()
+    described = open_clip.get_model_config("tiny-clip")
+    described["vision_cfg"]["layers"] = 1
+    folder.mkdir(parents=True)
+    (folder / CONFIG).write_text(json.dumps({"model_cfg": described, "preprocess_cfg": PREPARED}))
+    torch.manual_seed(11)
+    network = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
+    save_file({key: tensor.clone() for key, tensor in network.state_dict().items()}, folder / WEIGHTS)
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    return unlisted(tmp_path / "start")
+
+
+@pytest.fixture(scope="module")
+def trained(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
+    """The folder that a run started from, and the run. Do not change them."""
+    place = tmp_path_factory.mktemp("unlisted")
+    folder = unlisted(place / "start")
+    config = ProjectConfig(clip_model=f"local-dir:{folder}", dataset_root=garments, device="cpu").with_overrides(
+        {
+            "training.batch_size": 16,
+            "training.num_workers": 0,
+            "training.learning_rate": 1e-3,
+            "training.max_steps": 6,
+            "hardware.threads": 1,
+        }
+    )
+    return folder, train(config, place / "run")
+
+
+def assert_same(network: nn.Module, file: Path) -> None:
+    ours, theirs = network.state_dict(), load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_every_way_to_name_a_model_loads_its_own_weights(
+    tiny_config: ProjectConfig, trained: tuple[Path, TrainResult], tmp_path: Path
+) -> None:
+    start, run = trained
+    weights = run.checkpoint / "model.safetensors"
+    assert_same(load_model(of(tiny_config, f"local-dir:{start}")).network, start / WEIGHTS)
+    assert_same(load_model(of(tiny_config, f"local-dir:{start}", start)).network, start / WEIGHTS)
+    assert_same(load_model(of(tiny_config, f"local-dir:{start}", weights)).network, weights)
+    torch.save(load_file(weights), tmp_path / "weights.pt")
+    assert_same(load_model(of(tiny_config, f"local-dir:{start}", tmp_path / "weights.pt")).network, weights)
+    for model in (start, f"local-dir:{start}"):
+        found = named_model(str(model), ProjectConfig())
+        assert_same(found.loaded.network, start / WEIGHTS)
+        assert found.loaded.preprocessing.mean == (0.4, 0.5, 0.6)
+    for model in (run.out_dir, run.checkpoint, weights):
+        found = named_model(str(model), ProjectConfig())
+        assert_same(found.loaded.network, weights)
+        assert found.started_from is not None
+        assert found.started_from.model_name == f"local-dir:{start}"
+
+    exported = load_model(of(tiny_config, f"local-dir:{start}", weights))
+    export_openclip(exported, tmp_path / "sweep" / "best")
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    for model in (tmp_path / "sweep", tmp_path / "sweep" / "best", f"local-dir:{tmp_path / 'sweep' / 'best'}"):
+        loaded = named_model(str(model), ProjectConfig()).loaded
+        assert_same(loaded.network, weights)
+        assert loaded.preprocessing == Preprocessing(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "squash", "bilinear")
+        assert loaded.clamps_logit_scale
+
+
+def test_random_weights_are_random_under_the_name_of_a_folder_too(tiny_config: ProjectConfig, start: Path) -> None:
+    stored = load_file(start / WEIGHTS)["text_projection"]
+    config = of(tiny_config, f"local-dir:{start}", None)
+    for load in (load_model, load_random_model):
+        loaded = load(config)
+        assert not torch.equal(loaded.network.state_dict()["text_projection"], stored)
+        assert loaded.preprocessing.mean == (0.4, 0.5, 0.6)
+
+
+def test_a_folder_by_a_relative_path_is_recorded_by_where_it_is(
+    tiny_config: ProjectConfig, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path / "beside")
+    config = of(tiny_config, "local-dir:../start")
+    assert config.to_dict()["clip_model"] == f"local-dir:{start.resolve()}" == config.model_name
+    monkeypatch.chdir("/")
+    assert_same(load_model(ProjectConfig.from_dict(config.to_dict())).network, start / WEIGHTS)
+
+
+def test_a_model_on_the_hub_loads_from_the_hubs_cache(
+    tiny_config: ProjectConfig, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = of(tiny_config, "hf-hub:owner/name")
+    for load in (load_model, fetch_weights, lambda config: named_model("hf-hub:owner/name", config)):
+        said = message(lambda load=load: load(config))  # type: ignore[misc]
+        assert "hf-hub:owner/name" in said
+        assert "local-dir:FOLDER" in said
+    repository = tmp_path / "hub" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(start, repository / "snapshots" / ("0" * 40))
+    fetch_weights(config)
+    for loaded in (load_model(config), named_model("hf-hub:owner/name", tiny_config).loaded):
+        assert_same(loaded.network, start / WEIGHTS)
+        assert loaded.preprocessing.mean == (0.4, 0.5, 0.6)
+    other = {key: tensor + 1 for key, tensor in load_file(start / WEIGHTS).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    again = load_model(of(tiny_config, "hf-hub:owner/name", tmp_path / "other.safetensors"))
+    assert_same(again.network, tmp_path / "other.safetensors")
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tiny_config: ProjectConfig, start: Path) -> None:
+    config = of(tiny_config, f"local-dir:{start}")
+    first = load_model(config)
+    later = {key: tensor + 1 for key, tensor in load_file(start / WEIGHTS).items()}
+    save_file(later, start / WEIGHTS)
+    second = load_model(config)
+    assert_same(second.network, start / WEIGHTS)
+    assert first.weights_fingerprint != second.weights_fingerprint
+    described = json.loads((start / CONFIG).read_text())
+    described["preprocess_cfg"]["mean"] = [0.1, 0.1, 0.1]
+    (start / CONFIG).write_text(json.dumps(described))
+    assert load_model(config).preprocessing.mean == (0.1, 0.1, 0.1)
+
+
+class Altered(nn.Linear):
+    """Changes what it has loaded, as a library's hook may."""
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        result = super().load_state_dict(*args, **options)
+        with torch.no_grad():
+            self.weight[1, 1] += 1e-3
+        return result
+
+
+def test_weights_that_are_not_what_the_file_holds_are_an_error() -> None:
+    weights = {"weight": torch.tensor([[1.0, -0.0], [torch.nan, 4]]), "bias": torch.zeros(2, dtype=torch.float16)}
+    put_weights(nn.Linear(2, 2), weights, "here")
+    assert "1 tensors differ, such as weight" in message(lambda: put_weights(Altered(2, 2), weights, "here"))
+
+
+def test_a_checkpoint_whose_weights_are_not_those_it_lists_is_refused(
+    trained: tuple[Path, TrainResult], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained[1].checkpoint, tmp_path / "step")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "logit_scale": weights["logit_scale"] + 1}, folder / "model.safetensors")
+    assert "damaged" in message(lambda: named_model(str(folder), ProjectConfig()))
+
+
+def test_weights_in_the_forms_that_openclip_converts_are_converted(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    ours = load_model(of(tiny_config, "tiny-sig", None)).network.state_dict()
+    older = {key.removeprefix("text."): tensor for key, tensor in ours.items() if key != "logit_bias"}
+    older["logit_scale"] = older["logit_scale"].reshape(1)
+    for suffix in ("safetensors", "pt"):
+        path = tmp_path / f"older.{suffix}"
+        save_file(older, path) if suffix == "safetensors" else torch.save(older, path)
+        loaded = load_model(of(tiny_config, "tiny-sig", path)).network
+        theirs = open_clip.create_model("tiny-sig", str(path), pretrained_text=False).state_dict()
+        state = loaded.state_dict()
+        assert all(torch.equal(state[key], theirs[key]) for key in theirs)
+        assert float(state["logit_bias"]) == 0
+
+
+def test_a_folder_with_several_weights_files_of_no_known_name_is_refused(tiny_config: ProjectConfig, start: Path) -> None:
+    (start / WEIGHTS).rename(start / "one.safetensors")
+    load_model(of(tiny_config, f"local-dir:{start}"))
+    shutil.copy(start / "one.safetensors", start / "two.safetensors")
+    assert "one.safetensors, two.safetensors" in message(lambda: load_model(of(tiny_config, f"local-dir:{start}")))
+
+
+@pytest.mark.parametrize("name", ["local-dir:", "hf-hub:", ""])
+def test_a_name_without_a_name_is_refused(name: str) -> None:
+    assert "clip_model" in message(lambda: ProjectConfig(clip_model=name))
+
+
+NO_TOWERS = {"model_cfg": {"embed_dim": 3, "vision_cfg": 1, "text_cfg": {}}}
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{}", '{"model_cfg": {"embed_dim": 3}}', json.dumps(NO_TOWERS)])
+def test_a_name_of_a_folder_that_is_none_is_refused(tiny_config: ProjectConfig, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / CONFIG).write_text(content)
+    assert "is no OpenCLIP folder" in message(lambda: load_model(of(tiny_config, f"local-dir:{tmp_path}")))
+
+
+# How photos are prepared for a weights file.
+
+
+def published(name: str) -> list[dict[str, Any]]:
+    keys = PREPARED.keys()
+    found = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    return [{key: list(known[key]) if key in ("mean", "std") else known[key] for key in keys} for known in found]
+
+
+@pytest.mark.parametrize("name", open_clip.list_models())
+def test_a_weights_file_is_fed_as_all_published_weights_of_its_architecture_or_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    if name.startswith("tiny-"):
+        return
+    wanted = published(name)
+    if wanted and all(each == wanted[0] for each in wanted):
+        assert find_start(name, str(file)).preprocessing == wanted[0]
+        return
+    said = message(lambda: find_start(name, str(file)))
+    assert all(tag in said for tag in open_clip.list_pretrained_tags_by_model(name))
+    assert str(file) in said
+    assert str(tmp_path / CONFIG) in said
+    assert find_start(name, None) is not None, "with random weights, any will do"
+    (tmp_path / CONFIG).write_text(json.dumps({"preprocess_cfg": PREPARED}))  # as the message says
+    assert find_start(name, str(file)).preprocessing == PREPARED
+
+
+def test_what_is_said_beside_a_file_counts_where_it_is_of_the_same_architecture(
+    tiny_config: ProjectConfig, tmp_path: Path
+) -> None:
+    loaded = load_model(of(tiny_config, "tiny-clip", None))
+    loaded.preprocessing = replace(loaded.preprocessing, mean=(0.4, 0.5, 0.6))
+    export_openclip(loaded, tmp_path)
+    assert load_model(of(tiny_config, "tiny-clip", tmp_path / WEIGHTS)).preprocessing.mean == (0.4, 0.5, 0.6)
+    described = json.loads((tmp_path / CONFIG).read_text())
+    described["model_cfg"]["vision_cfg"]["layers"] = 9
+    (tmp_path / CONFIG).write_text(json.dumps(described))
+    assert load_model(of(tiny_config, "tiny-clip", tmp_path / WEIGHTS)).preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_checkpoint_of_ours_says_how_its_photos_are_prepared(
+    tiny_config: ProjectConfig, trained: tuple[Path, TrainResult], tmp_path: Path
+) -> None:
+    start, run = trained
+    described = json.loads((start / CONFIG).read_text())
+    bare = shutil.copytree(start, tmp_path / "bare")
+    (bare / CONFIG).write_text(json.dumps({"model_cfg": described["model_cfg"]}))
+    name = f"local-dir:{bare}"
+    weights = newest_weights(run.out_dir)
+    assert weights is not None
+    assert load_model(of(tiny_config, name, weights)).preprocessing.mean == (0.4, 0.5, 0.6)
+    alone = shutil.copy(weights, tmp_path / "alone.safetensors")
+    for pretrained in (alone, "default"):
+        said = message(lambda pretrained=pretrained: load_model(of(tiny_config, name, pretrained)))  # type: ignore[misc]
+        assert "how photos are prepared" in said
+        assert "no published weights" in said
+
+
+def test_a_folder_that_does_not_say_how_photos_are_prepared_is_that_of_its_architecture(
+    tiny_config: ProjectConfig, tmp_path: Path
+) -> None:
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path)
+    described = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps({**described, "preprocess_cfg": {}}))
+    for name, pretrained in (("tiny-clip", tmp_path), (f"local-dir:{tmp_path}", "default")):
+        loaded = load_model(of(tiny_config, name, pretrained))
+        assert (loaded.preprocessing.mean, loaded.preprocessing.resize_mode) == ((0.5, 0.5, 0.5), "squash")
+
+
+def test_a_file_of_big_vision_is_refused(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    (tmp_path / "weights.npz").touch()
+    assert "big_vision" in message(lambda: load_model(of(tiny_config, "tiny-clip", tmp_path / "weights.npz")))
+
+
+def test_the_real_start_has_its_weights_and_preprocessing(tiny_config: ProjectConfig, real_photos: Path) -> None:
+    folder = real_photos.parent / "starts" / "lite0-clip"
+    if not folder.is_dir():
+        pytest.skip(f"no pretrained start at {folder}")
+    stored = load_file(folder / WEIGHTS)
+    for model in (str(folder), f"local-dir:{os.path.relpath(folder)}"):
+        loaded = named_model(model, ProjectConfig()).loaded
+        state = loaded.network.state_dict()
+        assert all(torch.equal(state[key], stored[key].to(state[key].dtype)) for key in stored)
+        assert loaded.preprocessing == Preprocessing(80, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bicubic")

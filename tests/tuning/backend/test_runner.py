@@ -1,0 +1,90 @@
+"""The engine on a real Ray, with trainables that misbehave."""
+
+import time
+
+import pytest
+from optuna.trial import TrialState
+from ray import cloudpickle
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.tuning.backend.runner import run_trials
+from fashionclip_tune.tuning.planning.slots import Slots
+from fashionclip_tune.tuning.schedulers import NO_STOPPING, AshaRule
+from fashionclip_tune.tuning.study.study import SweepStudy, message, stop_reason
+from tests.support import toys
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+cloudpickle.register_pickle_by_value(toys)
+
+
+def space(trial):
+    rate = trial.suggest_float("learning_rate", 1e-5, 1e-2)
+    return {"clip_model": "tiny-clip", "loss_function": "contrastive", "training.learning_rate": rate}
+
+
+def run(tmp_path, trainable, *, num_trials, slots=2, rule=NO_STOPPING, space=space):
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
+    completed = run_trials(
+        study,
+        space,
+        ProjectConfig().with_overrides,
+        sweep_dir=tmp_path,
+        num_trials=num_trials,
+        slots=Slots(slots, 1, 0),
+        rule=rule,
+        on_event=lambda: None,
+        trainable=trainable,
+    )
+    assert completed
+    return study.trials()
+
+
+def logs(tmp_path):
+    return [folder.joinpath("log").read_text().split("\n")[:-1] for folder in sorted((tmp_path / "trials").iterdir())]
+
+
+def test_cleanups_of_four_seconds_do_not_hang_the_sweep(tmp_path):
+    started = time.monotonic()
+    trials = run(tmp_path, toys.slow_to_clean_up, num_trials=4, slots=1, rule=AshaRule((100,), 3))
+    assert time.monotonic() - started < 90
+    assert [stop_reason(trial) for trial in trials] == ["budget", "rung_1", "rung_1", "rung_1"]
+    assert logs(tmp_path) == [["100", "200", "300"], *[["100", "cleaned up"]] * 3]
+
+
+def test_a_process_that_dies_is_retried_and_its_trial_goes_on(tmp_path):
+    trials = run(tmp_path, toys.dies_once, num_trials=3)
+    assert logs(tmp_path)[1] == ["100", "died", "200", "300"]
+    for trial in trials:
+        assert trial.state == TrialState.COMPLETE
+        assert trial.intermediate_values == {100: 0.5, 200: 0.5, 300: 0.5}
+
+
+def test_nan_divergence_and_failure_end_their_trial_only(tmp_path):
+    nan, diverged, failed, well = run(tmp_path, toys.goes_wrong, num_trials=4, slots=1, rule=AshaRule((100, 200), 3))
+    assert (nan.state, stop_reason(nan)) == (TrialState.PRUNED, "diverged")
+    assert (diverged.state, stop_reason(diverged), diverged.value) == (TrialState.PRUNED, "diverged", 0.0)
+    assert (failed.state, stop_reason(failed), message(failed)) == (TrialState.FAIL, "error", "ValueError: no")
+    assert (well.state, well.value) == (TrialState.COMPLETE, 0.5)
+    assert all(number == trial.number for number, trial in enumerate((nan, diverged, failed, well)))
+
+
+def test_a_resumed_trial_is_not_judged_again_at_a_rung_that_it_has_passed(tmp_path):
+    """It passed rung 100 with 0.5; two better ones passed after it; then the driver died, and it reports that stage again."""
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
+    for value in (0.5, 0.8, 0.9):
+        number, _ = study.suggest(space)
+        study.record_stage(number, 100, value)
+        study.pass_rung(number, 100)
+    trials = run(tmp_path, toys.dies_once, num_trials=3, rule=AshaRule((100,), 3))
+    assert [stop_reason(trial) for trial in trials] == ["budget"] * 3
+    assert [trial.intermediate_values[100] for trial in trials] == [0.5, 0.8, 0.9]
+
+
+def test_a_space_that_fails_now_and_then_costs_those_trials_only(tmp_path):
+    def sometimes(trial):
+        if trial.number in (0, 2):
+            raise ZeroDivisionError("division by zero")
+        return space(trial)
+
+    trials = run(tmp_path, toys.dies_once, num_trials=4, space=sometimes)
+    assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]

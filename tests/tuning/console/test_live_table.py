@@ -1,0 +1,120 @@
+"""What is said while a sweep runs, on a terminal and elsewhere."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fashionclip_tune.tuning.console.live_table import Progress, seconds_left, time_left
+
+
+def row(number: int, state: str, *, stop_reason: str | None = None, duration_s: float = 10.0, **more: Any) -> dict[str, Any]:
+    return {
+        "trial_id": f"{number:04d}",
+        "state": state,
+        "stop_reason": stop_reason,
+        "message": "",
+        "config": {"clip_model": "tiny-clip", "loss_function": "siglip", "training.learning_rate": 3e-4},
+        "examples_seen": 64,
+        "recall_at_10": 0.5,
+        "recall_change": 0.125,
+        "samples_per_second": 1234.4,
+        "duration_s": duration_s,
+        **more,
+    }
+
+
+def shown(rows: list[dict[str, Any]], *, terminal: bool, width: int = 160, height: int = 40) -> str:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=width, height=height, color_system=None)
+    settings = {"budget_examples": 320, "stage_examples": 32, "expected_examples": 100.0}
+    with Progress(console, num_trials=4, side_by_side=2, **settings) as progress:
+        for _ in range(2):
+            progress.show({"name": "sweep-001", "elapsed_s": 45.0, "trials": rows})
+    return written.getvalue()
+
+
+def table(rows: list[dict[str, Any]], width: int, height: int = 40) -> list[str]:
+    """The lines of the last drawing on a terminal."""
+    return shown(rows, terminal=True, width=width, height=height).rpartition("sweep-001: ")[2].splitlines()
+
+
+ROWS = [
+    row(0, "COMPLETE", stop_reason="budget", examples_seen=320, duration_s=30.0),
+    row(1, "PRUNED", stop_reason="rung_2", duration_s=10.0),
+    row(2, "RUNNING", duration_s=5.0),
+]
+
+
+def test_a_terminal_shows_a_table_with_speed_change_stage_and_time_left() -> None:
+    text = shown(ROWS, terminal=True)
+    assert "sweep-001: 2 of 4 trials ended, 45 s so far, about 7 s left" in text
+    for part in ("sigmoid", "3.0e-4", "2/10", "10/10", "0.5000", "+0.1250", "1,234", "running"):
+        assert part in text
+    assert "rung 2: others of its model were ahead" in text
+    assert "best so far: trial 0000, tiny-clip, 0.5000" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_trial_has_one_line_at_any_width_and_its_state_is_readable(width: int) -> None:
+    long_name = {"clip_model": "ViT-B-16-SigLIP2-256", "loss_function": "siglip", "training.learning_rate": 3e-4}
+    lines = table([{**each, "config": long_name} for each in ROWS], width)
+    assert max(map(len, lines)) <= width - 3, "a full line would be broken by the terminal's ^C"
+    assert [line.split()[0] for line in lines[2:5]] == ["0000", "0001", "0002"]
+    assert "rung 2" in lines[3]
+    assert "behind" in lines[3] or "ahead" in lines[3]
+    assert ("ViT-B-16-SigLIP2-256" in lines[3]) == (width >= 100)
+
+
+def test_on_a_low_terminal_running_trials_and_the_newest_stay() -> None:
+    rows = [row(number, "RUNNING" if number in (2, 29) else "PRUNED", stop_reason="rung_1") for number in range(30)]
+    lines = table(rows, 80, height=12)
+    assert len(lines) <= 11
+    assert [line[:4] for line in lines if line[:4].isdigit()] == ["0002", *(f"{number:04d}" for number in range(25, 30))]
+    assert "24 more have ended" in " ".join(" ".join(lines).split())
+
+
+def test_before_the_first_trial_the_table_says_that_it_starts() -> None:
+    assert "sweep-001: starting, 45 s" in shown([], terminal=True)
+
+
+def test_a_message_that_has_no_room_in_the_table_stands_above_it() -> None:
+    message = "12 samples could not be read, such as [shard] 000000.tar"
+    text = shown([row(0, "FAIL", stop_reason="bad_data", message=message, recall_at_10=None)], terminal=True, width=200)
+    assert text.count(message) == 1
+
+
+def test_elsewhere_each_event_is_one_plain_line() -> None:
+    lines = shown(ROWS, terminal=False).splitlines()
+    assert len(lines) == 3, "nothing is said twice"
+    assert "recall_at_10 0.5000 (+0.1250)  1,234 photos/s" in lines[2]
+    assert lines[1].endswith(
+        "stopped at rung 2: others of its model were ahead after 64 photos  (2 of 4 ended, about 7 s left)"
+    )
+
+
+def test_a_failure_is_said_with_its_message() -> None:
+    failed = row(0, "FAIL", stop_reason="bad_data", message="12 samples", recall_at_10=None, recall_change=None)
+    assert "FAIL bad_data: 12 samples" in shown([failed], terminal=False)
+
+
+def test_time_left_counts_what_runs_and_what_has_not_begun() -> None:
+    def left(rows: list[dict[str, Any]], num_trials: int = 4, side_by_side: int = 2) -> float | None:
+        return seconds_left(
+            rows, num_trials=num_trials, side_by_side=side_by_side, expected_examples=100.0, budget_examples=320
+        )
+
+    assert left([row(0, "RUNNING", examples_seen=0)]) is None
+    pace = (30 + 10 + 5) / (320 + 64 + 64)
+    assert left(ROWS) == pytest.approx(((100 - 64) + 100) * pace / 2)
+    assert left([*ROWS, row(3, "FAIL", duration_s=0.0, examples_seen=0)]) == pytest.approx((100 - 64) * pace)
+    beyond = [ROWS[0], row(1, "RUNNING", examples_seen=128, duration_s=12.0)]
+    assert left(beyond, num_trials=2) == pytest.approx((320 - 128) * 42 / 448)
+    assert [time_left(seconds) for seconds in (None, 0.0, 18.0, 600.0, 9000.0)] == [
+        "",
+        "",
+        ", about 18 s left",
+        ", about 10 min left",
+        ", about 2.5 h left",
+    ]

@@ -1,0 +1,228 @@
+"""How a machine is divided, on cards that are made up; and that Ray keeps to it, with logical GPUs."""
+
+import time
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.machine.hardware import Machine
+from fashionclip_tune.models.architecture import with_default_freeze
+from fashionclip_tune.profiling.memory import CONTEXT_BYTES
+from fashionclip_tune.tuning.backend import worker as gpu_share
+from fashionclip_tune.tuning.backend.worker import claim_gpu_share
+from fashionclip_tune.tuning.planning.allocation import Allotment, allot
+from fashionclip_tune.tuning.planning.gpu_memory import GB, Card, GpuMemory
+
+B32, B16, SIGLIP2 = (ProjectConfig(clip_model=name, device="cuda") for name in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"))
+T4 = Card("T4", int(15.8 * GB))
+ROOMY = Machine(cores=2, memory_bytes=64 * GB, shared_memory_bytes=4 * GB)
+NOTEBOOK = Machine(cores=2, memory_bytes=int(12.7 * GB), shared_memory_bytes=4 * GB)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@cache
+def gpu_memory(card: Card, packing: float | None) -> GpuMemory:
+    """Estimates take a second: they are made once for each card."""
+    return GpuMemory(card, packing=lambda config: packing)
+
+
+def divided(machine: Machine = ROOMY, card: Card = T4, packing: float | None = None, **flags: object) -> Allotment:
+    gpu = gpu_memory(card, packing)
+    wanted = {"num_trials": 12, "max_concurrent": None, "gpus_per_trial": None, **flags}
+    configs = [with_default_freeze(config, card.memory_bytes, {}) for config in (B32, B16, SIGLIP2)]
+    return allot(configs, device="cuda", machine=machine, gpu=gpu, **wanted)
+
+
+def test_small_trials_share_a_t4_and_large_ones_have_it_alone() -> None:
+    allotment = divided()
+    assert [allotment.at_a_time(config) for config in (B32, B16)] == [2, 1]
+    small, large = allotment.share_of(B32), allotment.share_of(B16)
+    assert (small.gpus, large.gpus) == (0.5, 1.0)
+    assert (small.cpus, large.cpus) == (1.0, 2.0)
+    assert small.gpu_memory_bytes == T4.memory_bytes // 2
+    assert small.gpu_needed_bytes is not None
+    assert CONTEXT_BYTES < small.gpu_needed_bytes <= T4.memory_bytes // 2
+    # Loader processes: as many as there are cores for each.
+    assert [allotment.fitted(config).training.num_workers for config in (B32, B16)] == [1, 2]
+
+
+def test_packing_that_was_measured_to_gain_little_is_not_done() -> None:
+    assert divided(packing=0.09).at_a_time(B32) == 1
+    assert divided(packing=0.11).at_a_time(B32) == 2
+
+
+def test_the_token_embedding_is_frozen_on_a_small_card_unless_someone_speaks_of_it() -> None:
+    small, large = T4.memory_bytes, 24 * GB
+    assert with_default_freeze(SIGLIP2, small, {}).freeze.token_embedding
+    assert not with_default_freeze(SIGLIP2, small, {"freeze.token_embedding": False}).freeze.token_embedding
+    assert not with_default_freeze(SIGLIP2, large, {}).freeze.token_embedding
+    assert not with_default_freeze(B32, small, {}).freeze.token_embedding
+
+
+def test_a_micro_batch_is_halved_until_it_fits_and_what_never_does_is_refused() -> None:
+    gpu = GpuMemory(Card("small", 8 * GB))
+    need = gpu.need(B16)
+    assert need.micro_batch_size == 32
+    assert need.memory_bytes <= 8 * GB < gpu.need(B16.with_overrides({"training.micro_batch_size": 64})).memory_bytes * 2
+    assert divided(card=Card("small", 9 * GB)).fitted(B16).training.micro_batch_size == 32
+    with pytest.raises(UserError, match=r"ViT-B-16 needs .* GB of GPU memory for one photo at a time, the card has 2"):
+        GpuMemory(Card("tiny", 2 * GB)).need(B16)
+
+
+def test_a_share_that_a_flag_gives_sizes_the_micro_batch_and_refuses_what_it_does_not_hold() -> None:
+    half, whole = GpuMemory(T4, 0.5), GpuMemory(T4)
+    assert half.need(B16).micro_batch_size < whole.need(B16).micro_batch_size == 64
+    assert half.need(B16).memory_bytes <= T4.memory_bytes // 2
+    allotment = allot([B16], device="cuda", machine=ROOMY, gpu=half, num_trials=12, max_concurrent=None, gpus_per_trial=0.5)
+    assert allotment.at_a_time(B16) == 2
+    assert allotment.fitted(B16).training.micro_batch_size == half.need(B16).micro_batch_size
+    needs = (
+        r"SigLIP2-256 needs .* GB .* one photo at a time, --gpus-per-trial 0.25 allows 4.0 of the card's 15.8: give a larger"
+    )
+    with pytest.raises(UserError, match=needs):
+        GpuMemory(T4, 0.25).need(SIGLIP2.with_overrides({"freeze.token_embedding": True, "training.micro_batch_size": 1}))
+
+
+def test_host_memory_is_that_of_what_really_runs_side_by_side() -> None:
+    """On a notebook box (2 cores, 12.7 GB) at most 10 GB are planned for: two processes that only ever hold a ViT-B-32, or one
+    that has held both of the others."""
+    allotment = divided(NOTEBOOK)
+    small, large = allotment.alike[2], allotment.alike[1]
+    assert (small.models, small.count) == (("ViT-B-32",), 2)
+    assert (large.models, large.count) == (("ViT-B-16", "ViT-B-16-SigLIP2-256"), 1)
+    for_all = 10**9 + 400 * 10**6 + 256 * 2**20
+    a_process, a_worker, b32, b16, siglip2 = 2.2e9, 0.3e9, 4 * 151.3e6, 4 * 149.6e6, 4 * 375.2e6
+    assert small.host_bytes == pytest.approx(for_all + 2 * (a_process + a_worker + 2 * b32), rel=1e-3)
+    assert large.host_bytes == pytest.approx(for_all + a_process + 2 * a_worker + b16 + 2 * siglip2, rel=1e-3)
+    assert allotment.host_bytes == max(small.host_bytes, large.host_bytes) < 10 * GB
+    assert allotment.cuts == ()
+
+
+def test_host_memory_cuts_what_runs_side_by_side() -> None:
+    allotment = divided(Machine(2, int(11.3 * GB), GB))
+    assert allotment.slots.count == 1
+    assert allotment.at_a_time(B32) == 1
+    assert allotment.share_of(B32).gpus == 1.0
+    assert "ViT-B-32: 2 trials side by side to 1: they would take 9." in allotment.cuts[0]
+    # All have the card alone then, so that one process may have kept the weights of all three.
+    (host_bytes,) = {each.host_bytes for each in allotment.alike.values()}
+    b32, b16, siglip2 = 4 * 151.3e6, 4 * 149.6e6, 4 * 375.2e6
+    assert host_bytes == pytest.approx(1.4e9 + 256 * 2**20 + 2.2e9 + 2 * 0.3e9 + b32 + b16 + 2 * siglip2, rel=1e-3)
+    assert divided(max_concurrent=1).host_bytes == host_bytes
+    with pytest.raises(UserError, match="GB of host memory, this machine has 3"):
+        divided(Machine(2, 3 * GB, GB))
+
+
+def test_two_cards_have_as_many_trials_each_and_stay_empty_where_the_host_has_no_room() -> None:
+    cards = Card("T4", T4.memory_bytes, 2)
+    assert [divided(card=cards).at_a_time(config) for config in (B32, B16)] == [4, 2]
+    # Room for three of the small ones: one a card, so that Ray's shares add up to no more.
+    three = divided(Machine(4, int(20.5 * GB), GB), card=cards)
+    assert three.alike[2].count == 2
+    assert three.share_of(B32).gpus == 1.0
+    # Room for one of the large ones only: then no two trials run at all, whichever they are.
+    one = divided(Machine(4, 13 * GB, GB), card=cards)
+    assert (one.slots.count, one.alike[1].count) == (1, 1)
+
+
+def test_flags_are_cut_to_what_exists() -> None:
+    allotment = divided(max_concurrent=5)
+    assert allotment.slots.count == 2
+    assert "--max-concurrent 5 to 2" in allotment.cuts[0]
+    assert divided(gpus_per_trial=1.0).slots.count == 1
+    no_shared_memory = divided(Machine(2, 64 * GB, 64 * 2**20))
+    assert no_shared_memory.fitted(B16).training.num_workers == 0
+    assert "/dev/shm" in " ".join(no_shared_memory.cuts)
+
+
+class FakeCuda:
+    """A card of 16 GB whose memory others give back as time passes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free_gb: list[int]) -> None:
+        self.fraction, self._free, self.waits = 0.0, free_gb, 0
+        cuda = SimpleNamespace(
+            current_device=lambda: 0,
+            get_device_properties=lambda device: SimpleNamespace(total_memory=16 * GB),
+            set_per_process_memory_fraction=lambda fraction: setattr(self, "fraction", fraction),
+            mem_get_info=lambda: (self._free[min(self.waits, len(free_gb) - 1)] * GB, 16 * GB),
+            memory_reserved=lambda: 0,
+        )
+        monkeypatch.setattr(gpu_share, "torch", SimpleNamespace(cuda=cuda))
+
+    def sleep(self, seconds: float) -> None:
+        self.waits += 1
+
+
+def test_a_trial_caps_itself_waits_for_memory_and_fails_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = FakeCuda(monkeypatch, free_gb=[1, 1, 9])
+    claim_gpu_share(8 * GB, 6 * GB, sleep=card.sleep)
+    assert card.fraction == pytest.approx((8 * GB - CONTEXT_BYTES) / (16 * GB))
+    assert card.waits == 2
+    stuck = FakeCuda(monkeypatch, free_gb=[1])
+    with pytest.raises(UnavailableError, match=r"0\.9 GiB free after 10 s.*another program"):
+        claim_gpu_share(8 * GB, 6 * GB, wait_s=10, sleep=stuck.sleep)
+    assert stuck.waits == 5
+
+
+def test_a_trial_waits_for_a_card_that_has_no_room_for_a_context_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = FakeCuda(monkeypatch, free_gb=[9])
+    answer = gpu_share.torch.cuda.mem_get_info
+
+    def mem_get_info() -> tuple[int, int]:
+        if card.waits < 2:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+        return answer()
+
+    monkeypatch.setattr(gpu_share.torch.cuda, "mem_get_info", mem_get_info)
+    claim_gpu_share(8 * GB, 6 * GB, sleep=card.sleep)
+    assert card.waits == 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    from fashionclip_tune.tuning.backend.runner import run_trials
+    from fashionclip_tune.tuning.schedulers import NO_STOPPING
+    from fashionclip_tune.tuning.study.study import SweepStudy
+    from tests.support import toys
+
+    cloudpickle.register_pickle_by_value(toys)
+    names = ["ViT-B-32", "ViT-B-32", "ViT-B-16", "ViT-B-32", "ViT-B-32"]
+    allotment = divided()
+
+    def space(trial):
+        rate = trial.suggest_float("learning_rate", 1e-5, 1e-2)
+        return {"clip_model": names[trial.number], "loss_function": "contrastive", "training.learning_rate": rate}
+
+    assert run_trials(
+        SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2),
+        space,
+        B32.with_overrides,
+        sweep_dir=tmp_path,
+        num_trials=len(names),
+        slots=allotment.slots,
+        rule=NO_STOPPING,
+        on_event=lambda: None,
+        share_of=allotment.share_of,
+        trainable=toys.takes_two_seconds,
+    )
+    spans = [tuple(map(float, path.read_text().split())) for path in sorted(tmp_path.glob("trials/*/span"))]
+    assert len(spans) == len(names)
+
+    def overlap(one: int, other: int) -> bool:
+        return spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
+
+    assert not any(overlap(2, other) for other in (0, 1, 3, 4))
+    assert overlap(0, 1) or overlap(3, 4)
+    assert time.time() > spans[2][1]

@@ -1,0 +1,68 @@
+"""What a sweep that goes on says to flags that differ from those it was started with."""
+
+import json
+
+import pytest
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.tuning.planning.settings import SweepSettings
+
+STARTED = SweepSettings(num_trials=16, seed=0, device="cuda", space="tiny", overrides={"training.batch_size": 64})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_trials": 20}, "with --num-trials 16, not 20: a resumed sweep keeps its settings; more trials: a new sweep"),
+        ({"seed": 1}, "with --seed 0, not 1: a resumed sweep keeps its settings$"),
+        ({"preset": "evening"}, "without --preset evening: "),
+        ({"warm_start": "old"}, "without --warm-start old: "),
+        ({"overrides": {"training.batch_size": 32}}, "with --set training.batch_size=64, not training.batch_size=32: "),
+        ({"overrides": {"training.epochs": 5}}, "without --set training.epochs=5: "),
+    ],
+)  # fmt: skip
+def test_a_flag_that_differs_is_refused_with_what_was_given(given, said):
+    with pytest.raises(UserError, match=f"sweep it was started {said}"):
+        STARTED.resumed(SweepSettings(**given), "it")
+
+
+def test_the_same_flags_again_change_nothing():
+    again = SweepSettings(num_trials=16, device="auto", overrides={"training.batch_size": 64})
+    assert STARTED.resumed(again, "it") == STARTED
+
+
+def test_a_sweep_of_a_gpu_is_not_sent_to_the_cpu(run_sweep, tmp_path, monkeypatch):
+    """There its settings would refuse it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "it").mkdir()
+    record = {
+        "state": "INTERRUPTED",
+        "created": "2026-01-01",
+        "settings": {"device": "cuda", "num_trials": 16},
+        "two_tiers": False,
+    }
+    (tmp_path / "it" / "sweep.json").write_text(json.dumps(record))
+    code, _, err = run_sweep("--results", tmp_path, "--resume")
+    assert code == 2
+    assert err.startswith("error: sweep it was started on a GPU, and torch sees none here: go on with it where there is one")
+    assert "--device cpu" not in err
+    code, _, err = run_sweep("--results", tmp_path, "--refit", "2", "--name", "other")
+    assert (code, err) == (2, f"error: --refit: no sweep other in {tmp_path}: there are it\n")
+
+
+def test_places_are_recorded_by_where_they_are(tmp_path, monkeypatch):
+    relative = {"clip_model": "local-dir:start", "model.pretrained": "start/weights.pt", "training.batch_size": "16"}
+    monkeypatch.chdir(tmp_path)
+    settings = SweepSettings(overrides=relative)
+    assert settings.overrides == {
+        "clip_model": f"local-dir:{tmp_path / 'start'}",
+        "model.pretrained": str(tmp_path / "start" / "weights.pt"),
+        "training.batch_size": "16",
+    }
+    assert settings.resumed(SweepSettings(overrides=relative), "it").overrides == settings.overrides
+    for kept in (
+        {"clip_model": "ViT-B-32", "model.pretrained": "none"},
+        {"model.pretrained": None},
+        {"model.pretrained": "openai"},
+    ):
+        assert SweepSettings(overrides=kept).overrides == kept

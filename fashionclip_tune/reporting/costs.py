@@ -1,101 +1,18 @@
 """What each architecture of a sweep had reached with the same device time: what is paid for is time, not examples."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
-from rich.table import Table
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import has_known_text_tower, without_numbers
 from fashionclip_tune.models.description import check_architecture
+from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import figure_or_nothing, panels, table, text
 from fashionclip_tune.reporting.sweep_files import Row
 from fashionclip_tune.reporting.sweep_view import SweepView
-from fashionclip_tune.training.history import read_whole_rows
-
-
-@dataclass(frozen=True)
-class ArchitectureAtCost:
-    """Of one architecture's trials, as far as they come within the time."""
-
-    clip_model: str
-    recall_at_10: float | None
-    """The best trial's, at its last stage within the time; None: no stage came to its end."""
-    trial_id: str | None
-    num_trials: int
-    """Begun within the time."""
-    spent_s: float
-    """Device seconds of all its trials, those beyond the time included."""
-
-
-def architectures_at_equal_cost(
-    rows: Sequence[Row], histories: Mapping[str, Sequence[Row]]
-) -> tuple[float, list[ArchitectureAtCost]]:
-    """The device seconds that each architecture gets, those of the one that spent least, and the architectures, best first.
-
-    An architecture's trials are counted one after the other in the order in which they started, side by side or not, so
-    that earlier ones are whole. Untouched weights are no result, though evaluating them takes time.
-
-    Args:
-        rows: a sweep's trials, as in its ``sweep.json``.
-        histories: each one's evaluations by ``trial_id``, as ``read_whole_rows`` gives them; ``device_s`` of each counts from
-            the trial's start.
-    """
-    by_model: dict[str, list[Row]] = {}
-    for row in sorted((row for row in rows if histories.get(row["trial_id"])), key=lambda row: str(row["trial_id"])):
-        by_model.setdefault(row["config"]["clip_model"], []).append(row)
-    spent = {model: sum(histories[row["trial_id"]][-1]["device_s"] for row in trials) for model, trials in by_model.items()}
-    limit_s = min(spent.values(), default=0.0)
-    found = [_within(limit_s, model, trials, histories, spent[model]) for model, trials in by_model.items()]
-    return limit_s, sorted(found, key=lambda each: -1.0 if each.recall_at_10 is None else each.recall_at_10, reverse=True)
-
-
-def _within(
-    limit_s: float, model: str, trials: Sequence[Row], histories: Mapping[str, Sequence[Row]], spent_s: float
-) -> ArchitectureAtCost:
-    started_s, num_trials = 0.0, 0
-    scores: dict[str, float] = {}
-    for row in trials:
-        if started_s >= limit_s:
-            break
-        history = histories[row["trial_id"]]
-        reached = [stage for stage in history if started_s + stage["device_s"] <= limit_s and stage["examples_seen"] > 0]
-        if reached and row["state"] != "FAIL":
-            # A trial that is whole has the score that it ended with: 0 if it diverged.
-            last = row if reached[-1] is history[-1] else reached[-1]
-            scores[row["trial_id"]] = last["recall_at_10"]
-        started_s, num_trials = started_s + history[-1]["device_s"], num_trials + 1
-    best = max(scores, key=lambda trial_id: scores[trial_id], default=None)
-    return ArchitectureAtCost(model, None if best is None else scores[best], best, num_trials, spent_s)
-
-
-def equal_cost_table(sweep_dir: Path, rows: Sequence[Row]) -> Table | None:
-    """For people; None where there is one architecture only, or the device's seconds were not recorded."""
-    histories = {row["trial_id"]: _recorded(sweep_dir, row) for row in rows}
-    if any("device_s" not in stage for history in histories.values() for stage in history):
-        return None
-    limit_s, found = architectures_at_equal_cost(rows, histories)
-    if len(found) < 2:
-        return None
-    table = Table(title=f"best of each model,\nwithin the same {limit_s:,.0f} device seconds")
-    for header in ("model", "R@10", "trial", "trials", "spent in all"):
-        table.add_column(header, justify="left" if header == "model" else "right")
-    for each in found:
-        recall = "" if each.recall_at_10 is None else f"{each.recall_at_10:.4f}"
-        table.add_row(each.clip_model, recall, each.trial_id or "", str(each.num_trials), f"{each.spent_s:,.0f} s")
-    return table
-
-
-def _recorded(sweep_dir: Path, row: Row) -> list[dict[str, Any]]:
-    """A trial's evaluations, those that its row knows of."""
-    for folder in sweep_dir.glob(f"trials/{row['trial_id']}-*"):
-        return [stage for stage in read_whole_rows(folder)[0] if stage["examples_seen"] <= row["examples_seen"]]
-    return []
-
 
 _MEGABYTE = 1_000_000
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fashionclip_tune.evaluation.evaluate import counted_as, gain
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, Standing, names_of, standings
-from fashionclip_tune.reporting.costs import equal_cost_table
+from fashionclip_tune.reporting.equal_cost import equal_cost_table
 from fashionclip_tune.reporting.sweep_files import (
     Row,
     end_of,

@@ -5,8 +5,6 @@ import shlex
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from webdataset.gopen import gopen
-
 from fashionclip_tune.machine.child_processes import end_with_us
 
 SCHEMES = ("https", "http", "s3", "gs", "pipe")
@@ -21,6 +19,8 @@ def scheme_of(location: str) -> str | None:
 
 def open_url(url: str) -> Any:
     """A binary stream; reading it, or closing it, raises OSError where the command behind it fails."""
+    from webdataset.gopen import gopen  # which imports torch, for seconds; a configuration asks for schemes only
+
     if scheme_of(url) == "s3":  # gopen knows no s3
         url = f"pipe:exec aws s3 cp {shlex.quote(url)} -"
     stream = gopen(url)

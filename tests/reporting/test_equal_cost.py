@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fashionclip_tune.reporting.costs import ArchitectureAtCost, architectures_at_equal_cost, equal_cost_table
+from fashionclip_tune.reporting.equal_cost import ArchitectureAtCost, architectures_at_equal_cost, equal_cost_table
 
 
 def trial(number: int, model: str, *stages: tuple[float, float], **row: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -128,7 +128,7 @@ def heeded_ctrl_c():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "where",
-    ["tuning.driver.SweepStudy", "tuning.driver.export_best", "tuning.outcome.write_report"],
+    ["tuning.session.SweepStudy", "tuning.session.export_best", "tuning.console.outcome.write_report"],
 )
 def test_a_signal_at_any_moment_says_how_to_go_on(garments, tmp_path, monkeypatch, run_sweep, where, number):
     """Before Ray is there and after it is gone; the trials themselves are left out."""
@@ -158,6 +158,7 @@ def test_a_signal_while_ray_starts_is_heeded_once_it_is_there(garments, tmp_path
     monkeypatch.setattr("fashionclip_tune.tuning.backend.runner.ray.init", init)
     monkeypatch.setattr("fashionclip_tune.tuning.backend.runner.ray.shutdown", lambda: None)
     monkeypatch.setattr("fashionclip_tune.tuning.backend.runner._ended_with_ray", lambda go_on: nullcontext())
+    monkeypatch.setattr("fashionclip_tune.tuning.backend.runner._end_agents_with_us", lambda: None)
     code, out, err = run_sweep("--data", garments, "--results", tmp_path, "--name", "it", "--device", "cpu", *FAST)
     assert (code, err) == (130, "")
     assert f"interrupted; go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --resume " in out

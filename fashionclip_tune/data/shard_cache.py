@@ -124,17 +124,23 @@ class ShardStorage:
                         f"{content.num_bytes:,} with {content.checksum}: changed since, or damaged on the way (a shard that "
                         "was changed on purpose needs a new index: remove its .index.npz)"
                     )
-                _part_of(copy).replace(copy)
+                with self._room(copy.parent):  # who counts meanwhile would find it under neither name
+                    _part_of(copy).replace(copy)
                 return
             except OSError as error:
                 _part_of(copy).unlink(missing_ok=True)
                 if attempt == _ATTEMPTS or copying.stalled:
                     raise error if isinstance(error, CopyError) else CopyError(f"{shard}: {error}") from error
 
+    @staticmethod
+    def _room(folder: Path) -> FileLock:
+        """Held while copies are counted, claimed or renamed."""
+        return FileLock(folder / "room.lock")
+
     def _make_room(self, part: Path, num_bytes: int) -> None:
         """Removes copies, those used longest ago first, until ``part`` fits in the limit and on the disk; claims its size."""
         folder = part.parent
-        with FileLock(folder / "room.lock"):
+        with self._room(folder):
             now = time.time()
             found: list[tuple[float, int, Path]] = []
             for path in folder.iterdir():

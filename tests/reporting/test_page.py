@@ -184,7 +184,7 @@ def test_torn_evaluations_are_left_out_of_the_page_and_named(small_sweep: Path, 
     said: list[str] = []
     page = Page(write_report([folder], say=said.append))
     name = torn.relative_to(folder)
-    assert said == [f"small: left out, as torn files: {name}"]
+    assert said[0] == f"small: left out, as torn files: {name}"
     assert said[0] in page.text
     view = view_sweep(folder)
     assert view.curves == {**whole.curves, "0002": whole.curves["0002"][:-1]}

@@ -14,10 +14,10 @@ def make_parser() -> Parser:
     parser = Parser(
         description=__doc__,
         epilog="A finished sweep is extended by a new one with --warm-start and its folder. Data, space and budget must be the "
-        "same. The new sweep's own trials alone are counted, ranked and exported. "
-        "Ctrl-C once, or SIGTERM, stops each trial at its next step with a checkpoint (one that is being evaluated finishes "
-        "that first) and prints the command that goes on. Exit status: 0 done, or out of --time-budget; 1 no trial has a result; 2 "
-        "something given is wrong, or the machine cannot run it; 130 interrupted.",
+        "same. The new sweep's own trials alone are counted, ranked and exported. Ctrl-C once, or SIGTERM, stops each trial at "
+        "its next step with a checkpoint (one that is being evaluated finishes that first) and prints the command that goes "
+        "on. Exit status: 0 done, or out of --time-budget; 1 no trial has a result; 2 something given is wrong, or the machine "
+        "cannot run it; 130 interrupted.",
     )
     add = parser.add_argument
     add("--data", metavar="DIR|URL", help="folder of shards, or its URL (default: synthetic garments)")

@@ -52,7 +52,10 @@ def user_errors() -> Iterator[None]:
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     """How shards are reached; the same for one run and for a sweep."""
     parser.add_argument(
-        "--allow-remote", action="store_true", default=None, help="read https://, s3://, gs:// and pipe: (runs commands)"
+        "--allow-remote",
+        action="store_true",
+        default=None,
+        help="read https://, s3://, gs:// and pipe: (runs commands); who goes on with a run or a sweep, or refits, gives it again",
     )
     parser.add_argument(
         "--scratch",

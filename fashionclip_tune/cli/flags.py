@@ -55,7 +55,7 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
         "--allow-remote",
         action="store_true",
         default=None,
-        help="read https://, s3://, gs:// and pipe: (runs commands); who goes on with a run or a sweep, or refits, gives it again",
+        help="read https://, s3://, gs:// and pipe: (runs commands); to be given again with --resume and --refit",
     )
     parser.add_argument(
         "--scratch",

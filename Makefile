@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup sweep test check layout
+.PHONY: setup sweep test check layout docs
 
 setup: .venv/.installed
 
@@ -26,3 +26,7 @@ check: setup
 
 layout: setup
 	$(BIN)/python tests/test_layout.py
+
+# The pages that the code says of itself: settings, commands and flags.
+docs: setup
+	$(BIN)/python -m tests.support.docs_pages

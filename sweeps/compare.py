@@ -7,14 +7,18 @@ from fashionclip_tune.cli.flags import Parser, user_errors
 from fashionclip_tune.progress import progress_bar
 
 
-def main() -> None:
+def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("sweeps", nargs="+", type=Path, metavar="RESULTS/NAME", help="folders of sweeps, running ones included")
     add("--table", choices=("markdown", "latex", "csv"), help="print the ranking in this form only, for a paper")
     add("--no-gallery", action="store_true", help="leave the winner's photos out: it takes as long as an evaluation")
     add("--allow-remote", action="store_true", help="for these photos, read https://, s3://, gs:// and pipe: (runs commands)")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = make_parser().parse_args()
     with user_errors():
         if given.table:
             from fashionclip_tune.reporting.tables import ranking_text

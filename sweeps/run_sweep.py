@@ -10,33 +10,98 @@ from fashionclip_tune.cli.flags import Parser, add_reading_flags, finite, user_e
 from fashionclip_tune.config.section import assignments
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(
+        description=__doc__,
+        epilog="A finished sweep is extended by a new one with --warm-start and its folder. Data, space and budget must be the "
+        "same. The new sweep's own trials alone are counted, ranked and exported. Ctrl-C once, or SIGTERM, stops each trial at "
+        "its next step with a checkpoint (one that is being evaluated finishes that first) and prints the command that goes "
+        "on. Exit status: 0 done, or out of --time-budget; 1 no trial has a result; 2 something given is wrong, or the machine "
+        "cannot run it; 130 interrupted.",
+    )
     add = parser.add_argument
-    add("--data", metavar="DIR", help="folder of shards, or its URL (default: synthetic garments)")
+    add("--data", metavar="DIR|URL", help="folder of shards, or its URL (default: synthetic garments)")
     add(
         "--space",
         metavar="NAME|FILE",
-        help="a search space of fashionclip_tune/spaces/, or a file (default: tiny; openclip on a GPU)",
+        help="tiny, openclip, published, or a Python file like those in fashionclip_tune/spaces/: docs/spaces.md (default: "
+        "openclip on a GPU, else tiny)",
     )
-    add("--name", help="the sweep's folder in --results (default: the next free one)")
+    add("--name", metavar="NAME", help="the sweep's folder in --results (default: the next free one, sweep-001 and so on)")
     add("--results", default="results", metavar="DIR", help="folder of all sweeps, or s3://... (default: %(default)s)")
-    add("--num-trials", type=int, metavar="N", help="default: 16, or as many as the space has settings")
-    add("--max-concurrent", type=int, metavar="N", help="trials side by side (default: a core each, or what the GPU takes)")
-    add("--seed", type=int, metavar="N", help="default: 0")
+    add(
+        "--num-trials",
+        type=int,
+        metavar="N",
+        help="trials in all (default: 16; of a space that is nothing but its points, their number)",
+    )
+    add(
+        "--max-concurrent",
+        type=int,
+        metavar="N",
+        help="trials side by side (default: a core each, a third of the trials at most; on GPUs what fits)",
+    )
+    add("--seed", type=int, metavar="N", help="of the search and of each trial (default: 0)")
     add("--budget-examples", type=int, metavar="N", help="photos that a trial trains on (default: the space's epochs)")
-    add("--scheduler", help="asha, median or none (default: asha)")
-    add("--grace-examples", type=int, metavar="N", help="a stage, and the first rung (default: a ninth of the budget)")
-    add("--reduction-factor", type=int, metavar="N", help="one in N goes on at a rung (default: 3)")
-    add("--min-trials-per-model", type=int, metavar="N", help="before the search chooses (default: 6, or half of the trials)")
+    add(
+        "--scheduler",
+        metavar="NAME",
+        help="asha, median or none: which trials are stopped early; median judges at every stage, by the median stopping rule "
+        "(default: asha)",
+    )
+    add(
+        "--grace-examples",
+        type=int,
+        metavar="N",
+        help="photos of a stage, which ends with an evaluation, a checkpoint and a report, and of rung 1 (default: a ninth of "
+        "the budget)",
+    )
+    add("--reduction-factor", type=int, metavar="N", help="one trial in N goes on at a rung (default: 3)")
+    add(
+        "--min-trials-per-model",
+        type=int,
+        metavar="N",
+        help="trials of each model, in turns of like cost, before the search chooses among models; 0: none (default: 6, half "
+        "of the trials at most)",
+    )
     add("--warm-start", metavar="DIR", help="an older sweep's folder, or s3://...: its ended trials inform this one")
-    add("--gpus-per-trial", type=finite, metavar="F", help="share of a GPU (default: by the memory that a trial needs)")
-    add("--gpu-memory-gb", type=finite, metavar="G", help="of a card, at most; a dry run plans for one, here or not")
-    add("--preset", metavar="NAME", help="quick, evening or night on a T4: trials and rungs that no flag gives")
-    add("--time-budget", type=finite, metavar="MIN", help="of this run: ten minutes before its end all is kept; then --resume")
-    add("--samples-per-second", type=finite, metavar="N", help="a trial's training rate (default: measured or estimated)")
-    add("--device", help="auto, cpu or cuda (default: auto)")
-    add("--set", action="append", default=[], metavar="PATH=VALUE", help="fix a setting for all trials, e.g. training.epochs=2")
+    add(
+        "--gpus-per-trial",
+        type=finite,
+        metavar="F",
+        help="share of a GPU, at most 1; a model of which one photo does not fit it is refused (default: by the memory that a "
+        "trial needs)",
+    )
+    add(
+        "--gpu-memory-gb",
+        type=finite,
+        metavar="G",
+        help="of a card, at most; a dry run plans for such a card, here or not, beside this machine's cores and memory "
+        "(default: what it has)",
+    )
+    add("--preset", metavar="NAME", help="quick, evening or night: trials and rungs for a T4, where no flag says them")
+    add(
+        "--time-budget",
+        type=finite,
+        metavar="MIN",
+        help="of this run: ten minutes before its end (a sixth of it where that is less) all is kept, and the command that "
+        "goes on is printed (default: none)",
+    )
+    add(
+        "--samples-per-second",
+        type=finite,
+        metavar="N",
+        help="a trial's training rate, for the plan's hours (default: measured or estimated)",
+    )
+    add("--device", metavar="NAME", help="auto, cpu or cuda (default: auto)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="fix a setting for all trials, whatever the space says, e.g. training.epochs=2; may be given again: "
+        "docs/settings.md",
+    )
     add_reading_flags(parser)
     add(
         "--sync-every",
@@ -44,16 +109,36 @@ def parse() -> argparse.Namespace:
         metavar="MIN",
         help="with --scratch: what a lost machine costs at most (default: 15)",
     )
-    add("--disk-budget-gb", type=finite, metavar="G", help="of the sweep's folder in --results (default: no limit)")
+    add(
+        "--disk-budget-gb",
+        type=finite,
+        metavar="G",
+        help="of the sweep's folder in --results: no trial starts beside others that could take it over, nothing large is "
+        "written that would (default: no limit)",
+    )
     add(
         "--address",
         metavar="ADDR",
-        help="of a running Ray cluster, or auto (default: local, this machine alone)",
+        help="of a running Ray cluster, or auto: docs/machines.md (default: local, this machine alone)",
     )
-    add("--refit", type=int, metavar="N", help="train the named finished sweep's winner anew with N times the examples")
+    add(
+        "--refit",
+        type=int,
+        metavar="N",
+        help="train the named finished sweep's winner anew with N times the examples; it is in the sweep's refit/best/",
+    )
     add("--dry-run", action="store_true", help="print the plan and start nothing")
-    add("--resume", action="store_true", help="go on with an interrupted sweep (the latest one without --name), or start")
-    return parser.parse_args()
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the named sweep, or the latest unfinished one; with nothing to resume, start; a changed setting, "
+        "space or data set is refused with the difference",
+    )
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    return make_parser().parse_args()
 
 
 def main() -> None:

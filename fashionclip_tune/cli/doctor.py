@@ -15,9 +15,9 @@ def add_doctor(commands: Any) -> None:
         description="GPU, driver, cores, memory, disks and versions, each with what to do where it is wrong. Exit status 2 "
         "where a sweep would not run.",
     )
-    parser.add_argument("--results", default="results", metavar="DIR", help="as for a sweep (default: %(default)s)")
-    parser.add_argument("--scratch", metavar="DIR", help="as for a sweep")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as for a sweep")
+    parser.add_argument("--results", default="results", metavar="DIR", help="of the sweep: looked at (default: %(default)s)")
+    parser.add_argument("--scratch", metavar="DIR", help="of the sweep: looked at, with what sweeps that died have left there")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the sweep (default: %(default)s)")
     parser.set_defaults(run=_run)
 
 

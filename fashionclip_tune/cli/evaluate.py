@@ -22,21 +22,28 @@ def add_evaluate(commands: Any) -> None:
         metavar="NAME|CHECKPOINT|DIR",
         help="an OpenCLIP architecture, or the folder of a checkpoint, a run, a sweep (its best) or an OpenCLIP model",
     )
-    parser.add_argument("--data", required=True, help="folder of shards, or its URL")
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="valid", help="default: %(default)s")
-    parser.add_argument("--use-test-split", action="store_true", help="needed for --split test; who and when is noted")
+    parser.add_argument("--data", required=True, metavar="DIR|URL", help="folder of shards, or its URL")
+    parser.add_argument(
+        "--split", choices=("train", "valid", "test"), default="valid", help="which photos (default: %(default)s)"
+    )
+    parser.add_argument("--use-test-split", action="store_true", help="needed for --split test; who used it and when is noted")
     parser.add_argument(
         "--protocol",
         dest="protocols",
         action="append",
         choices=("instance", "product", "candidates_101", "all_captions"),
-        help="may be given again (default: instance and product)",
+        help="how recall is counted; may be given again (default: instance and product)",
     )
     parser.add_argument(
-        "--gallery", choices=("split", "all"), default="split", help="all: search among the photos and captions of all splits"
+        "--gallery",
+        choices=("split", "all"),
+        default="split",
+        help="what is searched: the photos and captions of the split, or those of all splits (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="writes the figures as JSON, too; -: prints them, and no table")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, such as device=cpu")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, such as device=cpu: docs/settings.md"
+    )
     add_reading_flags(parser)
     parser.set_defaults(run=_evaluate)
 

@@ -52,9 +52,17 @@ def user_errors() -> Iterator[None]:
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     """How shards are reached; the same for one run and for a sweep."""
     parser.add_argument(
-        "--allow-remote", action="store_true", default=None, help="read https://, s3://, gs:// and pipe: (runs commands)"
+        "--allow-remote",
+        action="store_true",
+        default=None,
+        help="read https://, s3://, gs:// and pipe: (runs commands); to be given again with --resume and --refit",
     )
-    parser.add_argument("--scratch", metavar="DIR", help="copy shards to this fast local folder ahead of use")
+    parser.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="a folder on a fast local disk: shards are copied there ahead of use; a sweep runs there too, and keeps in "
+        "--results, which may be a slow drive or s3://..., what another machine needs to go on",
+    )
     parser.add_argument("--scratch-gb", type=finite, metavar="G", help="for all copies together (default: 20)")
 
 

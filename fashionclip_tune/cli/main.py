@@ -14,11 +14,15 @@ from fashionclip_tune.cli.synthetic import add_pretrain, add_synthesize
 from fashionclip_tune.cli.train import add_train
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def command_parser() -> Parser:
     parser = Parser(prog="python -m fashionclip_tune", description="Fine-tune OpenCLIP models on photos.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_prepare, add_synthesize, add_pretrain, add_train, add_evaluate, add_probe, add_doctor):
         add(commands)
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parsed = command_parser().parse_args(arguments)
     with user_errors():
         parsed.run(parsed)

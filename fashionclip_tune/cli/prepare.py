@@ -25,8 +25,10 @@ def add_prepare(commands: Any) -> None:
         help="CSV or Parquet file, one row a photo or a product, or Fashion-Gen's HDF5 (.h5); may be given again: then "
         "train, valid or test in the names of the files is the split, where no column says it",
     )
-    parser.add_argument("--images", type=Path, help="folder of the photos (an .h5 file holds them)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards: new, empty, or of a stopped prepare")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the photos (an .h5 file holds them)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the shards: new, empty, or of a stopped prepare"
+    )
     parser.add_argument(
         "--image-column",
         dest="image_columns",
@@ -45,15 +47,34 @@ def add_prepare(commands: Any) -> None:
         help="such as '{title}. {colour} {category}', instead of --caption-column; given several times, the first is "
         "the original caption and the others are further ones, in _aug shards",
     )
-    for purpose in ("caption", "id", "category", "split", "group"):
-        parser.add_argument(f"--{purpose}-column", metavar="NAME", help="default: guessed by its name")
-    parser.add_argument("--valid-share", type=finite, default=0.1, help="where nothing says the split (default: %(default)s)")
-    parser.add_argument("--test-share", type=finite, default=0.1, help="likewise (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    columns = {
+        "caption": "the text of a photo",
+        "id": "the product: rows of one are photos of one product",
+        "category": "the kind of product, for the protocol candidates_101",
+        "split": "train, valid or test",
+        "group": "rows of one group are kept in one split",
+    }
+    for purpose, what in columns.items():
+        parser.add_argument(f"--{purpose}-column", metavar="NAME", help=f"{what} (default: guessed by its name)")
     parser.add_argument(
-        "--size", type=int, default=288, help="pixels of a photo's short side; smaller ones stay (default: %(default)s)"
+        "--valid-share",
+        type=finite,
+        default=0.1,
+        metavar="F",
+        help="share of validation photos, where nothing says the split (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, help="processes that encode photos (default: one for each available core)")
+    parser.add_argument("--test-share", type=finite, default=0.1, metavar="F", help="of test photos (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the splits that are drawn (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=288,
+        metavar="N",
+        help="pixels of a photo's short side, at most; none is enlarged (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that encode photos (default: one for each available core)"
+    )
     parser.set_defaults(run=_prepare)
 
 

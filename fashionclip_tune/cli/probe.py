@@ -12,7 +12,9 @@ def add_probe(commands: Any) -> None:
         "sweeps go by it. Weights are random, nothing is downloaded; a large token embedding is frozen on cards below 20 GB, "
         "as in a sweep. Without a GPU, prints estimates of memory.",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as for train")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, as for train: docs/settings.md"
+    )
     parser.set_defaults(run=_run)
 
 

@@ -9,12 +9,14 @@ from fashionclip_tune.progress import progress_bar
 
 
 def add_synthesize(commands: Any) -> None:
-    parser = commands.add_parser("synthesize", help="renders the embedded garments as shards")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards, new or empty")
-    parser.add_argument("--num-products", type=int, default=2_000, help="default: %(default)s")
-    parser.add_argument("--views-per-product", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--image-size", type=int, default=64, help="pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    about = "renders the embedded garments as shards"
+    parser = commands.add_parser("synthesize", help=about, description=f"{about.capitalize()}, to try things out on.")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the shards, new or empty")
+    add("--num-products", type=int, default=2_000, metavar="N", help="products of all splits (default: %(default)s)")
+    add("--views-per-product", type=int, default=3, metavar="N", help="photos a product (default: %(default)s)")
+    add("--image-size", type=int, default=64, metavar="N", help="pixels a side (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the garments that are drawn (default: %(default)s)")
     parser.set_defaults(run=_synthesize)
 
 
@@ -35,7 +37,8 @@ def _synthesize(parsed: argparse.Namespace) -> None:
 
 
 def add_pretrain(commands: Any) -> None:
-    parser = commands.add_parser("pretrain", help="makes the weights that the tiny models start from (a sweep does it too)")
+    about = "makes the weights that the tiny models start from (a sweep does it too)"
+    parser = commands.add_parser("pretrain", help=about, description=f"{about.capitalize()}.")
     parser.set_defaults(run=_pretrain)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.cli.flags import add_reading_flags, reading_settings
+from fashionclip_tune.config.project import override_paths
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.errors import StoppedError
 from fashionclip_tune.progress import phase_bars
@@ -14,11 +15,21 @@ _SHOWN_BAD = 20
 
 
 def add_train(commands: Any) -> None:
-    parser = commands.add_parser("train", help="one run")
-    parser.add_argument("--data", required=True, help="folder of shards, or its URL")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser = commands.add_parser(
+        "train",
+        help="one run",
+        description="One run: fine-tunes a model, with an evaluation before the first step and after each stage. SIGTERM ends "
+        "it with a checkpoint at the next step, status 143 and the command that goes on.",
+        epilog=f"Settings, which docs/settings.md explains: {', '.join(override_paths())}",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR|URL", help="folder of shards, or its URL")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, such as clip_model=ViT-B-16"
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="a setting, such as clip_model=ViT-B-16; may be given again",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
     add_reading_flags(parser)

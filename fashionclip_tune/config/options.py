@@ -32,14 +32,14 @@ class CaptionChoice(str, Enum):
 
 class Precision(str, Enum):
     AUTO = "auto"  # on a GPU bf16 where it has hardware for it, else fp16; on a CPU fp32
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
+    FP32 = "fp32"  # no mixed precision
+    FP16 = "fp16"  # with a scaler of the loss
+    BF16 = "bf16"  # the range of fp32, fewer digits
 
 
 class LearningRateSchedule(str, Enum):
-    COSINE = "cosine"
-    CONSTANT = "constant"
+    COSINE = "cosine"  # falls to 0 at the end of the budget, as half a cosine
+    CONSTANT = "constant"  # stays as it is
 
 
 class RetrievalProtocol(str, Enum):
@@ -65,18 +65,23 @@ class TrainingConfig(Section):
     num_workers: int = field(default=2, metadata=NO_FINGERPRINT)
     """Loader processes; 0 loads in the training process. Changes no number."""
     learning_rate: float = 1e-5
+    """The highest of the schedule; ``optimizer.*`` has factors on it for parts of the model."""
     weight_decay: float = 0.05
     """AdamW's decoupled decay; never applied to biases, norms, scale and bias of the logits."""
     beta1: float = 0.9
+    """AdamW's decay of the mean of the gradients."""
     beta2: float = 0.98
+    """AdamW's decay of the mean of their squares."""
     epsilon: float = 1e-6
+    """AdamW's addition to the denominator."""
     max_grad_norm: float | None = 1.0
-    """Gradients are clipped to this global norm; None: not clipped."""
+    """Gradients are clipped to this global norm; none: not clipped."""
     checkpoint_interval: int = 500
     """Steps between evaluations (a stage), where ``stage_examples`` is not given."""
     max_steps: int | None = None
     """Overrides ``epochs``."""
     epochs: int = 5
+    """Passes over the training photos, in whole batches."""
     budget_examples: int | None = None
     """Overrides ``max_steps`` and ``epochs``; a multiple of the stage. A sweep sets it, equal for all its trials."""
     stage_examples: int | None = None
@@ -90,6 +95,7 @@ class TrainingConfig(Section):
     max_bad_share: float = field(default=0.01, metadata=NO_FINGERPRINT)
     """The run stops when more than this share of its photos cannot be read."""
     seed: int = 0
+    """Of all that is drawn: the order of photos, captions, augmentation, dropout, random weights."""
 
     def _check(self) -> None:
         for name in ("batch_size", "checkpoint_interval", "epochs"):
@@ -128,7 +134,7 @@ class ModelConfig(Section):
     ``hf-hub:``: those there); another OpenCLIP tag; a weights file; a folder as OpenCLIP's ``local-dir:`` reads it; none:
     random weights. A resumed run checks the weights' content, wherever they come from."""
     init_logit_bias: float | None = None
-    """Bias of the sigmoid loss for a model that was pretrained without one. None: that with which the loss of the first
+    """Bias of the sigmoid loss for a model that was pretrained without one; none: that with which the loss of the first
     batch is least, since -10 (SigLIP, section 3.2) goes with SigLIP's own first scale of 10 and not with CLIP's 100."""
     patch_dropout: float = 0.0
     """Share of the patches that the image tower does not see in training, drawn for each photo (FLIP, Li et al. 2023)."""
@@ -148,6 +154,7 @@ class ScheduleConfig(Section):
     _prefix: ClassVar[str] = "schedule."
 
     name: LearningRateSchedule = LearningRateSchedule.COSINE
+    """What the rate does after the warm-up."""
     warmup_ratio: float = 0.05
     """Share of the steps in which the rate rises linearly."""
 
@@ -157,9 +164,12 @@ class ScheduleConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig(Section):
+    """What is drawn anew each time that a photo is trained on. Evaluation takes no part in it."""
+
     _prefix: ClassVar[str] = "augmentation."
 
     caption: CaptionChoice = CaptionChoice.ORIGINAL
+    """Which of a photo's captions is trained on."""
     original_caption_probability: float = 0.5
     """Of the first caption, where ``caption`` is weighted."""
     image_strength: float = 0.0
@@ -176,6 +186,8 @@ class AugmentationConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
+    """How recall is measured; docs/evaluation.md explains the protocols."""
+
     _prefix: ClassVar[str] = "evaluation."
 
     batch_size: int = 64
@@ -196,7 +208,7 @@ class ReadingConfig(Section):
     allow_remote: bool = field(default=False, metadata=NO_FINGERPRINT)
     """Shards may be URLs (https, s3, gs) or ``pipe:`` commands, which reach out or run what they name."""
     scratch: Path | None = field(default=None, metadata=NO_FINGERPRINT)
-    """A folder on a fast local disk: shards are copied there ahead of use. None: files are read where they are, copies of
+    """A folder on a fast local disk: shards are copied there ahead of use; none: files are read where they are, copies of
     remote shards are kept in the cache folder."""
     scratch_gb: float = field(default=20.0, metadata=NO_FINGERPRINT)
     """Copies take at most this many GB (10**9 bytes); those used longest ago make room."""
@@ -210,22 +222,23 @@ class ReadingConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig(Section):
+    """What the device is asked for."""
+
     _prefix: ClassVar[str] = "hardware."
 
     precision: Precision = Precision.AUTO
+    """Of the towers, by autocast; the loss and the optimizer are in fp32."""
     threads: int | None = None
-    """Threads of CPU operations; sums depend on it, so a bit-exact resume needs it set. None: torch's default."""
+    """Threads of CPU operations; sums depend on it, so a bit-exact resume needs it set; none: torch's default."""
     gradient_checkpointing: bool = field(default=False, metadata=NO_FINGERPRINT)
     """Blocks are computed again in the backward pass instead of being kept: less memory, a third more time, the same
     gradients."""
     compile: bool = False
     """Both towers go through ``torch.compile`` in training; evaluation does not. Needs a C++ compiler, on a GPU Triton too;
     the first step takes a minute or more."""
-
     deterministic: bool = field(default=True, metadata=NO_FINGERPRINT)
     """On a GPU, where the same run gives the same bits only with kernels that may be slower; a run warns of operations that
     have none. On a CPU the same threads do."""
-
     device_share: float = field(default=1.0, metadata=NO_FINGERPRINT)
     """The run's share of its device: a second of its work counts as so many seconds of the device (``device_s``)."""
 
@@ -244,10 +257,13 @@ class PositivePairs(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Section):
+    """Which loss is ``loss_function``; what counts as a positive in it is here."""
+
     _prefix: ClassVar[str] = "loss."
 
     positives: PositivePairs = PositivePairs.PAIR
-    """Changes nothing in a batch without two photos of one product and two equal captions (``training.unique_products``)."""
+    """What photos of one product and equal captions are to each other.
+    Changes nothing in a batch without two photos of one product and two equal captions (``training.unique_products``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +275,7 @@ class OptimizerConfig(Section):
     image_rate: float = 1.0
     """Factor on ``training.learning_rate`` for the image tower."""
     text_rate: float = 1.0
+    """Likewise for the text tower."""
     layer_decay: float = 1.0
     """Each layer of both towers below the last has its rate multiplied by this once more: decay ** (L + 1 - depth), with
     depth 0 for the embeddings, 1 to L for the blocks (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
@@ -266,7 +283,7 @@ class OptimizerConfig(Section):
     """Of scale and bias of the logits; none: ``training.learning_rate``."""
     ema_decay: float | None = None
     """An exponential moving average of the weights is what is evaluated and exported: average = decay * average +
-    (1 - decay) * weights after each step, from the first weights on. None: the weights themselves."""
+    (1 - decay) * weights after each step, from the first weights on; none: the weights themselves."""
 
     def _check(self) -> None:
         for name in ("image_rate", "text_rate"):
@@ -284,9 +301,11 @@ class FreezeConfig(Section):
     _prefix: ClassVar[str] = "freeze."
 
     image_tower: bool = False
+    """All of the image tower."""
     text_tower: bool = False
+    """All of the text tower; never both."""
     token_embedding: bool = False
-    """Half of SigLIP2's parameters."""
+    """The text tower's table of token embeddings: half of SigLIP2's parameters."""
     image_blocks: int = 0
     """The patch embedding and the first so many blocks of the image tower."""
     text_blocks: int = 0

@@ -37,13 +37,17 @@ COLAB_BASE_PATH = Path("/content/drive/MyDrive/fashionclip_tune")
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectConfig(Section):
-    """A whole run. The first block of fields is the published interface; the sections below it are ours."""
+    """A whole run: what is trained, on what data, on what device."""
+
+    # The first block of fields is the published interface; the sections below it are ours.
 
     clip_model: ClipModelOptions | str = ClipModelOptions.ViT_B_32
     """An architecture of OpenCLIP's list, or, with weights and tokenizer, an OpenCLIP folder (``local-dir:FOLDER``) or one on
     the hub (``hf-hub:OWNER/NAME``, kept in the hub's own cache)."""
     loss_function: LossFunctionOptions = LossFunctionOptions.CONTRASTIVE
+    """The contrastive loss between the photos and captions of a batch."""
     on_colab: bool = field(default=False, metadata=NO_FINGERPRINT)
+    """``base_path`` is ``/content/drive/MyDrive/fashionclip_tune`` instead of the working directory."""
     device: str = field(default="auto", metadata=NO_FINGERPRINT)
     """``auto``: a GPU where there is one; else ``cpu``, ``cuda`` or ``cuda:N``."""
     dataset_root: Path | str | None = field(default=None, metadata=NO_FINGERPRINT)
@@ -51,13 +55,17 @@ class ProjectConfig(Section):
     train_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     """Brace notation below ``dataset_root``, or URLs; none: what the folder's dataset.json or its file names say."""
     valid_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
+    """Likewise, of the validation shards."""
     train_eval_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     """Shards of the training set to be evaluated too, to see overfitting; none: not evaluated."""
     valid_eval_shards_pattern: str | None = field(default=None, metadata=NO_FINGERPRINT)
     """Shards that the metrics come from; none: those of ``valid_shards_pattern``."""
     shardshuffle: bool = True
+    """Shards are read in a random order, another one in each epoch."""
     should_load_checkpoint: bool = field(default=False, metadata=NO_FINGERPRINT)
+    """Starts from the weights at ``checkpoint_path``, at step 0."""
     checkpoint_path: Path | None = field(default=None, metadata=NO_FINGERPRINT)
+    """A checkpoint of this project, a weights file or an OpenCLIP folder; needed by ``should_load_checkpoint``."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

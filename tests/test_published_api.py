@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fashionclip_tune import ClipModelOptions, LossFunctionOptions, ProjectConfig, TrainingConfig, train, training_prep
-from fashionclip_tune.config import options as config_module
+from fashionclip_tune.config import project as config_module
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models import openclip as model_module
 from fashionclip_tune.models.named_model import named_model

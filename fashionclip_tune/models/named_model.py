@@ -38,7 +38,10 @@ def named_model(name: str, config: ProjectConfig) -> NamedModel:
         if place.name != name:
             raise UserError(f"--model {name}: there is no such folder, and architectures have no slash in their names")
         return NamedModel(load_model(config.with_overrides({"clip_model": name})), None)
-    place = place.parent if place.name == WEIGHTS_NAME else place
+    if place.name == WEIGHTS_NAME and (place.parent / RECORD_NAME).is_file():
+        place = place.parent
+    if config.model.pretrained not in (None, "default"):
+        raise UserError(f"--model {name} and model.pretrained = {config.model.pretrained} both name weights: give one of them")
     if (place / _SWEEP_NAME).is_file():
         place = place / "best"
     if (weights := newest_weights(place)) is not None:
@@ -63,6 +66,8 @@ def _checkpoint_model(folder: Path, allow_remote: bool) -> NamedModel:
         weights = started_from.with_overrides({"model.pretrained": str(folder.absolute() / WEIGHTS_NAME)})
         expected = record["files"][WEIGHTS_NAME]
         is_whole = file_hash(folder / WEIGHTS_NAME) == expected
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
     if not is_whole:

@@ -4,7 +4,8 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -118,17 +119,7 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
         raise _weights_error(start, cache_dir, error) from error
     tokenizer = _tokenizer(start.openclip_name, cache_dir) if with_tokenizer else _same_tokens(network.context_length)
-    preprocess = network.visual.preprocess_cfg
-    if preprocess["resize_mode"] not in ("shortest", "squash"):
-        raise UserError(f"{name}: photos resized by {preprocess['resize_mode']!r} are not supported, only shortest and squash")
-    size = preprocess["size"]
-    preprocessing = Preprocessing(
-        size=size if isinstance(size, int) else size[0],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-        resize_mode=preprocess["resize_mode"],
-        interpolation=preprocess["interpolation"],
-    )
+    preprocessing = _preprocessing(name, network.visual.preprocess_cfg)
     return LoadedModel(
         name=name,
         network=network,
@@ -138,6 +129,29 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
         weights_fingerprint=_fingerprint(network),
         clamps_logit_scale="init_logit_bias" not in check_architecture(name),
     )
+
+
+def _preprocessing(name: str, described: Mapping[str, Any]) -> Preprocessing:
+    """Of OpenCLIP's ``preprocess_cfg``, which may come from anyone's file.
+
+    Raises:
+        UserError: it is none that photos can be prepared by here; says which part, and what is allowed.
+    """
+    size, mean, std = described["size"], described["mean"], described["std"]
+    sides = [size] if isinstance(size, int) else list(size)
+    if len(set(sides)) != 1:
+        raise UserError(f"{name}: photos of {sides[0]} x {sides[1]} pixels are not supported, only square ones")
+    for what, allowed in (("resize_mode", ("shortest", "squash")), ("interpolation", ("bicubic", "bilinear"))):
+        if described[what] not in allowed:
+            among = " and ".join(allowed)
+            raise UserError(f"{name}: {what} = {described[what]!r} in its preprocess_cfg is not supported, only {among}")
+    for what, numbers in (("mean", mean), ("std", std)):
+        is_list = isinstance(numbers, list | tuple) and len(numbers) == 3
+        if not is_list or not all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
+            raise UserError(f"{name}: {what} = {numbers!r} in its preprocess_cfg is not allowed: three numbers")
+    if min(std) <= 0:
+        raise UserError(f"{name}: std = {std!r} in its preprocess_cfg is not allowed: above 0")
+    return Preprocessing(sides[0], tuple(mean), tuple(std), described["resize_mode"], described["interpolation"])
 
 
 def _read_start(start: Start, cache_dir: Path) -> dict[str, Tensor]:

@@ -82,7 +82,9 @@ def find_start(name: str, pretrained: str | None) -> Start:
     if (folder := folder_of(start.openclip_name)) is not None:
         paths += [path for path in folder.iterdir() if path.is_file()]
     stats = [(path, path.stat()) for path in sorted(set(paths))]
-    return replace(start, stamps=tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+    return replace(
+        start, stamps=tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats)
+    )
 
 
 def _find(name: str, pretrained: str | None) -> Start:

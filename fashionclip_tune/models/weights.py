@@ -1,6 +1,7 @@
 """Weights files read as tensors, and put into a network only where they are the network's own; nothing in them is executed."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,10 @@ def in_openclips_form(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapp
         converted.setdefault("logit_bias", torch.zeros_like(converted["logit_scale"]))
     if _OLD_BUFFER not in wanted:
         converted.pop(_OLD_BUFFER, None)
+    shapes = {name: tensor.shape for name, tensor in converted.items()}
     resize_pos_embed(converted, network)
     resize_text_pos_embed(converted, network)
+    resized = [name for name, shape in shapes.items() if converted[name].shape != shape]
+    if resized:
+        warnings.warn(f"{', '.join(resized)} resized: the weights are of photos or texts of another size", stacklevel=2)
     return converted

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -316,3 +317,37 @@ def test_the_real_start_has_its_weights_and_preprocessing(tiny_config: ProjectCo
         state = loaded.network.state_dict()
         assert all(torch.equal(state[key], stored[key].to(state[key].dtype)) for key in stored)
         assert loaded.preprocessing == Preprocessing(80, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bicubic")
+
+
+def test_a_weights_file_is_measured_itself_whatever_lies_beside_it(tmp_path: Path) -> None:
+    config = ProjectConfig(clip_model="tiny-clip").with_overrides({"model.pretrained": None})
+    folder = tmp_path / "two"
+    export_openclip(load_model(config), folder)
+    other = load_model(config.with_overrides({"training.seed": 5}))
+    save_file({key: tensor.contiguous() for key, tensor in other.network.state_dict().items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="a single weights file by --set"):
+        named_model(str(folder / "model.safetensors"), ProjectConfig())
+    by_file = config.with_overrides({"model.pretrained": str(folder / "model.safetensors")})
+    assert load_model(by_file).weights_fingerprint == other.weights_fingerprint
+    with pytest.raises(UserError, match="both name weights: give one of them"):
+        named_model(str(folder), by_file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": 0.5}, "mean = 0.5 in its preprocess_cfg is not allowed: three numbers"),
+        ({"mean": [0.5, 0.5, "x"]}, "is not allowed: three numbers"),
+        ({"std": [0.5, 0.0, 0.5]}, "is not allowed: above 0"),
+        ({"interpolation": "lanczos"}, "interpolation = 'lanczos' in its preprocess_cfg is not supported"),
+        ({"resize_mode": "longest"}, "resize_mode = 'longest'"),
+    ],
+)
+def test_a_folder_s_preprocessing_is_one_that_photos_can_have(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    export_openclip(load_model(ProjectConfig(clip_model="tiny-clip").with_overrides({"model.pretrained": None})), tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    described = json.loads(path.read_text())
+    described["preprocess_cfg"] |= change
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_model(ProjectConfig(clip_model=f"local-dir:{tmp_path}"))

@@ -51,7 +51,7 @@ class Full:
 
     def Process(self, args: tuple[Any, ...], **_: Any) -> SimpleNamespace:
         nothing = {"join": lambda timeout: None, "kill": lambda: None}
-        return SimpleNamespace(start=lambda: args[3].put(self._answers.pop(0)), **nothing)
+        return SimpleNamespace(start=lambda: args[-2].put(self._answers.pop(0)), **nothing)
 
 
 def test_a_process_for_which_the_card_is_full_says_so_whatever_torch_calls_it(

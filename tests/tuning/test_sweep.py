@@ -32,6 +32,7 @@ from started_processes import Leaving, marked, running, running_below, still_the
 ROOT = Path(__file__).parents[2]
 
 SETTINGS = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "144")
+WITH_LOADERS = ("--set", "training.num_workers=2")  # cut to the cores
 pytestmark = pytest.mark.ray
 
 
@@ -289,7 +290,7 @@ def attacks(monkeypatch):
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garments, tmp_path, run_sweep, local_ray, attacks):
     """SIGKILL to the trial's worker, to the driver with all below it, to the driver alone (its workers live on for seconds)."""
-    driver = Driver(tmp_path, garments)
+    driver = Driver(tmp_path, garments, *WITH_LOADERS)
     driver.wait_for(trials=1, evaluations=3)
     leaving = [driver.kill(attacks, "worker")]
     driver.wait_for(trials=2, evaluations=1)  # by itself
@@ -309,7 +310,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garme
     assert code == 0, out
     assert [each.violation() for each in leaving] == ["", "", ""], "loader processes and Ray's own included"
     assert attacks.violations(driver.sweep_dir, 1, ended=True) == []
-    four = ("--data", garments, "--results", tmp_path, "--num-trials", "4", "--max-concurrent", "1", *SETTINGS)
+    four = ("--data", garments, "--results", tmp_path, "--num-trials", "4", "--max-concurrent", "1", *SETTINGS, *WITH_LOADERS)
     code, _, err = run_sweep(*four, "--name", "never-stopped")
     assert code == 0, err
     ours, expected = (attacks.outcome(tmp_path / name) for name in ("it", "never-stopped"))
@@ -420,7 +421,7 @@ def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(
 @pytest.mark.slow
 def test_a_sweep_whose_ray_is_ended_with_it_ends_at_once_and_can_be_resumed(garments, tmp_path, run_sweep, local_ray, attacks):
     """SIGTERM to every process, as where a machine is preempted: Ray's own client would wait a minute, then die silently."""
-    driver = Driver(tmp_path, garments)
+    driver = Driver(tmp_path, garments, *WITH_LOADERS)
     driver.wait_for(trials=2, evaluations=2)
     started = time.monotonic()
     for pid in (driver.process.pid, *(pid for pid, _ in running_below(driver.process.pid))):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fashionclip_tune.config.options import HUB_PREFIX
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.storage.urls import scheme_of
@@ -176,6 +177,9 @@ class SweepSettings:
                 f"sweep {name} was started with --address {self.address}, and {how}, or --address {HERE} to go on with it "
                 "on this machine"
             )
+        model = self.overrides.get("clip_model")
+        if _is_elsewhere(model) and given.overrides.get("clip_model") != model and not given.allow_remote:
+            raise UserError(f"sweep {name} was started with --set clip_model={model}, and {how}")
         if self.warm_start is not None and scheme_of(self.warm_start) is not None and given.warm_start is None:
             raise UserError(f"sweep {name} was started with --warm-start {self.warm_start}, and {how}")
 
@@ -195,6 +199,8 @@ class SweepSettings:
         for flag, value in again.items():
             if value is not None and value is not False:
                 words += ["--" + flag.replace("_", "-"), *([] if value is True else [str(value).removesuffix(".0")])]
+        if _is_elsewhere(model := self.overrides.get("clip_model")):
+            words += ["--set", f"clip_model={model}"]
         return words
 
 
@@ -208,6 +214,10 @@ def stored_settings(saved: Mapping[str, Any], name: str) -> SweepSettings:
         return SweepSettings(**saved)
     except TypeError as error:
         raise UserError(f"the settings that are recorded with sweep {name} are not of this version ({error})") from error
+
+
+def _is_elsewhere(model: object) -> bool:
+    return str(model).startswith(HUB_PREFIX)
 
 
 def _is_file(space: str | None) -> bool:

@@ -1,11 +1,12 @@
 """What a sweep that goes on says to flags that differ from those it was started with."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.planning.settings import SweepSettings
+from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
 
 STARTED = SweepSettings(num_trials=16, seed=0, device="cuda", space="tiny", overrides={"training.batch_size": 64})
 
@@ -66,3 +67,12 @@ def test_places_are_recorded_by_where_they_are(tmp_path, monkeypatch):
         {"model.pretrained": "openai"},
     ):
         assert SweepSettings(overrides=kept).overrides == kept
+
+
+def test_a_hub_name_that_a_sweep_recorded_is_given_again_by_the_caller():
+    recorded = stored_settings({**asdict(SweepSettings()), "overrides": {"clip_model": "hf-hub:somebody/model"}}, "shop")
+    with pytest.raises(UserError, match="give this flag again"):
+        recorded.resumed(SweepSettings(), "shop")
+    again = SweepSettings(overrides={"clip_model": "hf-hub:somebody/model"})
+    assert recorded.resumed(again, "shop").overrides == again.overrides
+    assert again.flags_to_go_on()[-2:] == ["--set", "clip_model=hf-hub:somebody/model"]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from tests.support.gpu_standin import NoStandinError, build_standin
 
 ROOT = Path(__file__).parents[1]

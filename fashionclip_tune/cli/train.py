@@ -39,10 +39,7 @@ def add_train(commands: Any) -> None:
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config.project import ProjectConfig
     from fashionclip_tune.data.index import count_kinds
-    from fashionclip_tune.evaluation.evaluate import counted_as, gain
-    from fashionclip_tune.models.named_model import starting_point
-    from fashionclip_tune.models.starts import loading_call
-    from fashionclip_tune.training.train import print_row, train
+    from fashionclip_tune.training.train import outcome_lines, print_row, train
 
     config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **reading_settings(parsed)})
     try:
@@ -55,12 +52,7 @@ def _train(parsed: argparse.Namespace) -> None:
         print(f"{len(bad)} samples could not be read ({count_kinds(bad)}); all are in {parsed.out / 'bad_samples.csv'}")
         for sample in bad[:_SHOWN_BAD]:
             print(f"  {sample}")
-    untouched, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
-    print(f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; untouched {untouched:.4f}, {gain(last, untouched)}")
-    if last < untouched:
-        start = starting_point(config)
-        call = loading_call(start.model_name, start.model.pretrained)
-        print("the trained weights are below zero-shot: use the untouched ones" + (f", {call}" if call else ""))
+    print("\n".join(outcome_lines(config, result)))
     print(f"weights: {result.checkpoint}")
 
 

@@ -28,9 +28,9 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-FORMAT = 5  # 4 knew three captions a photo: what lay beyond them it did not see
+FORMAT = 6  # 4 saw three captions a photo, 5 no numbers with leading zeros
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_CAPTION_MEMBER = re.compile(r"txt(0|[1-9][0-9]{0,8})\.txt")
+_CAPTION_MEMBER = re.compile(r"txt([0-9]{1,9})\.txt")
 # A JPEG's size stands behind its metadata: mostly within the first block, with a preview or a colour profile far behind.
 _HEAD_BYTES, _LONG_HEAD_BYTES = 2_048, 1 << 18
 
@@ -152,6 +152,8 @@ def _add_member(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, 
         text = _member_text(sample, tar, member)
         if not text.strip():
             sample.problems.append(f"caption {suffix} is empty or not UTF-8")
+        if number in sample.captions:
+            sample.problems.append(f"two captions of number {number}")
         sample.captions[number] = span
         sample.texts[number] = text
     elif suffix == "json":

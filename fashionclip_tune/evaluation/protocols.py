@@ -195,6 +195,10 @@ class Candidates:
         return torch.from_numpy(self._order[rows])
 
 
+COVERAGE = ("num_text_queries", "num_asked_photos", "num_asked_products", "num_asked_categories", "num_categories", "num_draws")
+"""The metrics that ``coverage_line`` says."""
+
+
 def coverage(pool: Pool, protocol: RetrievalProtocol) -> dict[str, int]:
     """For how much of a pool ``candidates_101`` can be asked; nothing for protocols that ask for everything.
 

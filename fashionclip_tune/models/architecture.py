@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.models.foreign_code import no_foreign_code
-from fashionclip_tune.models.openclip import openclip_is_quiet
+from fashionclip_tune.models.openclip import openclip_is_quiet, reason_of
 from fashionclip_tune.models.towers import parameter_groups, prepare_towers
 
 
@@ -57,8 +58,13 @@ def without_numbers(name: str) -> Any:
 @lru_cache(maxsize=8)
 def _built(name: str) -> Any:
     check_architecture(name)  # which makes the tiny towers known
-    with openclip_is_quiet(), no_foreign_code(name), torch.device("meta"):
-        return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+    try:
+        with openclip_is_quiet(), no_foreign_code(name), torch.device("meta"):
+            return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+    except UserError:
+        raise
+    except Exception as error:  # open_clip, timm and the hub's client raise many types
+        raise UserError(f"clip_model = {name!r} cannot be built as it is described: {reason_of(error)}") from error
 
 
 def forward_flops(model_name: str) -> float:

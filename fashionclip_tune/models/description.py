@@ -90,6 +90,13 @@ def describe_folder(folder: Path, what: str) -> Description:
             f"{what} is no OpenCLIP folder: model_cfg of {path} lacks {', '.join(lacking) or 'vision_cfg or text_cfg'}"
         )
     refuse_code(described, path)
+    for part in _PARTS[1:]:
+        tower = str(model_config[part].get("timm_model_name", ""))
+        if ":" in tower and not Path(tower.partition(":")[2]).is_dir():  # timm: hf-hub, hf_hub, local-dir
+            raise UserError(
+                f"{what}: {part}.timm_model_name = {tower!r} of {path} is described elsewhere, which is not followed: an "
+                "OpenCLIP folder names one of timm's own architectures"
+            )
     return Description(model_config, {key: preprocessing[key] for key in _PREPROCESSING if preprocessing.get(key) is not None})
 
 

@@ -82,6 +82,8 @@ def _start_of_the_best_trial(best: Path, allow_remote: bool) -> ProjectConfig | 
         trial_id = json.loads((sweep_dir / _SWEEP_NAME).read_text())["best"]["trial_id"]
         (record,) = sweep_dir.glob(f"trials/{trial_id}-*/config.json")
         return stored_config(json.loads(record.read_text()), allow_remote=allow_remote)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -203,7 +203,7 @@ def _tokenizer(openclip_name: str, cache_dir: Path) -> Tokenizer:
         kind = UnavailableError if isinstance(error, OSError) else UserError
         raise kind(
             f"the tokenizer of {openclip_name} ({source}) could not be loaded: looked in {cache or 'the cache of the hub'} and "
-            f"on the hub ({_reason(error)}). Copy a cache that has it to {cache_dir}, or give an OpenCLIP folder with "
+            f"on the hub ({reason_of(error)}). Copy a cache that has it to {cache_dir}, or give an OpenCLIP folder with "
             "tokenizer files of its own: --set model.pretrained=FOLDER"
         ) from error
     drop_code_names(tokenizer, openclip_name)
@@ -219,14 +219,14 @@ def _same_tokens(context_length: int) -> Tokenizer:
     return lambda texts: torch.ones(len(texts), context_length, dtype=torch.long)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     first, *more = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
 def _weights_error(start: Start, cache_dir: Path, error: Exception) -> UserError:
     """A tag's weights, or a file, that cannot be reached; or a file of other weights."""
-    name, reason = start.openclip_name, _reason(error)
+    name, reason = start.openclip_name, reason_of(error)
     if start.tag is None:
         kind = UnavailableError if isinstance(error, OSError) else UserError
         where = f" in {start.file}" if start.file is not None else ""

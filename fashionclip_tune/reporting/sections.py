@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from fashionclip_tune.evaluation.evaluate import counted_as
+from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
 from fashionclip_tune.reporting import figures as plots
 from fashionclip_tune.reporting.html import figure_or_nothing, plot, table, text, wide
 from fashionclip_tune.reporting.plan_against_fact import plan_against_fact
@@ -59,10 +59,12 @@ def winner(view: SweepView) -> Iterator[str]:
         + "</div>"
     )
     settings = ", ".join(f"{name}={_short(value)}" for name, value in best["config"].items())
-    below = zero_shot_lines(view.content, f"The winner, trial {best['trial_id']},", best["recall_at_10"])
+    below = zero_shot_lines(view.content, f"The winner, trial {best['trial_id']},", best)
     if below:
         yield f'<p class="bad">{" ".join(text(line.strip()) for line in below)}</p>'
     counted = f" Counted as {text(counted_as(best))}." if best.get("protocol") else ""
+    if (asked := coverage_line((view.content["best"] or {}).get("metrics", {}))) is not None:
+        counted += f" {text(asked)}."
     yield f"<p>Trial {best['trial_id']}: <code>{text(settings)}</code>.{counted}</p>"
     if (view.folder / "best").is_dir():
         call = f'open_clip.create_model_and_transforms("local-dir:{view.folder / "best"}")'

@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.encode import EncodingSpeed
@@ -13,6 +13,7 @@ from fashionclip_tune.evaluation.evaluate import gain
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.models.starts import loading_call
+from fashionclip_tune.storage.checkpoint import weights_at
 
 Row = Mapping[str, Any]
 _COLUMNS = (
@@ -136,25 +137,39 @@ def freed_line(sweep: Mapping[str, Any]) -> str | None:
     return f"freed {where}: states of ended trials, and weights of those that are not among the best of their model"
 
 
-def zero_shot_lines(sweep: Mapping[str, Any], winner: str, recall: float) -> list[str]:
+def zero_shot_lines(sweep: Mapping[str, Any], winner: str, metrics: Mapping[str, Any]) -> list[str]:
     """Of a winner that is below the zero-shot figure of one of the sweep's models: that it is, and which weights to use.
 
     Args:
         winner: what is compared, for the sentence.
-        recall: its recall_at_10.
+        metrics: its recall_at_10 and protocol; figures of another protocol are not compared with it.
     """
-    measured = [row for row in sweep["trials"] if row.get("untouched_recall_at_10") is not None]
+    recall, protocol = metrics["recall_at_10"], metrics.get("protocol")
+    rows = [row for row in sweep["trials"] if row.get("untouched_recall_at_10") is not None]
+    measured = [row for row in rows if row.get("protocol") == protocol or protocol is None]
     top = max(measured, key=lambda row: row["untouched_recall_at_10"], default=None)
     if top is None or recall >= top["untouched_recall_at_10"]:
         return []
-    model, base = top["config"].get("clip_model", "?"), sweep.get("base_config", {})
-    pretrained = top["config"].get("model.pretrained", base.get("model.pretrained", "default"))
+    zero_shot, model = top["untouched_recall_at_10"], top["config"].get("clip_model", "?")
+    pretrained = _pretrained(sweep, top)
+    below = f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {zero_shot:.4f} of the untouched weights of {model}"
+    below += f" (model.pretrained = {pretrained})"
+    refit = (sweep.get("refit") or {}).get("metrics", {})
+    if refit.get("protocol") == protocol and refit.get("recall_at_10", 0.0) >= zero_shot:
+        return [f"{below}. The refit is not: use that"]
     call = loading_call(model, pretrained)
     return [
-        f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {top['untouched_recall_at_10']:.4f} of the untouched "
-        f"weights of {model} (model.pretrained = {pretrained}). Use those: fine-tuning has not made them better",
+        f"{below}. Use those: fine-tuning has not made them better",
         *([f"      load them: {call}"] if call else []),
     ]
+
+
+def _pretrained(sweep: Mapping[str, Any], row: Row) -> str | None:
+    """Which weights a trial started from; a checkpoint to load takes the place of ``model.pretrained``."""
+    settings = {**sweep.get("base_config", {}), **row["config"]}
+    if settings.get("should_load_checkpoint"):
+        return str(weights_at(Path(settings["checkpoint_path"])))
+    return cast(str | None, settings.get("model.pretrained", "default"))
 
 
 def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
@@ -164,7 +179,7 @@ def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
         return []
     recall, best = refit["metrics"]["recall_at_10"], sweep["best"]
     before = best["metrics"]["recall_at_10"]
-    below = zero_shot_lines(sweep, "the refit", recall)
+    below = zero_shot_lines(sweep, "the refit", refit["metrics"])
     return [
         f"refit: {refit['times']} times the examples ({refit['examples_seen']:,}), recall_at_10 {recall:.4f}; "
         f"trial {best['trial_id']} {before:.4f}; {gain(recall, before)}",

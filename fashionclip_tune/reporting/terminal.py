@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fashionclip_tune.evaluation.evaluate import counted_as, gain
+from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, Standing, names_of, standings
 from fashionclip_tune.reporting.equal_cost import equal_cost_table
 from fashionclip_tune.reporting.sweep_files import (
@@ -96,10 +96,12 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     if "recall_at_10_low" in metrics:
         low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
         lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {counted_as(metrics)}")
+    if (asked := coverage_line(metrics)) is not None:
+        lines.append(f"      {asked}")
     (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
     if (base := row.get("untouched_recall_at_10")) is not None:
         lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
-    lines += zero_shot_lines(sweep, f"the winner, trial {best['trial_id']},", recall)
+    lines += zero_shot_lines(sweep, f"the winner, trial {best['trial_id']},", metrics)
     if ties:
         lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
     lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")

@@ -9,7 +9,10 @@ import torch
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.errors import OutOfMemoryError, UserError
+from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
+from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.precision import plan_precision
+from fashionclip_tune.models.starts import loading_call
 from fashionclip_tune.progress import OnPhase, no_phases, phase_bars
 from fashionclip_tune.storage.checkpoint import best_checkpoint, newest_checkpoint
 from fashionclip_tune.training.callbacks import OnEval, RoomFor, TrainResult, any_room
@@ -104,7 +107,7 @@ class PreparedTraining:
         """
         with phase_bars() as on_phase:
             result = train(self.config, self.config.base_path, on_eval=print_row, keep_best=True, on_phase=on_phase)
-        print(f"best weights: {best_checkpoint(result.out_dir)}", flush=True)
+        print("\n".join([*outcome_lines(self.config, result), f"best weights: {best_checkpoint(result.out_dir)}"]), flush=True)
         return result
 
 
@@ -133,3 +136,16 @@ def print_row(row: Row) -> None:
         f"recall_at_5 {row['recall_at_5']:.4f}{loss}",
         flush=True,
     )
+
+
+def outcome_lines(config: ProjectConfig, result: TrainResult) -> list[str]:
+    """The last evaluation beside zero-shot, and which weights to use where training has made them worse."""
+    zero_shot, last = (row["recall_at_10"] for row in (result.history[0], result.metrics))
+    lines = [f"recall_at_10 {last:.4f}: {counted_as(result.metrics)}; zero-shot {zero_shot:.4f}, {gain(last, zero_shot)}"]
+    if (asked := coverage_line(result.metrics)) is not None:
+        lines.append(asked)
+    if last < zero_shot:
+        start = starting_point(config)
+        call = loading_call(start.model_name, start.model.pretrained)
+        lines.append("the trained weights are below zero-shot: use the untouched ones" + (f", {call}" if call else ""))
+    return lines

@@ -160,7 +160,7 @@ def test_train_prints_each_evaluation_and_where_the_weights_are_and_resumes(
         ["weights:", str(tmp_path / "run" / "checkpoints" / "step_00000002")],
     ]
     untouched, last = (float(line.split()[5]) for line in lines[:2])
-    assert f": instance among 20 photos, 20 texts; untouched {untouched:.4f}, gain " in lines[2]
+    assert f": instance among 20 photos, 20 texts; zero-shot {untouched:.4f}, gain " in lines[2]
     assert float(lines[2].split("gain ")[1].split()[0]) == pytest.approx(last - untouched, abs=2e-4)
     assert "holds a run already" in refused(capsys, train_arguments())
     main(train_arguments("--resume"))

@@ -426,6 +426,14 @@ def test_any_number_of_captions_is_read_in_the_order_of_their_numbers(tmp_path: 
     assert index.caption_gaps == ()
 
 
+def test_a_number_may_begin_with_zeros_and_two_captions_of_one_number_are_a_fault(tmp_path: Path) -> None:
+    members = captioned("padded", 0) | {"padded.txt01.txt": b"more"} | captioned("twice", 0) | {"twice.txt": b"another"}
+    index = load_index([write_tar(tmp_path / "a.tar", members)])
+    assert index.keys.tolist() == ["padded"]
+    assert index.num_captions.tolist() == [2]
+    assert [(sample.key, sample.reason) for sample in index.bad] == [("twice", "two captions of number 0")]
+
+
 def test_a_gap_in_the_captions_is_said_and_what_is_behind_it_is_read(tmp_path: Path) -> None:
     shards = [
         write_tar(tmp_path / "a.tar", captioned("whole", 0, 1) | captioned("gap", 0, 2)),

@@ -196,7 +196,7 @@ def below_zero_shot(small_sweep: Path, folder: Path) -> dict[str, Any]:
     sweep = read_sweep(folder)
     best = sweep["best"]["metrics"]["recall_at_10"]
     for number, row in enumerate(sweep["trials"]):
-        row["untouched_recall_at_10"] = best + 0.01 * (number + 1)
+        row["untouched_recall_at_10"], row["protocol"] = best + 0.01 * (number + 1), "instance"
         row["config"] |= {"clip_model": "ViT-B-32", "model.pretrained": "laion400m_e32" if number else "openai"}
     (folder / "sweep.json").write_text(json.dumps(sweep))
     return sweep
@@ -214,8 +214,24 @@ def test_a_winner_below_zero_shot_is_said_to_be_and_the_better_weights_are_named
         assert words in said
     page = write_report([tmp_path / "sweep"], gallery=False).read_text()
     assert "is below zero-shot: recall_at_10" in page
-    longer = {**sweep, "refit": {"times": 2, "examples_seen": 64, "metrics": {"recall_at_10": recall - 0.1}}}
+    longer = {**sweep, "refit": {"times": 2, "examples_seen": 64, "metrics": sweep["best"]["metrics"]}}
     assert any("the refit is below zero-shot" in line for line in refit_lines(longer, tmp_path))
+    better = {**longer, "refit": {**longer["refit"], "metrics": {**sweep["best"]["metrics"], "recall_at_10": top}}}
+    assert not any("below zero-shot" in line for line in refit_lines(better, tmp_path))
+    said = " ".join(winner_lines(better, tmp_path / "sweep"))
+    assert "The refit is not" in said
+    assert "load them" not in said
+
+
+def test_zero_shot_is_of_one_protocol_and_of_the_weights_that_were_loaded(small_sweep: Path, tmp_path: Path) -> None:
+    sweep = below_zero_shot(small_sweep, tmp_path / "sweep")
+    metrics = sweep["best"]["metrics"]
+    assert zero_shot_lines(sweep, "it", {**metrics, "protocol": "product"}) == []
+    for row in sweep["trials"]:
+        row["config"].pop("model.pretrained")
+    weights = tmp_path / "own.safetensors"
+    started = {"should_load_checkpoint": True, "checkpoint_path": str(weights)}
+    assert str(weights) in " ".join(zero_shot_lines({**sweep, "base_config": started}, "it", metrics))
 
 
 def test_a_winner_above_zero_shot_is_not(small_sweep: Path, tmp_path: Path) -> None:
@@ -223,4 +239,4 @@ def test_a_winner_above_zero_shot_is_not(small_sweep: Path, tmp_path: Path) -> N
     for row in sweep["trials"]:
         row["untouched_recall_at_10"] = sweep["best"]["metrics"]["recall_at_10"]
     assert "below zero-shot" not in " ".join(winner_lines(sweep, tmp_path / "sweep"))
-    assert zero_shot_lines({"trials": []}, "it", 0.5) == []
+    assert zero_shot_lines({"trials": []}, "it", {"recall_at_10": 0.5}) == []

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.evaluation.encode import EncodingSpeed
 from fashionclip_tune.evaluation.evaluate import relative_gain
+from fashionclip_tune.evaluation.protocols import COVERAGE
 from fashionclip_tune.files import write_json
 from fashionclip_tune.reporting.sweep_files import FREED, best_row, read_sweep, write_trials_csv
 from fashionclip_tune.training.history import known_device_s, read_history
@@ -56,7 +57,7 @@ def _git_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-_ABOUT_RECALL = ("protocol", "num_pairs", "num_products", "num_gallery_images", "num_gallery_texts")
+_ABOUT_RECALL = ("protocol", "num_pairs", "num_products", "num_gallery_images", "num_gallery_texts", *COVERAGE)
 
 
 class SweepRecord:

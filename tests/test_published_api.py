@@ -99,9 +99,10 @@ def test_the_published_example_runs_as_it_stands(aug_root: Path, drive: Path, ca
     rows = [json.loads(path.read_text()) for path in sorted((drive / "evaluations").glob("*.json"))]
     assert [row["step"] for row in rows] == [0, num_steps]
     assert all("train_recall_at_10" in row and row["num_pairs"] == 14 for row in rows)
-    untouched, end, best = capsys.readouterr().out.splitlines()
+    untouched, end, *outcome, best = capsys.readouterr().out.splitlines()
     assert "untouched weights" in untouched
     assert f"recall_at_10 {rows[1]['recall_at_10']:.4f}" in end
+    assert f"zero-shot {rows[0]['recall_at_10']:.4f}" in outcome[0]
     assert best == f"best weights: {drive / 'checkpoints' / 'best_00000020'}"
     with open(drive / "evaluations" / "training_log.csv", newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [0, num_steps]

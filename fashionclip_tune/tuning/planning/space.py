@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import create_trial
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
@@ -158,12 +159,11 @@ def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any
             names = ", ".join(point.distributions)
             raise UserError(f"space {space.file}: the point {dict(wanted)} sets {name!r}, which is not drawn: {names} are")
         try:
-            inside = distribution._contains(distribution.to_internal_repr(value))
+            create_trial(params={name: value}, distributions={name: distribution}, value=0.0)
         except ValueError:
-            inside = False
-        if not inside:
             allowed = _described(name, distribution)
-            raise UserError(f"space {space.file}: the point {dict(wanted)} has {name} = {value!r}, allowed is {allowed}")
+            said = f"space {space.file}: the point {dict(wanted)} has {name} = {value!r}, allowed is {allowed}"
+            raise UserError(said) from None
 
 
 def _described(name: str, distribution: BaseDistribution) -> str:

@@ -31,7 +31,7 @@ _ADDED_OLDER = "added_older_trials"
 # Ends that the sampler is to keep away from. Optuna ranks a trial that breaks a constraint behind all others; by its value
 # alone one that broke late would come before those that were stopped early.
 _TO_AVOID = ("diverged", "out_of_memory")
-_CONSTRAINT = "constraints:ends"
+_CONSTRAINT = "ends"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -61,6 +61,7 @@ class SweepStudy:
         self._seed = seed
         self._num_startup_trials = num_startup_trials
         self._quota = quota
+        self._points = points
         _drop_torn_line(journal)
         self._storage = JournalStorage(_AnnouncedBackend(journal, on_append))
         self._study = optuna.create_study(
@@ -123,13 +124,14 @@ class SweepStudy:
         # What it had drawn is in the journal, but where its random stream stood is not: draw all of it again beside.
         beside = optuna.create_study(direction="maximize", sampler=self._sampler(trial.number))
         beside.add_trials(each for each in self._started() if each.number < trial.number)
-        if point := trial.system_attrs.get("fixed_params"):
-            beside.enqueue_trial(point)
+        place = sum(each.number < trial.number for each in self.trials())
+        if place < len(self._points):
+            beside.enqueue_trial(dict(self._points[place]))
         drawn = beside.ask()
         space(drawn)
         with _experimental_allowed():
             self._study.sampler = PartialFixedSampler(drawn.params, self._sampler(trial.number))
-        return self._draw(optuna.trial.Trial(self._study, trial._trial_id), space)
+        return self._draw(self._open(trial.number), space)
 
     def _draw(self, trial: optuna.trial.Trial, space: Space) -> dict[str, Any]:
         overrides = space(trial)
@@ -155,7 +157,7 @@ class SweepStudy:
     def record_stage(self, number: int, examples_seen: int, value: float) -> None:
         """Adds a stage's value; recording a stage again changes nothing."""
         if examples_seen not in self._frozen(number).intermediate_values:
-            self._storage.set_trial_intermediate_value(self._trial_id(number), examples_seen, value)
+            self._open(number).report(value, examples_seen)
 
     def passed_rungs(self, number: int) -> list[int]:
         """Rungs, in examples, from which the trial has been sent on."""
@@ -164,7 +166,7 @@ class SweepStudy:
     def pass_rung(self, number: int, examples_seen: int) -> None:
         """Records that the trial goes on: a resumed one reports its last stage again, and is not to be judged twice."""
         passed = [*self.passed_rungs(number), examples_seen]
-        self._storage.set_trial_user_attr(self._trial_id(number), _PASSED_RUNGS, passed)
+        self._open(number).set_user_attr(_PASSED_RUNGS, passed)
 
     def curve(self, number: int) -> dict[int, float]:
         """A trial's value at each of its stages, by examples seen."""
@@ -181,11 +183,10 @@ class SweepStudy:
         ]
 
     def end(self, number: int, state: TrialState, stop_reason: str, message: str = "") -> None:
-        """Ends a trial once; its score is its last stage's value. One that diverged or ran out of memory scores 0, and
-        TPE avoids where it was."""
+        """Ends a trial once, with its last stage's value. TPE avoids where one diverged or ran out of memory."""
         if not self._frozen(number).state.is_finished():
             end = {"state": state.name, "stop_reason": stop_reason, "message": message}
-            self._storage.set_trial_user_attr(self._trial_id(number), _END, end)
+            self._open(number).set_user_attr(_END, end)
             self._tell_end(number)
 
     def _tell_end(self, number: int) -> None:
@@ -193,17 +194,17 @@ class SweepStudy:
         trial = self._frozen(number)
         state = TrialState[trial.user_attrs[_END]["state"]]
         values = trial.intermediate_values
-        if stop_reason(trial) in _TO_AVOID:
-            self._storage.set_trial_system_attr(trial._trial_id, _CONSTRAINT, 1.0)
-            if values.get(max(values, default=0)) != 0.0:
-                self._storage.set_trial_intermediate_value(trial._trial_id, max(values, default=0) + 1, 0.0)
+        if stop_reason(trial) in _TO_AVOID and not trial.constraints:
+            self._open(number).set_constraint(_CONSTRAINT, 1.0)
         last = values[max(values)] if values else math.nan
         if state == TrialState.COMPLETE and math.isnan(last):
             state = TrialState.FAIL
         self._study.tell(number, last if state == TrialState.COMPLETE else None, state)
 
-    def _trial_id(self, number: int) -> int:
-        return self._frozen(number)._trial_id
+    def _open(self, number: int) -> optuna.trial.Trial:
+        """An unfinished trial, to be written to; ``ask`` gives it only to the process that began it."""
+        study_id = self._storage.get_study_id_from_name(STUDY_NAME)
+        return optuna.trial.Trial(self._study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]

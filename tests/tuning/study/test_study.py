@@ -81,7 +81,7 @@ def test_stages_and_ends_are_recorded_once(tmp_path):
     assert study.unfinished() == []
 
 
-def test_a_diverged_trial_is_pruned_with_value_0_and_a_failed_one_says_why(tmp_path):
+def test_a_diverged_trial_is_pruned_without_an_invented_stage_and_a_failed_one_says_why(tmp_path):
     study = open_study(tmp_path)
     diverged, _ = study.suggest(space)
     study.record_stage(diverged, 100, 0.7)
@@ -89,7 +89,8 @@ def test_a_diverged_trial_is_pruned_with_value_0_and_a_failed_one_says_why(tmp_p
     failed, _ = study.suggest(space)
     study.end(failed, TrialState.FAIL, "error", "RuntimeError: no")
     first, second = study.trials()
-    assert (first.state, first.value, stop_reason(first)) == (TrialState.PRUNED, 0.0, "diverged")
+    assert (first.state, first.intermediate_values, stop_reason(first)) == (TrialState.PRUNED, {100: 0.7}, "diverged")
+    assert first.constraints == {"ends": 1.0}
     assert (second.state, stop_reason(second), message(second)) == (TrialState.FAIL, "error", "RuntimeError: no")
 
 
@@ -314,7 +315,8 @@ def test_an_end_that_was_recorded_but_not_told_is_told_when_the_study_is_opened(
     monkeypatch.undo()
     again = open_study(tmp_path)
     first, second = again.trials()
-    assert (first.state, first.value, stop_reason(first)) == (TrialState.PRUNED, 0.0, "diverged")
+    assert (first.state, first.intermediate_values, stop_reason(first)) == (TrialState.PRUNED, {100: 0.7}, "diverged")
+    assert first.constraints == {"ends": 1.0}
     assert (second.state, second.value, stop_reason(second)) == (TrialState.COMPLETE, 0.6, "budget")
     assert again.unfinished() == []
 

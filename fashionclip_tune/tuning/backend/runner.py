@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray import tune
-from ray._private import ray_constants
 from ray.train._internal.session import get_session
 from ray.tune import PlacementGroupFactory, Trainable
 from ray.tune.experiment import Trial
@@ -21,7 +21,7 @@ from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.machine.child_processes import end_with_us
-from fashionclip_tune.tuning.backend.guarded_ray import environment, own_ray
+from fashionclip_tune.tuning.backend.guarded_ray import connected_ray, environment, own_ray
 from fashionclip_tune.tuning.backend.hooks import Announcer, StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.backend.worker import run_trial
@@ -37,7 +37,7 @@ from fashionclip_tune.tuning.trial import METRIC, DurablePlan, Share, TrialPlan
 _CLEANUP_TIMEOUT_S = 600
 _OBJECT_STORE_BYTES = 256 * 2**20
 _PROCESS_RETRIES = 3
-_VITAL = {ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET}
+_HEAD, _RAYLET = "gcs_server", "raylet"  # names of Ray's two processes that are started by this one
 _LOOKS_AFTER_RAY_EVERY_S = 0.5
 EXIT_WITHOUT_RAY = 130
 """The status of a sweep whose Ray was killed: interrupted, like one that was asked to end."""
@@ -91,11 +91,11 @@ def run_trials(
         _connected(slots, address, go_on, stop),
         stop.listening(),
         _ending_in_time(time_budget, stop),
+        stop.connected(),
         tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
     ):
         if stop.received:  # while Ray started
             return False
-        stop.connected()
         tuner = tune.Tuner(
             tune.with_resources(_patient(trainable), _resources),
             tune_config=tune.TuneConfig(
@@ -174,12 +174,11 @@ def _ended_with_ray(go_on: str) -> Iterator[None]:
     That is what preemption does where it tells all processes at once. Ray's own client would wait a minute for them to come
     back, within calls that nothing else interrupts, and then end this process without a word.
     """
-    over = threading.Event()
+    over, started = threading.Event(), _started_by_us(_HEAD, _RAYLET)
 
     def watch() -> None:
-        node: Any = ray._private.worker._global_node
         while not over.wait(_LOOKS_AFTER_RAY_EVERY_S):
-            if dead := {name for name, _ in node.dead_processes()} & _VITAL:
+            if dead := {name for name, process in started.items() if not _is_alive(process)}:
                 print(
                     f"Ray's own processes have ended ({', '.join(sorted(dead))}): killed, or out of memory. What is recorded "
                     f"is kept, and trials go on from their last checkpoints: {go_on}",
@@ -205,24 +204,21 @@ def _end_agents_with_us() -> None:
 
     They would try for a minute to tell the head, which is dead too.
     """
-    import psutil  # type: ignore[import-untyped]  # Ray brings its own, which is found once Ray is imported
-
-    node: Any = ray._private.worker._global_node
-    for raylet in node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]:
-        for child in psutil.Process(raylet.process.pid).children():
+    for raylet in _started_by_us(_RAYLET).values():
+        for child in raylet.children():
             end_with_us(child.pid)
 
 
-@contextmanager
-def _own_sigterm_handler() -> Iterator[None]:
-    """Keeps ``ray.init`` from replacing it, for good: Ray's raises SystemExit, which its own start may swallow."""
-    name, utils = "set_sigterm_handler", ray._private.utils
-    rays = getattr(utils, name)
-    setattr(utils, name, lambda handler: None)
+def _started_by_us(*names: str) -> dict[str, psutil.Process]:
+    """Ray's processes of these names below this one, by name."""
+    return {name: child for child in psutil.Process().children() if (name := child.name()) in names and _is_alive(child)}
+
+
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        yield
-    finally:
-        setattr(utils, name, rays)
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
@@ -253,12 +249,11 @@ def _connected(slots: Slots, address: str | None, go_on: str, stop: StopSignal) 
     with ExitStack() as stack:
         stack.enter_context(environment(settings))
         if not ray.is_initialized():
-            with stop.listening(), _own_sigterm_handler():
+            with stop.listening():
                 if address is None:
                     stack.enter_context(own_ray(**here, **common))  # its processes inherit the environment
                 else:
-                    ray.init(address=address, runtime_env={"env_vars": settings}, **common)
-                    stack.callback(ray.shutdown)
+                    stack.enter_context(connected_ray(address=address, runtime_env={"env_vars": settings}, **common))
             if address is None:
                 _end_agents_with_us()
                 stack.enter_context(_ended_with_ray(go_on))

@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM at the driver of a sweep, passed on to its trials, which stop at their next step with a checkpoint.
 
-Ray stops a trial when it reports, at the end of a stage, and preemption does not wait that long. The word goes through the
-key-value store of Ray's head, so that it reaches every node of a cluster.
+Ray stops a trial when it reports, at the end of a stage, and preemption does not wait that long. The word goes through an
+actor that all trials of the driver know by name, so that it reaches every node of a cluster.
 """
 
+import asyncio
 import signal
 import sys
 import time
@@ -14,7 +15,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
@@ -35,6 +35,7 @@ class StopSignal(Callback):
         self.cannot_record = False
         """What happens from here on is not in the journal, so it must not take effect."""
         self._passed_on = False
+        self._flag: Any = None
         self._previous: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,9 +52,14 @@ class StopSignal(Callback):
         finally:
             self._restore()
 
-    def connected(self) -> None:
-        """Once Ray is: what an earlier sweep of this process was told is over."""
-        _internal_kv_del(_key())
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """While Ray is: trials can be told."""
+        self._flag = ray.remote(_Flag).options(name=_name(), num_cpus=0).remote()
+        try:
+            yield
+        finally:
+            ray.kill(self._flag)  # another sweep of this process has its own
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = True
@@ -83,15 +89,30 @@ class StopSignal(Callback):
         # Several times a second, and not within the handler, which may have interrupted Ray anywhere.
         if self.received and not self._passed_on:
             self._passed_on = True
-            _internal_kv_put(_key(), b"1")
+            self._flag.set.remote()
             print("stopping: each trial saves a checkpoint at its next step (Ctrl-C once more: at once)", file=sys.stderr)
 
 
+class _Flag:
+    """An actor: whether the driver was told to end."""
+
+    def __init__(self) -> None:
+        self._is_set = asyncio.Event()
+
+    async def set(self) -> None:
+        self._is_set.set()
+
+    async def wait(self) -> None:
+        """Answers once it is set."""
+        await self._is_set.wait()
+
+
 class StopPoll:
-    """Asked by a trial before each step, in its worker: has the driver been told to end? Asks Ray now and then only."""
+    """Asked by a trial before each step, in its worker: has the driver been told to end? Looks now and then only."""
 
     def __init__(self) -> None:
         self._next_time = 0.0
+        self._answer: Any = None
 
     def __call__(self) -> bool:
         now = time.monotonic()
@@ -99,11 +120,16 @@ class StopPoll:
             return False
         self._next_time = now + _ASKED_EVERY_S
         try:
-            return _internal_kv_get(_key()) is not None
-        except RayError:  # the head is out of reach: if for good, Ray ends this process
+            self._answer = self._answer or ray.get_actor(_name()).wait.remote()
+            is_set, _ = ray.wait([self._answer], timeout=0)
+            if is_set:
+                ray.get(self._answer)
+            return bool(is_set)
+        except (RayError, ValueError):  # the driver is gone or out of reach: if for good, Ray ends this process
+            self._answer = None
             return False
 
 
-def _key() -> str:
+def _name() -> str:
     """A driver's own: others may use the same Ray."""
     return f"fashionclip-tune-stop-{ray.get_runtime_context().get_job_id()}"

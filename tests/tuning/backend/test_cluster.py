@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
-from ray.experimental.internal_kv import _initialize_internal_kv
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.tuning.backend.cluster import nodes_at
@@ -51,8 +49,6 @@ def cluster(monkeypatch):
     cluster.second = cluster.add_node(**node)
     yield cluster
     cluster.shutdown()
-    if ray.is_initialized():  # the other tests' Ray: a cluster's end takes its key-value client along
-        _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 @pytest.mark.ray

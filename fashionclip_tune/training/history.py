@@ -92,7 +92,7 @@ class History:
             with Image.open(io.BytesIO(answer_sheet)) as image:
                 picture = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=answer_sheet)
             summary = Summary(value=[Summary.Value(tag="answers", image=picture)])
-            self._writer._get_file_writer().add_summary(summary, examples_seen)
+            self._writer.file_writer.add_summary(summary, examples_seen)  # type: ignore[attr-defined]
 
     def record(self, row: Row) -> str | None:
         """Writes a row, and returns how it differs from one that an earlier life of the run recorded, if it does."""

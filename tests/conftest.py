@@ -144,3 +144,21 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
     result = record.write("FINISHED")
     HParamsTab(folder, [row["config"] for row in result["trials"]]).add(result["trials"])
     return folder
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[str]:
+    """Object storage that speaks S3, on this machine."""
+    server_module = pytest.importorskip("moto.server", reason="a server of S3 is pip install 'moto[server]'")
+    from pyarrow import fs
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name, value in (("ACCESS_KEY_ID", "any"), ("SECRET_ACCESS_KEY", "any"), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True).create_dir("bucket")
+    yield "s3://bucket/results"
+    server.stop()

@@ -182,7 +182,7 @@ class _Copying:
                 on_wait()
             elif thread.is_alive() and time.monotonic() - since > stall_s:
                 self.stalled = True
-                if process := getattr(self._stream, "proc", None):  # of a command: curl, gsutil
+                if process := getattr(self._stream, "proc", None):  # of a command, such as curl
                     process.kill()
                 raise CopyError(f"{self._shard}: no byte came for {stall_s:g} s")
         if self._error is not None:

@@ -31,11 +31,9 @@ def costs(view: SweepView) -> Iterator[str]:
     if not known:
         yield "<p>No trial has ended yet.</p>"
         return
-    encoding = "" if any(cost.more_is_better for cost in known) else " How fast the models encode was not recorded."
     yield (
         '<p class="note">The dotted line joins the trials that no other one beats in both. Times and speeds are of the machine '
-        f"that ran the sweep, beside its other trials; encoding is that of the towers alone, without decoding photos.{encoding}"
-        "</p>"
+        "that ran the sweep, beside its other trials; encoding is that of the towers alone, without decoding photos.</p>"
     )
     elsewhere = (
         "Speeds and sizes are in the table below, the time of each trial in <code>trials.csv</code> (device_s, duration_s)."
@@ -64,10 +62,7 @@ def _of_each_model(shared: Sequence[Cost]) -> str:
 
 def _kinds(view: SweepView) -> Iterator[Cost]:
     rows = [row for row in view.rows if row["state"] != "RUNNING"]
-    if rows and all(row.get("device_s") for row in rows):
-        yield Cost("device time, min", [(row["device_s"] / 60, row) for row in rows])
-    else:
-        yield Cost("trial's time, min", [(row["duration_s"] / 60, row) for row in rows])
+    yield Cost("device time, min", [(row["device_s"] / 60, row) for row in rows])
     models = dict.fromkeys(row["config"]["clip_model"] for row in rows)
     for title, field in (
         ("photos encoded a second", "images_encoded_per_second"),
@@ -155,8 +150,6 @@ def pareto_front(points: Sequence[tuple[float, float]], *, more_is_better: bool 
 
 def _at_equal_time(view: SweepView) -> Iterator[str]:
     """What is paid for is time: the best of each architecture within what the one that spent least has spent."""
-    if any("device_s" not in stage for curve in view.curves.values() for stage in curve):
-        return
     limit_s, found = architectures_at_equal_cost(view.content["trials"], view.curves)
     if len(found) < 2:
         return

@@ -76,7 +76,7 @@ def _contents(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) ->
 
 
 def _contents_of(report: Path) -> list[str]:
-    """Of a report that is there; nothing of one that cannot be read or that an earlier version wrote."""
+    """Of a report that is there; nothing of one that cannot be read or is no report of ours."""
     try:
         with open(report, encoding="utf-8") as file:
             found = re.search(r'<meta name="fashionclip-tune" content="([^"]*)">', file.read(_HEAD_LENGTH))

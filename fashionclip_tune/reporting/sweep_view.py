@@ -84,7 +84,7 @@ class SweepView:
     def encoding_speed(self, clip_model: str, what: str) -> float | None:
         """Photos or texts (``what``, a field of ``EncodingSpeed``) a second: the median of the evaluations of all its trials.
 
-        None of sweeps of earlier versions. The settings of a trial do not change what its towers cost.
+        The settings of a trial do not change what its towers cost. None where none was evaluated.
         """
         own = [row["trial_id"] for row in self.content["trials"] if row["config"].get("clip_model") == clip_model]
         speeds = [stage[what] for trial_id in own for stage in self.curves[trial_id] if stage.get(what)]

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class History:
             with Image.open(io.BytesIO(answer_sheet)) as image:
                 picture = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=answer_sheet)
             summary = Summary(value=[Summary.Value(tag="answers", image=picture)])
-            self._writer._get_file_writer().add_summary(summary, examples_seen)
+            self._writer.file_writer.add_summary(summary, examples_seen)  # type: ignore[attr-defined]
 
     def record(self, row: Row) -> str | None:
         """Writes a row, and returns how it differs from one that an earlier life of the run recorded, if it does."""
@@ -179,50 +179,25 @@ def write_training_log(config: ProjectConfig, out_dir: Path, rows: Sequence[Row]
     return path
 
 
-DEVICE_TIME_FILE = "device_time.json"
-_KEPT_EVERY_S = 5.0
-
-
 class DeviceTime:
-    """Counts them. ``share``: of the device, that the run has: a second counts as so much of one."""
+    """Counts the seconds of its device that a run takes; those of a stage that a kill threw away are lost.
+
+    ``share``: of the device, that the run has: a second counts as so much of one.
+    """
 
     def __init__(self, run_dir: Path, share: float) -> None:
         self.seconds = 0.0
         self._run_dir = run_dir
         self._share = share
-        self._since = self._next_time = time.monotonic()
 
     def go_on(self, checkpoint_s: float) -> None:
-        """From what earlier lives took, as far as it is known; ``checkpoint_s``: of the one that the run goes on from."""
-        rows_s = (row.get("device_s", 0.0) for row in read_history(self._run_dir))
-        self.seconds = max(checkpoint_s, known_device_s(self._run_dir), *rows_s)
+        """From what earlier lives took, as evaluations and the checkpoint that the run goes on from say."""
+        self.seconds = max([checkpoint_s, *(row["device_s"] for row in read_history(self._run_dir))])
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        started, self._since = time.perf_counter(), time.monotonic()
+        started = time.perf_counter()
         try:
             yield
-        except BaseException:  # no row will say it
-            self._keep()
-            raise
         finally:
             self.seconds += self._share * (time.perf_counter() - started)
-
-    def keep(self) -> None:
-        """Within ``counting``, before each step: every few seconds the count goes into the run's folder."""
-        if time.monotonic() >= self._next_time:
-            self._next_time = time.monotonic() + _KEPT_EVERY_S
-            self._keep()
-
-    def _keep(self) -> None:
-        seconds = self.seconds + self._share * (time.monotonic() - self._since)
-        with suppress(OSError):  # a full disk: it is a figure, and the run has more to say of that
-            (self._run_dir / DEVICE_TIME_FILE).write_text(json.dumps({"device_s": seconds}))
-
-
-def known_device_s(run_dir: Path) -> float:
-    """What was kept last; 0 where there is nothing, or it was torn by a kill."""
-    try:
-        return float(json.loads((run_dir / DEVICE_TIME_FILE).read_text())["device_s"])
-    except (OSError, ValueError, KeyError):
-        return 0.0

@@ -115,8 +115,7 @@ class Run:
             found = checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network)
             if found is not None:
                 self._restore(found)
-            # Checkpoints of earlier versions do not have it.
-            self._device_time.go_on(found.record.get("device_s", 0.0) if found is not None else 0.0)
+            self._device_time.go_on(found.record["device_s"] if found is not None else 0.0)
 
     def _restore(self, resumed: Checkpoint) -> None:
         load_weights(self._trainer.network, resumed.weights_file)
@@ -206,7 +205,6 @@ class Run:
             self._end_before_time()
 
     def _should_pause(self) -> bool:
-        self._device_time.keep()
         self._on_phase("training", self._trainer.step, self._run_plan.total_steps)
         self._is_ending = self._is_ending or self._stop.received()
         return self._is_ending or self._is_sync_due()

@@ -236,18 +236,6 @@ def test_quality_stands_against_time_encoding_speed_and_size(report: Path, small
         assert view.encoding_speed(model, field) == median(speeds)
 
 
-def test_a_sweep_of_before_encoding_was_timed_has_the_other_costs(small_sweep: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    shutil.copytree(small_sweep, old, ignore=shutil.ignore_patterns("*.npz", "events*", "journal"))
-    for path in old.glob("trials/*/evaluations/*.json"):
-        row = json.loads(path.read_text())
-        path.write_text(json.dumps({name: value for name, value in row.items() if name not in EncodingSpeed._fields}))
-    content = write_report([old], gallery=False).read_text()
-    assert "How fast the models encode was not recorded." in content
-    assert "device time, min" in content
-    assert "photos encoded a second" not in content
-
-
 def test_sweeps_stand_side_by_side_with_the_test_between_their_best(tmp_path: Path) -> None:
     folders = [write_sweep(tmp_path / name, right) for name, right in (("ahead", [150]), ("close", [149]), ("weak", [60]))]
     page = Page(write_report(folders))

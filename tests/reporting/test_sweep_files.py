@@ -38,6 +38,7 @@ def row(number: int, recall: float, *, step: int = 10, state: str = "COMPLETE") 
         "step": step,
         "examples_seen": 16 * step,
         "duration_s": 3.0 * step,
+        "device_s": 2.0 * step,
         "recall_at_10": recall,
         "recall_at_10_low": recall - 0.05,
         "recall_at_10_high": recall + 0.07,

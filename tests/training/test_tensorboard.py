@@ -96,7 +96,7 @@ def test_hparams_has_a_column_for_every_setting_in_every_trial(ask: Ask, small_s
     experiment = ask("data/plugin/hparams/experiment", body={"experimentName": ""})
     assert {info["name"] for info in experiment["hparamInfos"]} == settings
     assert [info["name"]["tag"] for info in experiment["metricInfos"]] == ["recall_at_10"]
-    wanted = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS", "STATUS_FAILURE"], "colParams": [], "startIndex": 0}
+    wanted = {"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN"], "colParams": [], "startIndex": 0}
     groups = ask("data/plugin/hparams/session_groups", body={**wanted, "sliceSize": 10})["sessionGroups"]
     by_id = {group["name"]: group for group in groups}
     assert set(by_id) == {row["trial_id"] for row in rows}

@@ -27,7 +27,7 @@ from fashionclip_tune.storage.checkpoint import newest_checkpoint, strip_trainin
 from fashionclip_tune.training import evaluator as run_metrics_module
 from fashionclip_tune.training import run as run_module
 from fashionclip_tune.training.callbacks import TrainResult
-from fashionclip_tune.training.history import TIMING, known_device_s, read_history
+from fashionclip_tune.training.history import TIMING, read_history
 from fashionclip_tune.training.run import RunPlan, plan_run
 from fashionclip_tune.training.train import train, training_prep
 
@@ -698,15 +698,12 @@ def test_durations_go_on_where_the_last_life_stopped(tiny_config: ProjectConfig,
         assert all(earlier < later for earlier, later in pairwise(durations))
 
 
-def test_what_a_kill_threw_away_has_taken_its_time_on_the_device(
+def test_a_killed_run_has_taken_what_its_evaluations_say(
     tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as it was kept: in the run's folder every few seconds, else in the rows that were recorded."""
-    monkeypatch.setattr("fashionclip_tune.training.history._KEPT_EVERY_S", 0.0)
+    """On a clock that each look at puts a second forward: what was lost is the stage that was not evaluated."""
 
     def die(what: str, done: int, total: int) -> None:
-        if (what, done) == ("training", 5):
-            time.sleep(0.5)
         if (what, done) == ("training", 6):
             raise SystemExit
 
@@ -714,20 +711,20 @@ def test_what_a_kill_threw_away_has_taken_its_time_on_the_device(
         seconds = json.loads((tmp_path / "evaluations" / f"step_{step:08d}.json").read_text())["device_s"]
         return float(seconds)
 
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
     config = tiny_config.with_overrides({"training.stage_examples": 64, "training.budget_examples": 192})
     with pytest.raises(SystemExit):
         train(config, tmp_path, on_phase=die)
     assert newest_step(tmp_path) == 4
-    kept_s = known_device_s(tmp_path)
-    assert kept_s > device_s(4) + 0.5
+    first_stage_s = device_s(4) - device_s(0)
     train(config, tmp_path, resume_from=tmp_path)
-    assert device_s(8) > kept_s
-    assert device_s(12) > device_s(8)
+    assert device_s(8) == device_s(4) + first_stage_s
+    assert device_s(12) == device_s(8) + first_stage_s
 
     # On another machine, after a state of an earlier stage.
     row = tmp_path / "evaluations" / "step_00000012.json"
     row.write_text(json.dumps({**json.loads(row.read_text()), "device_s": 1000.0}))
-    (tmp_path / "device_time.json").write_text('{"device_s": 12')
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000012")
     assert train(config, tmp_path, resume_from=tmp_path).metrics["device_s"] > 1000
 

@@ -29,8 +29,8 @@ class Writer:
     host: str
     process: int
     started: str
-    run_dir: str = ""
-    """The folder on its local disk; two on one host are two drivers. (Earlier versions did not say.)"""
+    run_dir: str
+    """The folder on its local disk; two on one host are two drivers."""
 
     def __str__(self) -> str:
         return f"{self.host} (process {self.process}, started {self.started[:19].replace('T', ' ')} UTC)"
@@ -90,4 +90,4 @@ def _read(folder: DurableFolder, name: str) -> Writer:
     try:
         return Writer(**json.loads(folder.read(f"{WRITERS}/{name}.json")))
     except (FileNotFoundError, ValueError, TypeError):  # torn
-        return Writer(name, "a machine of unknown name", 0, "")
+        return Writer(name, "a machine of unknown name", 0, "", "")

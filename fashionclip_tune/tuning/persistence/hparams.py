@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.plugins.hparams.summary_v2 import Discrete, HParam, Metric, hparams_config_pb, hparams_pb
+from torch.utils.tensorboard import FileWriter
 
 from fashionclip_tune.tuning.trial import METRIC, trial_dir
 
@@ -55,30 +53,14 @@ def write_hparams(trial_dir: Path, row: Mapping[str, Any], is_number: Mapping[st
     settings = row["config"]
     # What --set fixed, or a later draw brought, is shown too where the first draws did not have it.
     is_number = {**is_number, **{name: False for name in settings if name not in is_number}}
-    infos = [
-        api_pb2.HParamInfo(name=name, type=api_pb2.DATA_TYPE_FLOAT64 if numeric else api_pb2.DATA_TYPE_STRING)
+    hparams = [HParam(name, Discrete([], dtype=float if numeric else str)) for name, numeric in is_number.items()]
+    values = {
+        name: settings[name] if numeric and name in settings else _word(settings.get(name))
         for name, numeric in is_number.items()
-    ]
-    metric = api_pb2.MetricInfo(name=api_pb2.MetricName(tag=METRIC))
-    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=[metric])
-    started = plugin_data_pb2.SessionStartInfo(group_name=row["trial_id"], start_time_secs=time.time() - row["duration_s"])
-    for name, numeric in is_number.items():
-        if numeric and name in settings:
-            started.hparams[name].number_value = settings[name]
-        else:
-            started.hparams[name].string_value = _word(settings.get(name))
-    failed = row["state"] == "FAIL"
-    ended = plugin_data_pb2.SessionEndInfo(
-        status=api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS, end_time_secs=time.time()
-    )
-    writer = EventFileWriter(str(trial_dir), filename_suffix=_SUFFIX)
-    for tag, content in (
-        (metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment)),
-        (metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=started)),
-        (metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=ended)),
-    ):
-        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content))
-        writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[value])))
+    }
+    writer = FileWriter(str(trial_dir), filename_suffix=_SUFFIX)
+    writer.add_summary(hparams_config_pb(hparams, [Metric(METRIC)]))
+    writer.add_summary(hparams_pb(values, row["trial_id"], time.time() - row["duration_s"]))
     writer.close()
 
 

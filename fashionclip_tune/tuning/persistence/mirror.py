@@ -16,15 +16,13 @@ from typing import Any
 from fashionclip_tune.files import write_json
 from fashionclip_tune.reporting.sweep_files import FREED
 from fashionclip_tune.storage.folder import DurableFolder, piece_name, read_journal
-from fashionclip_tune.training.history import DEVICE_TIME_FILE
 from fashionclip_tune.tuning.persistence.fencing import StillOurs, Writer, register, sign_off
 
 HEADERS = "headers"
-_EARLIER_HEADER = "header.json"  # of sweeps that earlier versions started
 _FOR_PEOPLE = ("trials.csv", "report.html", "sweep.json")
 _FOLDERS_FOR_PEOPLE = ("best/", "refit/best/")
 _EVENTS = "events.out.tfevents."
-_PER_TRIAL = ("config.json", DEVICE_TIME_FILE, "last_queries.npz", "bad_samples.csv", "warnings.log", "error.log")
+_PER_TRIAL = ("config.json", "last_queries.npz", "bad_samples.csv", "warnings.log", "error.log")
 
 
 class SweepMirror:
@@ -195,8 +193,7 @@ def read_header(folder: DurableFolder, sweep: str = "") -> dict[str, Any] | None
     Args:
         sweep: its place in ``folder``.
     """
-    place = f"{sweep}/" if sweep else ""
-    for name in (*sorted(folder.sizes(f"{place}{HEADERS}"), reverse=True), f"{place}{_EARLIER_HEADER}"):
+    for name in sorted(folder.sizes(f"{sweep}/{HEADERS}" if sweep else HEADERS), reverse=True):
         with suppress(FileNotFoundError, ValueError):
             header: dict[str, Any] = json.loads(folder.read(name))
             return header

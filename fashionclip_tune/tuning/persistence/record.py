@@ -17,7 +17,7 @@ from fashionclip_tune.evaluation.evaluate import relative_gain
 from fashionclip_tune.evaluation.protocols import COVERAGE
 from fashionclip_tune.files import write_json
 from fashionclip_tune.reporting.sweep_files import FREED, best_row, read_sweep, write_trials_csv
-from fashionclip_tune.training.history import known_device_s, read_history
+from fashionclip_tune.training.history import read_history
 from fashionclip_tune.tuning.persistence.location import Place
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.study.study import SweepStudy, message, scores_nothing, settings, stop_reason
@@ -130,7 +130,7 @@ class SweepRecord:
             "samples_per_second": last.get("samples_per_second"),
             **{name: last.get(name) for name in EncodingSpeed._fields},
             "duration_s": last.get("duration_s", 0.0),
-            "device_s": max(last.get("device_s", 0.0), known_device_s(folder) if folder else 0.0),
+            "device_s": last.get("device_s", 0.0),
             **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},
             "metrics": recalls(last),
         }

@@ -18,6 +18,7 @@ import torch
 from fashionclip_tune.files import write_json
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.storage.checkpoint import newest_checkpoint, save_checkpoint
+from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import History
 from fashionclip_tune.training.trainer import Trainer
 
@@ -25,8 +26,8 @@ _SCRIPT = Path(__file__).parents[1] / "sweeps" / "run_sweep.py"
 _TOY_STEP_S = 0.02
 
 
-def toy_train(config: Any, out_dir: Path, *, on_eval: Any, resume_from: Path, **unused: Any) -> None:
-    """In place of ``train``: the same files in the same order, but a step is one of a chaotic map instead of the model."""
+def toy_train(config: Any, out_dir: Path, callbacks: RunCallbacks, *, resume_from: Path) -> None:
+    """In place of ``run_training``: the same files in the same order, but a step is one of a chaotic map."""
     started, training = time.perf_counter(), config.training
     stage_steps, total_steps = (n // training.batch_size for n in (training.stage_examples, training.budget_examples))
     weights = dict(load_model(config).network.state_dict())
@@ -49,7 +50,7 @@ def toy_train(config: Any, out_dir: Path, *, on_eval: Any, resume_from: Path, **
     while True:
         difference = history.record(rows[-1])
         assert difference is None, difference
-        on_eval(dict(rows[-1]))
+        callbacks.on_evaluation(dict(rows[-1]))
         if step == total_steps:
             break
         for _ in range(stage_steps):
@@ -73,7 +74,7 @@ def log_step(trial_dir: Path, step: int) -> None:
 def toy_trial(ray_config: dict[str, Any]) -> None:
     from fashionclip_tune.tuning.backend import worker as trainable
 
-    trainable.train = toy_train  # type: ignore[assignment]
+    trainable.run_training = toy_train  # type: ignore[assignment]
     trainable.run_trial(ray_config)
 
 

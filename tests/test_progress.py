@@ -10,7 +10,8 @@ from fashionclip_tune import progress as progress_bars
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.progress import phase_bars, progress_bar
-from fashionclip_tune.training.train import train
+from fashionclip_tune.training.callbacks import RunCallbacks
+from fashionclip_tune.training.train import run_training
 
 
 def console_for(terminal: bool) -> tuple[Console, io.StringIO]:
@@ -79,7 +80,7 @@ def test_a_terminal_shows_one_bar_at_a_time_and_leaves_nothing() -> None:
 def test_a_run_tells_of_each_step_and_of_the_photos_it_encodes(tiny_config: ProjectConfig, tmp_path) -> None:
     told: list[tuple[str, int, int]] = []
     config = tiny_config.with_overrides({"training.budget_examples": 64, "evaluation.batch_size": 8, "training.seed": 6})
-    train(config, tmp_path / "run", on_phase=lambda *what: told.append(what))
+    run_training(config, tmp_path / "run", RunCallbacks(on_progress=lambda *what: told.append(what)))
     assert [done for what, done, total in told if what == "training"] == [0, 1, 2, 3]
     assert {total for what, _, total in told if what == "training"} == {4}
     assert [(done, total) for what, done, total in told if what == "encoding photos"] == [(8, 20), (16, 20), (20, 20)] * 3
@@ -90,7 +91,7 @@ def test_a_run_tells_of_the_shards_that_it_waits_for(tiny_config: ProjectConfig,
     monkeypatch.setattr("fashionclip_tune.data.dataset._indexes", {})
     told: list[tuple[str, int, int]] = []
     config = tiny_config.with_overrides({"training.budget_examples": 32, "reading.scratch": tmp_path / "scratch"})
-    train(config, tmp_path / "run", on_phase=lambda *what: told.append(what))
+    run_training(config, tmp_path / "run", RunCallbacks(on_progress=lambda *what: told.append(what)))
     shards = run_shards(config)
     num_shards = len(shards.train) + len(shards.valid)
     phases = list(dict.fromkeys(what for what, *_ in told))

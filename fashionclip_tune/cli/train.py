@@ -39,13 +39,14 @@ def add_train(commands: Any) -> None:
 def _train(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config.project import ProjectConfig
     from fashionclip_tune.data.index import count_kinds
-    from fashionclip_tune.training.train import outcome_lines, print_row, train
+    from fashionclip_tune.training.callbacks import RunCallbacks
+    from fashionclip_tune.training.train import outcome_lines, print_row, run_training
 
     config = ProjectConfig(dataset_root=parsed.data).with_overrides({**assignments(parsed.set), **reading_settings(parsed)})
     try:
         with phase_bars() as on_phase:
-            resume_from = parsed.out if parsed.resume else None
-            result = train(config, parsed.out, on_eval=print_row, resume_from=resume_from, on_phase=on_phase)
+            callbacks = RunCallbacks(on_evaluation=print_row, on_progress=on_phase)
+            result = run_training(config, parsed.out, callbacks, resume_from=parsed.out if parsed.resume else None)
     except StoppedError as error:
         raise StoppedError(f"{error}\ngo on with: {_resuming(parsed)}") from error
     if bad := result.bad_samples:

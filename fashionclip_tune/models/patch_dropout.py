@@ -74,6 +74,10 @@ def share_patch_draws(network: nn.Module) -> PatchDraws:
     return draws
 
 
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BATCH_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 def tied_to_micro_batch(network: nn.Module) -> list[str]:
     """Modules whose numbers depend on how a batch is cut: other dropout, and statistics over a batch.
 
@@ -82,7 +86,7 @@ def tied_to_micro_batch(network: nn.Module) -> list[str]:
     names = []
     for name, module in network.named_modules():
         probability = 0.0
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, _DROPOUT):
             probability = module.p
         elif isinstance(module, nn.MultiheadAttention):
             probability = module.dropout
@@ -90,6 +94,6 @@ def tied_to_micro_batch(network: nn.Module) -> list[str]:
             probability = module.drop_prob or 0.0
         elif type(module).__name__ == "PatchDropoutWithIndices":
             probability = module.prob
-        if probability > 0 or isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if probability > 0 or isinstance(module, _BATCH_STATISTICS):
             names.append(name)
     return names

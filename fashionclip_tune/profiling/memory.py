@@ -99,13 +99,13 @@ class _Kept:
 
     def __init__(self, weights: list[Tensor]) -> None:
         self.total_bytes = self.largest_bytes = self.largest_block_bytes = 0
-        self._known = {tensor.untyped_storage()._cdata: tensor for tensor in weights}
+        self._known = {tensor.untyped_storage() for tensor in weights}
         self._at_start: list[int] = []
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._known:
-            self._known[storage._cdata] = tensor  # kept: an address that is free is given to another
+        if storage not in self._known:
+            self._known.add(storage)
             self.total_bytes += storage.nbytes()
             self.largest_bytes = max(self.largest_bytes, storage.nbytes())
         return tensor

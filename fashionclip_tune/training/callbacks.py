@@ -1,4 +1,4 @@
-"""What a run tells its caller, and what it asks."""
+"""What a run tells its caller, what it asks, and what it returns."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fashionclip_tune.data.index import BadSample
+from fashionclip_tune.progress import OnPhase, no_phases
 from fashionclip_tune.training.history import Row
 
 OnEval = Callable[[Row], None]
@@ -16,6 +17,24 @@ RoomFor = Callable[[int], AbstractContextManager[None]]
 def any_room(num_bytes: int) -> AbstractContextManager[None]:
     """As much as the disk has."""
     return nullcontext()
+
+
+@dataclass(frozen=True)
+class RunCallbacks:
+    """A run calls these from the thread that trains; each by default does nothing."""
+
+    on_evaluation: OnEval = lambda row: None
+    """``on_eval`` of ``train``."""
+    on_progress: OnPhase = no_phases
+    """Called before each step, after each block of an evaluation, and while shards are indexed or copied."""
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked before each step: True ends the run as SIGTERM does."""
+    reserve_space: RoomFor = any_room
+    """Entered with the number of bytes before a checkpoint is written; what it raises ends the run."""
+    wants_checkpoint: Callable[[], bool] = lambda: False
+    """Asked before each step and after each stage: True saves a checkpoint for ``on_checkpoint``."""
+    on_checkpoint: Callable[[Path], None] = lambda folder: None
+    """Called with the folder of a checkpoint that ``wants_checkpoint`` asked for, and of the last one of a stopped run."""
 
 
 @dataclass(frozen=True)

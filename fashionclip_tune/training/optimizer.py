@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fashionclip_tune.config.options import LearningRateSchedule, OptimizerConfig, ScheduleConfig, TrainingConfig
 from fashionclip_tune.models.towers import parameter_groups
@@ -66,7 +67,8 @@ class WeightAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self._decay = decay
+        # AveragedModel would copy frozen parameters too.
+        self._move = get_ema_multi_avg_fn(decay)
         self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self.start()
 
@@ -76,7 +78,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(list(self._averaged.values()), list(self._trained.values()), 1 - self._decay)
+        self._move(list(self._averaged.values()), list(self._trained.values()), 0)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

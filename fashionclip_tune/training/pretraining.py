@@ -27,7 +27,8 @@ from fashionclip_tune.models.tiny import (
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
-from fashionclip_tune.training.train import train
+from fashionclip_tune.training.callbacks import RunCallbacks
+from fashionclip_tune.training.train import run_training
 
 _SHOWN_EVERY_S = 0.5
 _COUNT_STEPS_IN = f"{__name__}:_count_steps_in"
@@ -95,7 +96,7 @@ def _pretrain(name: str, data: Path) -> None:
         )
         run_dir = target.with_name(f"{target.name}.run")
         shutil.rmtree(run_dir, ignore_errors=True)  # of an earlier process that was killed
-        train(config, run_dir, on_phase=_count_step)
+        run_training(config, run_dir, RunCallbacks(on_progress=_count_step))
         loaded = load_model(config)
         weights = newest_weights(run_dir)
         assert weights is not None

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from fashionclip_tune.storage.checkpoint import (
     save_checkpoint,
 )
 from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.training.callbacks import RunCallbacks
 
 _BASE = "base"
 
@@ -61,6 +63,10 @@ class DurableRun:
         self._config = config
         self._sync_every_s = sync_every_s
         self._synced_at = time.monotonic()
+
+    def watching(self, callbacks: RunCallbacks) -> RunCallbacks:
+        """Callbacks of the run that also keep its state here."""
+        return replace(callbacks, wants_checkpoint=self.is_due, on_checkpoint=self.put_state)
 
     def is_due(self) -> bool:
         """Whether so much was done since the last state that it would be missed."""

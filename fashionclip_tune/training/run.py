@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import TrainBatch, copy_first_shards
-from fashionclip_tune.data.dataset import BadSamples, RunShards, cached_index, leaking_products, storage_of, write_bad_samples
+from fashionclip_tune.data.dataset import BadSamples, cached_index, leaking_products, run_shards, storage_of, write_bad_samples
 from fashionclip_tune.data.index import BadSample, gaps_in_captions
 from fashionclip_tune.data.loader import train_loader
 from fashionclip_tune.errors import StoppedError
@@ -20,14 +20,12 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import load_model, load_weights, tokenizer_name
 from fashionclip_tune.models.precision import PrecisionPlan
-from fashionclip_tune.progress import OnPhase, no_phases
 from fashionclip_tune.storage.checkpoint import Checkpoint, checkpoint_bytes, save_best, save_checkpoint
-from fashionclip_tune.training.callbacks import OnEval, RoomFor, TrainResult, any_room
+from fashionclip_tune.training.callbacks import RunCallbacks, TrainResult
 from fashionclip_tune.training.evaluator import RunEvaluator, memory_in_use
 from fashionclip_tune.training.history import DeviceTime, History, Row, write_training_log
-from fashionclip_tune.training.remote_state import DurableRun
 from fashionclip_tune.training.resume import checkpoint_to_resume
-from fashionclip_tune.training.stop_request import StopRequest, children_without_sigterm
+from fashionclip_tune.training.stop_request import children_without_sigterm
 from fashionclip_tune.training.trainer import StageStats, Trainer
 
 # Cosine similarities of real models lie tenths apart; those of one that says the same of everything, rounding errors.
@@ -64,27 +62,20 @@ class Run:
         config: ProjectConfig,
         out_dir: Path,
         plan: PrecisionPlan,
-        shards: RunShards,
-        resume_from: Path | None,
-        stop: StopRequest,
-        durable: DurableRun | None = None,
+        callbacks: RunCallbacks,
         *,
-        keep_best: bool = False,
-        on_phase: OnPhase = no_phases,
-        room_for: RoomFor = any_room,
+        resume_from: Path | None,
+        keep_best: bool,
     ) -> None:
         self._started = time.perf_counter()
         self._config = config
         self._out_dir = out_dir
         self._plan = plan
-        self._stop = stop
-        self._durable = durable
+        self._callbacks = callbacks
         self._keep_best = keep_best
-        self._on_phase = on_phase
-        self._room_for = room_for
         self._synced_step = 0
         self._is_ending = False
-        storage = storage_of(config)
+        shards, storage, on_phase = run_shards(config), storage_of(config), callbacks.on_progress
         self._index, self._valid = (
             cached_index(some, storage, on_progress=partial(on_phase, "indexing shards"))
             for some in (shards.train, shards.valid)
@@ -124,7 +115,7 @@ class Run:
         self._earlier_s = resumed.record["duration_s"]
         self._checkpoint, self._checkpoint_step = resumed.folder, resumed.step
 
-    def run(self, on_eval: OnEval) -> TrainResult:
+    def run(self) -> TrainResult:
         total_steps, trainer = self._run_plan.total_steps, self._trainer
         with ExitStack() as stack:
             with children_without_sigterm():
@@ -150,7 +141,7 @@ class Run:
                 with self._device_time.counting():
                     untouched = self._evaluator.zero_shot()
                 self._rows.append(self._row(untouched, None))
-            self._report(self._rows[-1], history, on_eval)
+            self._report(self._rows[-1], history)
             while trainer.step < total_steps:
                 stage_steps = self._run_plan.stage_steps
                 stage_end = min(trainer.step - trainer.step % stage_steps + stage_steps, total_steps)
@@ -172,7 +163,7 @@ class Run:
                     self._save_checkpoint()
                 if self._is_sync_due():
                     self._sync()
-                self._report(self._rows[-1], history, on_eval)
+                self._report(self._rows[-1], history)
         assert self._checkpoint is not None
         return TrainResult(self._out_dir, self._checkpoint, tuple(self._rows), self._bad_samples())
 
@@ -182,7 +173,7 @@ class Run:
     def _on_batch(self, batch: TrainBatch) -> None:
         self._bad.add(batch.bad)
 
-    def _report(self, row: Row, history: History, on_eval: OnEval) -> None:
+    def _report(self, row: Row, history: History) -> None:
         if (retrieval := self._evaluator.retrieval) is not None:
             save_retrieval(self._out_dir / QUERIES_FILE, retrieval, step=row["step"], data=self._valid.fingerprint)
         history.show(self._evaluator.answer_sheet(), memory_in_use(self._plan.device), row["examples_seen"])
@@ -194,28 +185,28 @@ class Run:
                 message += " (same machine type, library versions and hardware.threads give equal numbers)"
             warnings.warn(message, stacklevel=2)
         try:
-            on_eval(dict(row))
+            self._callbacks.on_evaluation(dict(row))
         except BaseException:
             self._save_checkpoint_unless_there()
             raise
 
     def _on_copying(self, done: int, total: int) -> None:
-        self._on_phase("copying shards", done, total)
-        if self._stop.received():
+        self._callbacks.on_progress("copying shards", done, total)
+        if self._callbacks.should_stop():
             self._end_before_time()
 
     def _should_pause(self) -> bool:
-        self._on_phase("training", self._trainer.step, self._run_plan.total_steps)
-        self._is_ending = self._is_ending or self._stop.received()
+        self._callbacks.on_progress("training", self._trainer.step, self._run_plan.total_steps)
+        self._is_ending = self._is_ending or self._callbacks.should_stop()
         return self._is_ending or self._is_sync_due()
 
     def _is_sync_due(self) -> bool:
-        return self._durable is not None and self._trainer.step > self._synced_step and self._durable.is_due()
+        return self._trainer.step > self._synced_step and self._callbacks.wants_checkpoint()
 
     def _sync(self) -> None:
         self._save_checkpoint_unless_there()
-        if self._durable is not None and self._checkpoint is not None:
-            self._durable.put_state(self._checkpoint)
+        if self._checkpoint is not None:
+            self._callbacks.on_checkpoint(self._checkpoint)
             self._synced_step = self._trainer.step
 
     def _end_before_time(self) -> NoReturn:
@@ -280,7 +271,7 @@ class Run:
         training_state = self._trainer.state_dict()
         with self._trainer.averaged():
             weights = self._trainer.network.state_dict()
-            with self._room_for(checkpoint_bytes(weights, training_state)):
+            with self._callbacks.reserve_space(checkpoint_bytes(weights, training_state)):
                 self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, self._record())
         self._checkpoint_step = self._trainer.step
         self._checkpoint_time = time.monotonic()

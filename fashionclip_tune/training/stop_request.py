@@ -12,13 +12,13 @@ from typing import Any
 class StopRequest:
     """Whether SIGTERM has come since ``listening`` began, or the caller says so."""
 
-    def __init__(self, asked_by_caller: Callable[[], bool] | None = None) -> None:
+    def __init__(self, asked_by_caller: Callable[[], bool]) -> None:
         self._signalled = False
         self._asked_by_caller = asked_by_caller
         self._previous: Any = None
 
     def received(self) -> bool:
-        return self._signalled or (self._asked_by_caller is not None and self._asked_by_caller())
+        return self._signalled or self._asked_by_caller()
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -1,7 +1,6 @@
 """Assembles a run from a configuration. ``train`` is the one entry point of notebook, command line and trial alike."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +12,11 @@ from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
 from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.models.starts import loading_call
-from fashionclip_tune.progress import OnPhase, no_phases, phase_bars
+from fashionclip_tune.progress import phase_bars
 from fashionclip_tune.storage.checkpoint import best_checkpoint, newest_checkpoint
-from fashionclip_tune.training.callbacks import OnEval, RoomFor, TrainResult, any_room
+from fashionclip_tune.training.callbacks import OnEval, RunCallbacks, TrainResult
 from fashionclip_tune.training.device import ran_out_of_memory, repeatable
 from fashionclip_tune.training.history import Row, read_history
-from fashionclip_tune.training.remote_state import DurableRun
 from fashionclip_tune.training.run import Run
 from fashionclip_tune.training.stop_request import StopRequest
 
@@ -29,11 +27,7 @@ def train(
     *,
     on_eval: OnEval | None = None,
     resume_from: Path | str | None = None,
-    durable: DurableRun | None = None,
-    should_stop: Callable[[], bool] | None = None,
     keep_best: bool = False,
-    on_phase: OnPhase = no_phases,
-    room_for: RoomFor = any_room,
 ) -> TrainResult:
     """Fine-tunes as ``config`` says, evaluating before the first step and after each stage.
 
@@ -48,44 +42,45 @@ def train(
         on_eval: called with each row, a flat dict with ``step``, ``examples_seen``, ``recall_at_10`` and more. When it
             raises (SystemExit included), the run ends with a checkpoint of the stage just finished. A resumed run calls
             it again with its checkpoint's row, which its last life may not have got round to.
-        durable: where the run's state is kept as well, now and then and when it is asked to end, should the machine be lost.
         resume_from: a run's folder (its newest whole checkpoint is used, or none if there is none) or one checkpoint.
-        should_stop: asked before each step; when it says so, the run ends as by SIGTERM.
         keep_best: ``checkpoints/best_NNNNNNNN/`` has the weights of the step with the highest recall_at_10, without a
             training state. A maximum over noisy evaluations flatters: trials are ranked by their last one.
-        on_phase: called before each step, after each block of an evaluation, and while shards are indexed or copied, with
-            what is being done, how much of it is done, and how much there is (steps, photos, shards).
-        room_for: entered with the number of bytes before a checkpoint is written, left after it; what it raises keeps the
-            checkpoint from being written, and ends the run.
 
     Raises:
         UserError: a wrong configuration, missing data or weights, or a checkpoint of another run.
         DivergedError: the loss is not a finite number any more.
         BadDataError: too many samples cannot be read.
         OutOfMemoryError: even one photo at a time does not fit the device, or the evaluation does not.
-        StoppedError: SIGTERM came, or ``should_stop`` said so; ``resume_from=out_dir`` goes on from the very step.
+        StoppedError: SIGTERM came; ``resume_from=out_dir`` goes on from the very step.
     """
+    callbacks = RunCallbacks(on_evaluation=on_eval) if on_eval is not None else RunCallbacks()
+    return run_training(config, out_dir, callbacks, resume_from=resume_from, keep_best=keep_best)
+
+
+def run_training(
+    config: ProjectConfig,
+    out_dir: Path | str,
+    callbacks: RunCallbacks,
+    *,
+    resume_from: Path | str | None = None,
+    keep_best: bool = False,
+) -> TrainResult:
+    """``train`` for callers that watch, stop or copy the run; raises as it does, and what the callbacks raise."""
     out_dir = Path(out_dir).absolute()
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"{out_dir} is a file: give a folder for the run")
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     plan = plan_precision(config)
-    shards = run_shards(config)
     source = Path(resume_from).absolute() if resume_from is not None else None
     goes_on_here = source is not None and source.is_relative_to(out_dir)
     if not goes_on_here and (read_history(out_dir) or newest_checkpoint(out_dir) != (None, [])):
         raise UserError(f"{out_dir} holds a run already: give another folder, or resume it (resume_from=the folder)")
-    stop, too_small = StopRequest(should_stop), ""
+    stop, too_small = StopRequest(callbacks.should_stop), ""
     with stop.listening(), repeatable(plan.device.type == "cuda" and config.hardware.deterministic):
         try:
-            run = Run(
-                *(config, out_dir, plan, shards, source, stop, durable),
-                keep_best=keep_best,
-                on_phase=on_phase,
-                room_for=room_for,
-            )
-            return run.run(on_eval or (lambda row: None))
+            callbacks = replace(callbacks, should_stop=stop.received)
+            return Run(config, out_dir, plan, callbacks, resume_from=source, keep_best=keep_best).run()
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
@@ -106,7 +101,8 @@ class PreparedTraining:
         ``checkpoints/best_NNNNNNNN/`` has the weights of the best one.
         """
         with phase_bars() as on_phase:
-            result = train(self.config, self.config.base_path, on_eval=print_row, keep_best=True, on_phase=on_phase)
+            callbacks = RunCallbacks(on_evaluation=print_row, on_progress=on_phase)
+            result = run_training(self.config, self.config.base_path, callbacks, keep_best=True)
         print("\n".join([*outcome_lines(self.config, result), f"best weights: {best_checkpoint(result.out_dir)}"]), flush=True)
         return result
 

@@ -15,8 +15,9 @@ from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import load_model, load_weights
 from fashionclip_tune.reporting.sweep_files import read_sweep, refit_lines
 from fashionclip_tune.storage.checkpoint import newest_weights
+from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import Row
-from fashionclip_tune.training.train import print_row, train
+from fashionclip_tune.training.train import print_row, run_training
 from fashionclip_tune.tuning.persistence.export import export_whole
 from fashionclip_tune.tuning.persistence.location import Place
 from fashionclip_tune.tuning.persistence.record import recalls
@@ -35,7 +36,7 @@ def refit_winner(
     *,
     durable: DurablePlan | None = None,
     disk_budget: DiskBudget | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     publish: Callable[[], None] = lambda: None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def refit_winner(
     Args:
         durable: where its state and its figures are kept as well, as those of a trial.
         disk_budget: of the sweep's folder in the results.
-        should_stop: as of ``train``.
+        should_stop: as of ``RunCallbacks``.
         publish: keeps the result on the durable side, before the state is forgotten there.
 
     Returns:
@@ -72,11 +73,11 @@ def refit_winner(
         if sync is not None:
             sync.keep(row)
 
-    durable_run = sync.run if sync is not None else None
     room_for = room_within(budget_bytes if durable is None else None, sweep_dir, folder)
-    row = train(
-        *(config, folder), on_eval=report, resume_from=folder, durable=durable_run, should_stop=should_stop, room_for=room_for
-    ).metrics
+    callbacks = RunCallbacks(on_evaluation=report, should_stop=should_stop, reserve_space=room_for)
+    if sync is not None:
+        callbacks = sync.run.watching(callbacks)
+    row = run_training(config, folder, callbacks, resume_from=folder).metrics
     weights = newest_weights(folder)
     assert weights is not None
     loaded = load_model(starting_point(config))

@@ -17,7 +17,8 @@ from fashionclip_tune.models.named_model import named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model
 from fashionclip_tune.reporting.gallery import make_gallery
 from fashionclip_tune.reporting.sweep_files import best_row, read_sweep
-from fashionclip_tune.training.train import train
+from fashionclip_tune.training.callbacks import RunCallbacks
+from fashionclip_tune.training.train import run_training, train
 from tests.support.tampering import tampered
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_training_on_from_a_foreign_run_runs_nothing(
     stopped = tmp_path / "run"
     calls = iter([False] * 5 + [True] * 20)
     with pytest.raises(Exception, match="asked to end"):
-        train(tiny_config, stopped, should_stop=lambda: next(calls))
+        run_training(tiny_config, stopped, RunCallbacks(should_stop=lambda: next(calls)))
     tampered(stopped, marker)
     (checkpoint,) = stopped.glob("checkpoints/step_00000005")
     further = ("--set", "clip_model=tiny-clip", "--set", "training.max_steps=2", "--set", "training.batch_size=16")

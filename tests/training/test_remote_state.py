@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from fashionclip_tune.errors import StorageError, UnavailableError
 from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.storage.checkpoint import newest_checkpoint
 from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.training.remote_state import DurableRun
-from fashionclip_tune.training.train import train
+from fashionclip_tune.training.train import run_training, train
 
 
 def untimed(row: dict) -> dict:
@@ -26,7 +28,8 @@ def test_every_file_of_a_run_has_the_mode_that_the_umask_says(tiny_config, tmp_p
     """Of the model that is handed on, of a checkpoint, and of what lies on the drive."""
     before = os.umask(0o027)
     try:
-        train(tiny_config.with_overrides({"training.epochs": 1}), tmp_path / "run", durable=durable(tmp_path, tiny_config))
+        config = tiny_config.with_overrides({"training.epochs": 1})
+        run_training(config, tmp_path / "run", durable(tmp_path, tiny_config).watching(RunCallbacks()))
         durable(tmp_path, tiny_config).put_weights(newest_checkpoint(tmp_path / "run")[0].weights_file.parent)
         export_openclip(load_model(tiny_config), tmp_path / "best")
     finally:
@@ -57,7 +60,7 @@ def train_until_lost(config, tmp_path: Path, step: int) -> None:
             raise LostError
 
     with pytest.raises(LostError):
-        train(config, tmp_path / "lost", on_eval=lose, durable=durable(tmp_path, config))
+        run_training(config, tmp_path / "lost", durable(tmp_path, config).watching(RunCallbacks(on_evaluation=lose)))
     shutil.rmtree(tmp_path / "lost")
 
 
@@ -85,24 +88,20 @@ def test_a_state_is_written_between_stages_too_and_only_the_newest_is_kept(tiny_
     assert {Path(name).parent.name for name in DurableFolder(tmp_path / "drive").sizes()} == {"step_00000005"}
     (tmp_path / "drive" / "trials" / "a" / "state" / "step_00000005").rename(tmp_path / "hidden")
     with pytest.raises(LostError):  # stopped in the middle of the second stage
-        train(config, tmp_path / "b", durable=StopsAfter(run, states=3))
+        run_training(config, tmp_path / "b", replace(run.watching(RunCallbacks()), on_checkpoint=lost_after(run, states=3)))
     assert {path.name for path in (tmp_path / "drive" / "trials" / "a" / "state").iterdir()} == {"step_00000003"}
 
 
-class StopsAfter:
-    """Loses the machine after so many states."""
+def lost_after(run: DurableRun, states: int):
+    """The machine is lost when so many states are written."""
+    left = iter(range(states - 1, -1, -1))
 
-    def __init__(self, run: DurableRun, states: int) -> None:
-        self.run, self.left = run, states
-
-    def is_due(self) -> bool:
-        return self.run.is_due()
-
-    def put_state(self, checkpoint: Path) -> None:
-        self.run.put_state(checkpoint)
-        self.left -= 1
-        if not self.left:
+    def on_checkpoint(checkpoint: Path) -> None:
+        run.put_state(checkpoint)
+        if next(left) == 0:
             raise LostError
+
+    return on_checkpoint
 
 
 def test_what_the_base_holds_already_is_not_written(tiny_config, tmp_path):

@@ -26,10 +26,10 @@ from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.storage.checkpoint import newest_checkpoint, strip_training_state
 from fashionclip_tune.training import evaluator as run_metrics_module
 from fashionclip_tune.training import run as run_module
-from fashionclip_tune.training.callbacks import TrainResult
+from fashionclip_tune.training.callbacks import RunCallbacks, TrainResult
 from fashionclip_tune.training.history import TIMING, read_history
 from fashionclip_tune.training.run import RunPlan, plan_run
-from fashionclip_tune.training.train import train, training_prep
+from fashionclip_tune.training.train import run_training, train, training_prep
 
 TIMES = TIMING
 STEPS = (0, 2, 4, 6, 8, 10)
@@ -496,10 +496,11 @@ def test_a_caller_stops_a_run_at_any_step(
     config = tiny_config.with_overrides({"training.checkpoint_minutes": 60})
     for last, step in pairwise((0, 1, 4, 7)):
         answers = iter([False] * (step - last) + [True])
+        callbacks = RunCallbacks(should_stop=answers.__next__)
         with ThreadPoolExecutor(1) as pool, pytest.raises(StoppedError, match=f"asked to end, after {step} of 10 steps"):
-            pool.submit(train, config, tmp_path, resume_from=tmp_path, should_stop=answers.__next__).result()
+            pool.submit(run_training, config, tmp_path, callbacks, resume_from=tmp_path).result()
         assert newest_step(tmp_path) == step
-    train(config, tmp_path, resume_from=tmp_path, should_stop=lambda: False)
+    train(config, tmp_path, resume_from=tmp_path)
     assert_same_end(tmp_path, whole_runs(tiny_config))
 
 
@@ -715,7 +716,7 @@ def test_a_killed_run_has_taken_what_its_evaluations_say(
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
     config = tiny_config.with_overrides({"training.stage_examples": 64, "training.budget_examples": 192})
     with pytest.raises(SystemExit):
-        train(config, tmp_path, on_phase=die)
+        run_training(config, tmp_path, RunCallbacks(on_progress=die))
     assert newest_step(tmp_path) == 4
     first_stage_s = device_s(4) - device_s(0)
     train(config, tmp_path, resume_from=tmp_path)

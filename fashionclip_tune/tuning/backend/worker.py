@@ -18,9 +18,10 @@ from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, UnavailableError
 from fashionclip_tune.files import is_full
 from fashionclip_tune.profiling.memory import CONTEXT_BYTES
+from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.device import free_memory, ran_out_of_memory
 from fashionclip_tune.training.history import Row
-from fashionclip_tune.training.train import train
+from fashionclip_tune.training.train import run_training
 from fashionclip_tune.tuning.backend.stop_signal import INTERRUPTED, StopPoll
 from fashionclip_tune.tuning.persistence.run_sync import RunSync
 from fashionclip_tune.tuning.planning.disk import room_within
@@ -143,15 +144,10 @@ def _train(plan: TrialPlan, config: ProjectConfig, trial_dir: Path, reported: di
         claim_gpu_share(plan.share.gpu_memory_bytes, plan.share.gpu_needed_bytes)
     if durable is not None:
         durable.run.fetch_state(trial_dir)
-    train(
-        config,
-        trial_dir,
-        on_eval=report,
-        resume_from=trial_dir,
-        durable=durable.run if durable is not None else None,
-        should_stop=StopPoll(),
-        room_for=room_for,
-    )
+    callbacks = RunCallbacks(on_evaluation=report, should_stop=StopPoll(), reserve_space=room_for)
+    if durable is not None:
+        callbacks = durable.run.watching(callbacks)
+    run_training(config, trial_dir, callbacks, resume_from=trial_dir)
 
 
 def _what_is_missing(error: Exception, config: ProjectConfig) -> str | None:

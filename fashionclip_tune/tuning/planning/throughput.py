@@ -20,8 +20,9 @@ from fashionclip_tune.machine.hardware import available_cores
 from fashionclip_tune.models.tiny import TINY_MODELS
 from fashionclip_tune.profiling.throughput import known_pace
 from fashionclip_tune.progress import progress_bar
+from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import read_history
-from fashionclip_tune.training.train import train
+from fashionclip_tune.training.train import run_training
 from fashionclip_tune.tuning.planning.forecast import ModelPace
 
 # Forward and backward pass of a photo and a caption; a T4 makes 15 to 25 TFLOPS of it in fp16. Estimates, not measured.
@@ -136,7 +137,7 @@ def _measure(config: ProjectConfig) -> Measured:
                 on_progress(done, total)
 
         try:
-            train(config.with_overrides(settings), folder, on_phase=on_phase)
+            run_training(config.with_overrides(settings), folder, RunCallbacks(on_progress=on_phase))
         finally:
             torch.set_num_threads(threads)
         found = measured_in([Path(folder)])

@@ -22,6 +22,7 @@ from fashionclip_tune.errors import (
     UnavailableError,
     UserError,
 )
+from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.remote_state import DurableRun
 from fashionclip_tune.tuning.backend import worker as trainable
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher
@@ -61,13 +62,13 @@ def test_a_trial_reports_how_it_failed_with_its_last_row(
     stop_reason: str,
     message: str,
 ) -> None:
-    def train(config: ProjectConfig, out_dir: Path, *, on_eval: Any, resume_from: Path, **_: Any) -> None:
+    def run_training(config: ProjectConfig, out_dir: Path, callbacks: RunCallbacks, *, resume_from: Path) -> None:
         assert out_dir == resume_from == tmp_path / "trial", "a trial goes on from its own folder, not from a copy of Ray's"
-        on_eval({"examples_seen": 64, "recall_at_10": 0.25})
+        callbacks.on_evaluation({"examples_seen": 64, "recall_at_10": 0.25})
         raise error
 
     reported: list[dict[str, Any]] = []
-    monkeypatch.setattr(trainable, "train", train)
+    monkeypatch.setattr(trainable, "run_training", run_training)
     monkeypatch.setattr(trainable.tune, "report", reported.append)
     plan = TrialPlan(3, str(tmp_path / "trial"), tiny_config.to_dict())
     trainable.run_trial(plan.to_ray())
@@ -109,10 +110,10 @@ def test_what_was_taken_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_
         reason, message = end_of()
     assert (reason, "is held by the process of an earlier run" in message) == ("storage", True)
 
-    def train(*_: Any, **__: Any) -> None:
+    def run_training(*_: Any, **__: Any) -> None:
         raise BadDataError("3 of 4: shard cannot be read")
 
-    monkeypatch.setattr(trainable, "train", train)
+    monkeypatch.setattr(trainable, "run_training", run_training)
     assert end_of()[0] == "bad_data"
     assert end_of(dataset_root=gone)[0] == "storage"
 
@@ -128,7 +129,7 @@ def test_a_trial_on_a_card_that_another_program_fills_stays_unfinished(
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (gib, 16 * gib))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 0)
     monkeypatch.setattr(trainable, "claim_gpu_share", partial(claim_gpu_share, wait_s=0))
-    monkeypatch.setattr(trainable, "train", lambda *_, **__: pytest.fail("it has no memory"))
+    monkeypatch.setattr(trainable, "run_training", lambda *_, **__: pytest.fail("it has no memory"))
     reported: list[dict[str, Any]] = []
     monkeypatch.setattr(trainable.tune, "report", reported.append)
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
@@ -158,7 +159,7 @@ def test_a_trial_whose_base_weights_are_not_here_waits_for_them(monkeypatch: pyt
 
     reported: list[dict[str, Any]] = []
     monkeypatch.setattr(DurableRun, "fetch_state", fetch_state)
-    monkeypatch.setattr(trainable, "train", lambda *_, **__: pytest.fail("it must not begin anew"))
+    monkeypatch.setattr(trainable, "run_training", lambda *_, **__: pytest.fail("it must not begin anew"))
     monkeypatch.setattr(trainable.tune, "report", reported.append)
     durable = DurablePlan(str(tmp_path / "drive"), 60.0, (), "000001-a", str(tmp_path / "lock"))
     trainable.run_trial(TrialPlan(3, str(tmp_path / "trial"), ProjectConfig().to_dict(), durable).to_ray())

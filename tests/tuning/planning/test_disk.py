@@ -7,7 +7,8 @@ from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.storage.checkpoint import checkpoint_steps
 from fashionclip_tune.storage.folder import DurableFolder
-from fashionclip_tune.training.train import train
+from fashionclip_tune.training.callbacks import RunCallbacks
+from fashionclip_tune.training.train import run_training, train
 from fashionclip_tune.tuning.persistence.export import export_whole
 from fashionclip_tune.tuning.planning.disk import DiskBudget, DiskPlan, ModelBytes, plan_disk, room_within, used_bytes
 
@@ -145,13 +146,13 @@ def test_a_checkpoint_over_the_budget_is_not_begun_and_an_older_one_goes_first(t
     num_bytes = plan_disk([config], 1).models["tiny-clip"].state
 
     room_for = room_within(5_000_000 + int(2.5 * num_bytes), sweep_dir, run_dir)
-    train(config, run_dir, room_for=room_for)
+    run_training(config, run_dir, RunCallbacks(reserve_space=room_for))
     assert checkpoint_steps(run_dir) == [8, 10]
     shutil.rmtree(run_dir)
 
     room_for = room_within(5_000_000 + int(1.5 * num_bytes), sweep_dir, run_dir)
     with pytest.raises(StorageError, match=r"trials/0001-a/checkpoints/next, which takes .* larger --disk-budget-gb"):
-        train(config, run_dir, room_for=room_for)
+        run_training(config, run_dir, RunCallbacks(reserve_space=room_for))
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000002"]
     result = train(config, run_dir, resume_from=run_dir)
     assert [row["step"] for row in result.history] == [0, 2, 4, 6, 8, 10]

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_shares
 import lose_machine
+import plan_beside_fact
 import published_asha
 import search_replay
 import search_table
@@ -164,6 +165,17 @@ def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(monkeypatch, capsys)
     assert any(line.startswith("host RAM: at most") and " of 12.7 GB" in line for line in lines)
     assert any("16,128 examples a trial (0.3 epochs)" in line for line in lines)
     assert sum("(estimate for a T4)" in line for line in lines) == 3
+
+
+def test_a_plan_stands_beside_what_came():
+    rows = [
+        {"config": {"clip_model": "tiny"}, "examples_seen": seen, "stop_reason": end, "samples_per_second": 50.0}
+        for seen, end in ((100, "rung_1"), (300, "budget"))
+    ]
+    plan = {"hours": 1 / 60, "examples": 500.0, "trials_to_budget": 2.0, "samples_per_second": {"tiny": 40.0}}
+    sweep = {"state": "FINISHED", "elapsed_s": 90.0, "trials": rows, "plan": plan}
+    found = list(plan_beside_fact.compared(sweep))
+    assert [each[1:] for each in found] == [(1, 1.5), (500, 400), (2, 1), (40, 50)]
 
 
 def kill_sweep(out: Path, *flags: str) -> tuple[str, list[dict[str, str]]]:

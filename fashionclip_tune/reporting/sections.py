@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
 from fashionclip_tune.reporting import figures as plots
 from fashionclip_tune.reporting.html import figure_or_nothing, plot, table, text, wide
-from fashionclip_tune.reporting.plan_against_fact import plan_against_fact
 from fashionclip_tune.reporting.sweep_files import Row, end_of, freed_line, refit_lines, zero_shot_lines
 from fashionclip_tune.reporting.sweep_view import SweepView
 
@@ -202,9 +201,6 @@ def budget(view: SweepView) -> Iterator[str]:
     yield plot(plots.budget(view), "", elsewhere)
     if (freed := freed_line(view.content)) is not None:
         yield f"<p>Disk: {text(freed)}.</p>"
-    if view.content["state"] == "FINISHED" and (compared := plan_against_fact(view.content, view.folder)):
-        yield "<h3>The plan against what came</h3>"
-        yield table(("", "planned", "was", "difference"), [(list(map(text, each)), "") for each in compared], numbers=(1, 2, 3))
 
 
 def failures(rows: Sequence[Row]) -> Iterator[str]:

@@ -69,6 +69,9 @@ class StoppingRule(Protocol):
         ``earlier_curves``: those of the architecture's other trials that have reached that stage, up to it.
         """
 
+    def chance(self, num_earlier: int, rung: int) -> float:
+        """Expected share of trials of chance worth that go on from the rung of that index, after so many others there."""
+
 
 @dataclass(frozen=True)
 class AshaRule:
@@ -80,6 +83,11 @@ class AshaRule:
     def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
         stage = max(curve)
         return survives_asha(curve[stage], [earlier[stage] for earlier in earlier_curves], self.reduction_factor)
+
+    def chance(self, num_earlier: int, rung: int) -> float:
+        """Exact at the first rung. At later ones the very first trial is no rival: who gets there was ahead of it."""
+        rivals = num_earlier if rung == 0 else max(0, num_earlier - 1)
+        return (1 + (rivals - 1) / self.reduction_factor) / (rivals + 1) if rivals else 1.0
 
     def __str__(self) -> str:
         if not self.rungs:
@@ -95,6 +103,10 @@ class MedianRule:
 
     def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
         return survives_median(curve, earlier_curves)
+
+    def chance(self, num_earlier: int, rung: int) -> float:
+        """A half at the first rung. Most of those that pass it pass the others too, as recorded curves show."""
+        return 0.5 if rung == 0 and num_earlier >= MIN_EARLIER else 1.0
 
     def __str__(self) -> str:
         return f"median, judged every {self.rungs[0]:,} examples, from the fourth trial of an architecture on"

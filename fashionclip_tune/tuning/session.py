@@ -22,8 +22,8 @@ from fashionclip_tune.tuning.persistence.location import Place
 from fashionclip_tune.tuning.persistence.record import SweepRecord, sweep_header
 from fashionclip_tune.tuning.persistence.retention import Retention
 from fashionclip_tune.tuning.planning.disk import DiskBudget
+from fashionclip_tune.tuning.planning.forecast import PROCESS_S, TRIAL_S
 from fashionclip_tune.tuning.planning.gpu_memory import GB
-from fashionclip_tune.tuning.planning.overhead import keep_overhead
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.planning.throughput import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
@@ -110,7 +110,6 @@ def drive(
     """
     header, stop = sweep_header(plan, place), StopSignal()
     study = _open_study(plan, place, header)
-    is_new = not study.trials()  # after a loss, times of an earlier life are another machine's
     books = _Bookkeeping(plan, place, study, header, stop)
     started = books.record("RUNNING")
     assert plan.settings.budget_examples
@@ -151,7 +150,7 @@ def drive(
     if place.mirror is not None:
         place.mirror.publish()
     with suppress(OSError):  # of the cache: the sweep itself is whole
-        _keep_for_later_plans(plan, place, study, result, in_one_go=completed and is_new)
+        keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
     time_is_up = time_budget is not None and time_budget.is_over and not completed
     _say_why(console, stop, time_budget if time_is_up else None, result)
     return {**result, "time_is_up": True} if time_is_up else result
@@ -188,13 +187,6 @@ def _say_why(console: Console, stop: StopSignal, over: TimeBudget | None, result
         say(freed)
 
 
-def _keep_for_later_plans(plan: SweepPlan, place: Place, study: SweepStudy, result: dict[str, Any], *, in_one_go: bool) -> None:
-    keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
-    if in_one_go:
-        durations_s = {int(row["trial_id"]): row["duration_s"] for row in result["trials"]}
-        keep_overhead(study.trials(), durations_s, result["elapsed_s"], plan.slots.count, plan.base.device)
-
-
 def durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:
     if place.mirror is None:
         return None
@@ -218,8 +210,8 @@ def time_budget_of(plan: SweepPlan, place: Place, started: float) -> TimeBudget 
     def first_stage_s(model: str) -> float | None:
         """Of this sweep's own trials, else as planned; with the start of its process, or what comes between two trials."""
         if (measured := measured_in(runs_of(place.run_dir, model))) is not None:
-            return plan.course.overhead.trial_s + measured.start_s + measured.stage_s(stage)
-        planned = plan.forecast.first_stage_s.get(model)
-        return None if planned is None else plan.course.overhead.process_s + planned
+            return TRIAL_S + measured.start_s + measured.stage_s(stage)
+        planned = plan.course.first_stage_s(model, stage)
+        return None if planned is None else PROCESS_S + planned
 
     return TimeBudget(minutes, first_stage_s, tuple(plan.check.config_of_model), started=started)

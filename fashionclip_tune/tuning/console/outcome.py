@@ -12,7 +12,6 @@ from fashionclip_tune.errors import StorageError
 from fashionclip_tune.files import is_full
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.reporting.page import write_report
-from fashionclip_tune.reporting.plan_against_fact import fact_lines, plan_against_fact
 from fashionclip_tune.reporting.sweep_files import failure_lines, ranked, ties_with_best
 from fashionclip_tune.reporting.terminal import bad_sample_lines, print_lines, trials_table, winner_lines
 from fashionclip_tune.tuning.persistence.location import Place
@@ -61,8 +60,6 @@ def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, 
     console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
     print_lines(console, winner_lines(result, sweep_dir, ties))
     print_lines(console, failure_lines(result["trials"]))
-    if result["state"] == "FINISHED":
-        print_lines(console, fact_lines(plan_against_fact(result, sweep_dir)))
     print_lines(console, bad_sample_lines(sweep_dir))
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.machine.hardware import this_machine
+from fashionclip_tune.tuning.planning.forecast import ModelPace
 from fashionclip_tune.tuning.planning.gpu_memory import GB
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 
@@ -121,18 +122,12 @@ def _time_lines(plan: SweepPlan) -> list[str]:
     assert forecast.hours_high is not None
     low, middle, high = (_duration(hours) for hours in (forecast.hours_low, forecast.hours, forecast.hours_high))
     lines.append(f"time:     {middle} ({low} to {high})")
-    assert plan.course.paces is not None
-    by_model: dict[str, set[float]] = {}
-    for config, pace in zip(plan.course.configs, plan.course.paces, strict=True):
-        by_model.setdefault(config.model_name, set()).add(pace.samples_per_second)
-    rates = [
-        f"{model}: {_range([f'{rate:,.{0 if rate >= 10 else 1}f}' for rate in sorted(each)])} samples/s a trial "
-        f"({forecast.sources[model]})"
-        for model, each in by_model.items()
-    ]
-    each = forecast.overhead
-    beside = f"{each.sweep_s:.0f} s a sweep, {each.process_s:.0f} s a process, {each.trial_s:.1f} s a trial ({each.source})"
-    return [*lines, *_labelled("rates:", [*rates, f"beside that: {beside}"])]
+    return [*lines, *_labelled("rates:", [_rate_line(model, paces) for model, paces in plan.course.paces_of_models().items()])]
+
+
+def _rate_line(model: str, paces: Sequence[ModelPace]) -> str:
+    rates = _range([f"{rate:,.{0 if rate >= 10 else 1}f}" for rate in sorted({pace.samples_per_second for pace in paces})])
+    return f"{model}: {rates} samples/s a trial ({' or '.join(dict.fromkeys(pace.source for pace in paces))})"
 
 
 def _duration(hours: float) -> str:

@@ -43,7 +43,7 @@ def sweep_header(plan: SweepPlan, place: Place) -> dict[str, Any]:
         "data": plan.data,
         "settings": asdict(plan.settings),
         "base_config": plan.base.to_dict(),
-        "plan": plan.forecast.as_json(),
+        "plan": asdict(plan.forecast),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
     }

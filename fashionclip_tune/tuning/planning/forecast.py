@@ -1,15 +1,10 @@
-"""How long a sweep will take and how much it will train: its course played through many times with trials of chance worth.
+"""How long a sweep is expected to take, and how much it trains: in closed form, for trials of chance worth."""
 
-What is not known beforehand is how good each trial turns out. Where trials are of chance worth, the stopping rule decides
-on ranks alone; what a searcher learns makes later trials better, so that a few more of them go on than here.
-"""
-
-import heapq
 import math
-import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -17,26 +12,31 @@ import numpy as np
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.tuning.planning.allocation import Allotment
-from fashionclip_tune.tuning.planning.overhead import NO_OVERHEAD, Overhead
 from fashionclip_tune.tuning.schedulers import StoppingRule, stopping_rule
 from fashionclip_tune.tuning.study.policy import ModelQuota
 
-_PLAYED = 100
+# Seconds, as measured on two cores without other work: see results/README.md, "The plan against what came".
+SWEEP_S = 4.7  # the start and the end of Ray, the export of the winner
+PROCESS_S = 5.4  # a process starts and imports torch; those of all slots do at the same time
+TRIAL_S = 0.5  # between two trials of a process
+# By how much the hours may be off, as a share: with rates that were measured, and with estimated ones.
+_MEASURED_ERROR, _ESTIMATE_ERROR = 0.25, 0.5
 
 
 @dataclass(frozen=True)
 class ModelPace:
-    """How long a trial of one configuration takes, where as many run side by side as fit."""
+    """How fast trials of one configuration are, where as many run side by side as fit."""
 
     samples_per_second: float
-    low: float
-    high: float
-    """The rate's range, by which ``low`` and ``high`` of a forecast come about."""
     start_s: float
     """Until the untouched weights are evaluated."""
     evaluation_s: float
     """Of a stage, with its checkpoint."""
     source: str
+    is_estimate: bool = False
+
+    def trial_s(self, examples: float, stage: int) -> float:
+        return self.start_s + examples / self.samples_per_second + examples / stage * self.evaluation_s
 
 
 @dataclass(frozen=True)
@@ -56,128 +56,106 @@ class Course:
     quota: ModelQuota | None = None
     older: tuple[str, ...] = ()
     """Models of the trials that the sweep starts with: rungs and minimum know them."""
-    overhead: Overhead = NO_OVERHEAD
+
+    @cached_property
+    def counts(self) -> list[float]:
+        """Expected trials of each of ``configs``: the points, each model's minimum, then all draws alike."""
+        names = [config.model_name for config in self.configs]
+        free = list(range(self.num_points, len(names))) or list(range(len(names)))
+        points = range(0 if self.older else self.num_points)[: self.num_trials]  # a warm start brings them along
+        counts = [float(number in points) for number in range(len(names))]
+        started = Counter((*self.older, *(names[number] for number in points)))
+        for _ in range(self.num_trials - len(points)):
+            bound = self.quota.next_fixed(started) if self.quota is not None else {}
+            alike = free
+            for model in bound.values():
+                started[model] += 1
+                alike = [number for number in free if names[number] == model] or [names.index(model)]
+            for number in alike:
+                counts[number] += 1 / len(alike)
+        return counts
+
+    def paces_of_models(self) -> dict[str, list[ModelPace]]:
+        found: dict[str, list[ModelPace]] = {}
+        for config, pace in zip(self.configs, self.paces or (), strict=False):
+            found.setdefault(config.model_name, []).append(pace)
+        return found
+
+    def first_stage_s(self, model: str, stage: int) -> float | None:
+        """From a trial's start to the end of its first stage, with the model's slowest configuration; None: not known."""
+        return max((pace.trial_s(stage, stage) for pace in self.paces_of_models().get(model, ())), default=None)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Half of the sweeps of this kind take less than ``hours``; low and high include the rate's range. None: not known."""
+    """Expected values of a whole sweep."""
 
-    hours: float | None
-    hours_low: float | None
-    hours_high: float | None
     examples: float
     """Trained by all trials together."""
     trials_to_budget: float
-    samples_per_second: dict[str, float]
+    samples_per_second: Mapping[str, float]
     """By model; where its configurations differ, the median of the draws."""
-    sources: dict[str, str]
-    overhead: Overhead
-    first_stage_s: dict[str, float]
-    """From a trial's start to the end of its first stage, by model; the slowest configuration's."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    hours: float | None = None
+    """None: of one model no rate is known."""
+    hours_low: float | None = None
+    hours_high: float | None = None
 
 
 def forecast(course: Course, budget: int, stage: int) -> Forecast:
-    """Plays the sweep with every rate in the middle, then with all at the low and at the high end."""
-    middle = _play(course, budget, stage, "samples_per_second")
-    examples = float(np.mean([played.examples for played in middle]))
-    to_budget = float(np.mean([played.to_budget for played in middle]))
-    if course.paces is None:
-        return Forecast(None, None, None, examples, to_budget, {}, {}, course.overhead, {})
-    slow = [played.hours for played in _play(course, budget, stage, "low")]
-    fast = [played.hours for played in _play(course, budget, stage, "high")]
-    by_model: dict[str, list[ModelPace]] = {}
-    for config, pace in zip(course.configs, course.paces, strict=True):
-        by_model.setdefault(config.model_name, []).append(pace)
-    return Forecast(
-        hours=float(np.median([played.hours for played in middle])),
-        hours_low=float(np.percentile(fast, 10)),
-        hours_high=float(np.percentile(slow, 90)),
-        examples=examples,
-        trials_to_budget=to_budget,
-        samples_per_second={model: median(pace.samples_per_second for pace in paces) for model, paces in by_model.items()},
-        sources={model: " or ".join(dict.fromkeys(pace.source for pace in paces)) for model, paces in by_model.items()},
-        overhead=course.overhead,
-        first_stage_s={
-            model: max(_seconds(pace, stage, stage, "samples_per_second") for pace in paces)
-            for model, paces in by_model.items()
-        },
-    )
-
-
-@dataclass(frozen=True)
-class _Played:
-    hours: float
-    examples: int
-    to_budget: int
-
-
-def _play(course: Course, budget: int, stage: int, rate: str) -> list[_Played]:
-    at_a_time = [course.allotment.at_a_time(config) for config in course.configs]
-    return [_play_once(course, at_a_time, budget, stage, rate, random.Random(seed)) for seed in range(_PLAYED)]
-
-
-def _play_once(course: Course, at_a_time: Sequence[int], budget: int, stage: int, rate: str, chance: random.Random) -> _Played:
-    """Trials start in turn, each as soon as its part of the machine is free; rungs see them in that order."""
+    """For trials that get ``budget`` examples at most and are evaluated every ``stage``."""
     rule = stopping_rule(
         course.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor
     )
-    reached: dict[tuple[str, int], list[dict[int, float]]] = {}
-    for model in course.older:
-        _stopped_at(reached, model, rule, budget, chance.random())
-    drawn, slots, overhead = _drawn(course, chance), course.allotment.slots.count, course.overhead
-    running: list[tuple[float, float]] = []  # when it ends, and its part of the machine
-    now, used, last_end, examples, to_budget = 0.0, 0.0, 0.0, 0, 0
-    for number, draw in enumerate(drawn):
-        seen = _stopped_at(reached, course.configs[draw].model_name, rule, budget, chance.random())
-        part = 1 / at_a_time[draw]
-        while running and (used + part > 1 + 1e-6 or len(running) >= slots):
-            now, freed = heapq.heappop(running)
-            used -= freed
-        beside_s = overhead.process_s if number < slots else overhead.trial_s
-        end = now + beside_s + _seconds(course.paces[draw] if course.paces else None, seen, stage, rate)
-        heapq.heappush(running, (end, part))
-        used, last_end = used + part, max(last_end, end)
-        examples, to_budget = examples + seen, to_budget + (seen == budget)
-    return _Played((overhead.sweep_s + last_end) / 3600, examples, to_budget)
+    counts: dict[str, float] = {}
+    for config, count in zip(course.configs, course.counts, strict=True):
+        counts[config.model_name] = counts.get(config.model_name, 0.0) + count
+    ended = {model: _ended(rule, count, course.older.count(model)) for model, count in counts.items()}
+    examples = {model: float(each @ [*rule.rungs, budget]) for model, each in ended.items()}
+    expected = Forecast(
+        examples=sum(examples.values()),
+        trials_to_budget=float(sum(each[-1] for each in ended.values())),
+        samples_per_second={
+            model: median(pace.samples_per_second for pace in paces) for model, paces in course.paces_of_models().items()
+        },
+    )
+    if course.paces is None:
+        return expected
+    means = {model: examples[model] / count for model, count in counts.items() if count}
+    hours = _hours(course, means, budget, stage)
+    error = _ESTIMATE_ERROR if any(pace.is_estimate for pace in course.paces) else _MEASURED_ERROR
+    return replace(expected, hours=hours, hours_low=(1 - error) * hours, hours_high=(1 + error) * hours)
 
 
-def _drawn(course: Course, chance: random.Random) -> list[int]:
-    """Which of ``configs`` the trials are, in turn, as the study draws them: the points, each architecture's minimum, then the
-    sampler's choice."""
-    names = [config.model_name for config in course.configs]
-    free = range(course.num_points, len(names)) or range(len(names))
-    points = range(0 if course.older else course.num_points)  # a warm start brings them along
-    drawn = list(points[: course.num_trials])
-    started = Counter((*course.older, *(names[draw] for draw in drawn)))
-    while len(drawn) < course.num_trials:
-        bound = course.quota.next_fixed(started) if course.quota is not None else {}
-        model = next(iter(bound.values()), None)
-        possible = free if model is None else [draw for draw in free if names[draw] == model]
-        drawn.append(chance.choice(possible or [names.index(str(model))]))
-        started[names[drawn[-1]]] += 1
-    return drawn
+def _ended(rule: StoppingRule, count: float, older: int) -> np.ndarray[Any, Any]:
+    """Trials of one model that are expected to end at each rung, and at the budget."""
+    reached = _reaching(rule, older + count) - _reaching(rule, older)
+    ended: np.ndarray[Any, Any] = reached - np.append(reached[1:], 0)
+    return ended
 
 
-def _stopped_at(
-    reached: dict[tuple[str, int], list[dict[int, float]]], model: str, rule: StoppingRule, budget: int, worth: float
-) -> int:
-    """A trial of the same worth at every stage."""
-    curve: dict[int, float] = {}
-    for rung in rule.rungs:
-        curve[rung] = worth
-        earlier = reached.setdefault((model, rung), [])
-        goes_on = rule.survives(curve, earlier)
-        earlier.append(dict(curve))
-        if not goes_on:
-            return rung
-    return budget
+def _reaching(rule: StoppingRule, count: float) -> np.ndarray[Any, Any]:
+    """Of the first ``count`` trials of a model, those that are expected at each rung, and at the budget."""
+    reaching = [count]
+    for rung in range(len(rule.rungs)):
+        whole = int(reaching[-1])
+        chances = [rule.chance(earlier, rung) for earlier in range(whole + 1)]
+        reaching.append(sum(chances[:whole]) + (reaching[-1] - whole) * chances[whole])
+    return np.array(reaching)
 
 
-def _seconds(pace: ModelPace | None, seen: int, stage: int, rate: str) -> float:
-    if pace is None:
-        return math.nan
-    return float(pace.start_s + seen / vars(pace)[rate] + seen // stage * pace.evaluation_s)
+def _hours(course: Course, mean_examples: Mapping[str, float], budget: int, stage: int) -> float:
+    """The work divided by the trials at a time, and what is idle while the last round, or the longest trial, ends."""
+    assert course.paces is not None
+    work_s, shared_s, each_s, longest_s = 0.0, 0.0, 0.0, 0.0
+    for config, count, pace in zip(course.configs, course.counts, course.paces, strict=True):
+        if count:
+            trial_s, at_a_time = pace.trial_s(mean_examples[config.model_name], stage), course.allotment.at_a_time(config)
+            part_s = count * (TRIAL_S + trial_s) / at_a_time
+            work_s += part_s
+            shared_s += part_s if at_a_time > 1 else 0
+            each_s += count * trial_s / course.num_trials
+            longest_s = max(longest_s, (1 - 1 / at_a_time) * pace.trial_s(budget, stage))
+    slots = course.allotment.slots.count
+    rounds = course.num_trials / slots
+    idle_s = max((math.ceil(rounds) / rounds - 1) * shared_s, longest_s - (1 - 1 / slots) * each_s)
+    return (SWEEP_S + PROCESS_S + work_s + idle_s) / 3600

@@ -22,7 +22,6 @@ from fashionclip_tune.tuning.planning.dataset import data_location, describe_dat
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 from fashionclip_tune.tuning.planning.forecast import Course, Forecast, forecast
 from fashionclip_tune.tuning.planning.gpu_memory import GB, GpuMemory
-from fashionclip_tune.tuning.planning.overhead import known_overhead
 from fashionclip_tune.tuning.planning.settings import (
     CheckedFlags,
     SweepSettings,
@@ -212,7 +211,6 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
         flags.scheduler,
         num_points=len(found.space.points),
         quota=quota,
-        overhead=known_overhead(allotment.slots.count, found.site.device),
     )
     budget, stage, preset_note = _examples(settings, course, found)
     threads, examples = fixed["hardware.threads"], {"training.budget_examples": budget, "training.stage_examples": stage}

@@ -27,7 +27,7 @@ from fashionclip_tune.tuning.planning.forecast import ModelPace
 
 # Forward and backward pass of a photo and a caption; a T4 makes 15 to 25 TFLOPS of it in fp16. Estimates, not measured.
 _GFLOP = {"ViT-B-32": 44, "ViT-B-16": 123, "ViT-B-16-SigLIP2-256": 174}
-_TFLOPS_LOW, _TFLOPS, _TFLOPS_HIGH = 15, 20, 25
+_TFLOPS = 20
 _RECOMPUTED = 4 / 3  # one more forward pass, with micro-batches or gradient checkpointing
 _FORWARD_SHARE = 1 / 3  # of a training step's work: what an evaluation does
 _START_S = {"cpu": 1.0, "cuda": 20.0}
@@ -85,13 +85,13 @@ def _pace(
     """``to_measure``: one of this model, where a tiny tower is measured now."""
     device = config.device.partition(":")[0]
     if stated is not None:
-        return _with_evaluation(stated, stated, stated, num_valid, device, "stated")
+        return _with_evaluation(stated, num_valid, device, "stated")
     path = _path(config, at_a_time, num_valid)
     if path.is_file():
-        return _known(Measured(**json.loads(path.read_text())), 0.15, "measured in an earlier sweep")
+        return _read_pace(path, "measured in an earlier sweep")
     if device == "cuda" and (pace := known_pace(config)) is not None:
         shared = pace.side_by_side / 2 if at_a_time > 1 and pace.side_by_side is not None else pace.alone
-        return _with_evaluation(shared, 0.75 * shared, shared, num_valid, device, "measured by probe")
+        return _with_evaluation(shared, num_valid, device, "measured by probe")
     if device == "cpu" and config.model_name in TINY_MODELS:
         alone = _path(to_measure, 0, num_valid)
         if not alone.is_file():
@@ -100,24 +100,22 @@ def _pace(
                 write_json(alone, asdict(_measure(to_measure)))
             except RuntimeError:  # bad data and the like: the sweep will say it, trial by trial
                 return None
-        return _known(Measured(**json.loads(alone.read_text())), 0.3, "measured in a short run")
+        return _read_pace(alone, "measured in a short run")
     if device == "cuda" and config.model_name in _GFLOP:
         work = float(_GFLOP[config.model_name] * at_a_time)  # side by side they share the card's time
         if config.training.micro_batch_size is not None or config.hardware.gradient_checkpointing:
             work *= _RECOMPUTED
-        low, middle, high = (1000 * tflops / work for tflops in (_TFLOPS_LOW, _TFLOPS, _TFLOPS_HIGH))
-        return _with_evaluation(middle, low, high, num_valid, device, "estimate for a T4")
+        return _with_evaluation(1000 * _TFLOPS / work, num_valid, device, "estimate for a T4", is_estimate=True)
     return None
 
 
-def _known(measured: Measured, spread: float, source: str) -> ModelPace:
-    rate = measured.samples_per_second
-    return ModelPace(rate, (1 - spread) * rate, (1 + spread) * rate, measured.start_s, measured.evaluation_s, source)
+def _read_pace(path: Path, source: str) -> ModelPace:
+    return ModelPace(**json.loads(path.read_text()), source=source)
 
 
-def _with_evaluation(rate: float, low: float, high: float, num_valid: int, device: str, source: str) -> ModelPace:
+def _with_evaluation(rate: float, num_valid: int, device: str, source: str, *, is_estimate: bool = False) -> ModelPace:
     evaluation_s = _FORWARD_SHARE * num_valid / rate
-    return ModelPace(rate, low, high, _START_S[device] + evaluation_s, evaluation_s, source)
+    return ModelPace(rate, _START_S[device] + evaluation_s, evaluation_s, source, is_estimate)
 
 
 def _measure(config: ProjectConfig) -> Measured:

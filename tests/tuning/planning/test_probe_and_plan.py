@@ -77,7 +77,7 @@ def test_a_plan_goes_by_what_probe_measured_of_each_model(
     assert {name: need.source for name, need in needs.items()} == dict.fromkeys(MODELS, "measured")
     assert [need.memory_bytes for need in needs.values()] == [4 * GB, 9 * GB, 11 * GB]
     assert needs[MODELS[2]].micro_batch_size == 32
-    assert plan.forecast.sources == dict.fromkeys(MODELS, "measured by probe")
+    assert {pace.source for pace in plan.course.paces or ()} == {"measured by probe"}
     # Three of ViT-B-32 fit, but two run beside each other at most: each at six tenths of its pace.
     assert plan.forecast.samples_per_second == pytest.approx({**ALONE, "ViT-B-32": 0.6 * ALONE["ViT-B-32"]})
 

@@ -15,22 +15,23 @@ ALLOWED = [
         "torch._subclasses.fake_tensor.FakeTensorMode",
         "tensors without storage that know CUDA's autocast: the meta device does not",
     ),
-    ("training/history.py", "self._writer._get_file_writer", "add_image would encode a JPEG again"),
     ("data/loader.py", "iterator._shutdown_workers", "workers live until the garbage collector runs otherwise"),
     ("data/loader.py", "iterator._workers", "a stuck worker is named and ended"),
     ("prepare/photo_encoding.py", "pool._processes", "a stuck process of a pool is ended"),
     ("prepare/photo_encoding.py", "pool._result_queue._writer", "the reader of a pool whose processes died comes to an end"),
-    ("tuning/planning/space.py", "distribution._contains", "whether a point is within a space"),
     ("tuning/study/study.py", "self._file_path", "the journal's own path, for its records"),
-    ("tuning/backend/guarded_ray.py", "ray._private.ray_constants", "names of Ray's ports and folders"),
-    ("tuning/backend/guarded_ray.py", "ray._raylet", "Ray's token"),
-    ("tuning/backend/runner.py", "ray._private", "Ray's signal handler"),
-    ("tuning/backend/runner.py", "ray._private.ray_constants", "names of Ray's folders"),
-    ("tuning/backend/runner.py", "ray._private.worker._global_node", "Ray's processes, to end with them"),
+    (
+        "tuning/backend/guarded_ray.py",
+        "ray._private.ray_constants",
+        "Ray decides at its import where it listens",
+    ),
+    ("tuning/backend/guarded_ray.py", "ray._raylet", "Ray reads its token once a process"),
+    (
+        "tuning/backend/runner.py",
+        "ray._private",
+        "ray.init replaces the handler of SIGTERM",
+    ),
     ("tuning/backend/runner.py", "ray.train._internal.session.get_session", "Ray keeps a session after a trial"),
-    ("tuning/backend/stop_signal.py", "ray.experimental.internal_kv._internal_kv_del", "the stop signal's key"),
-    ("tuning/backend/stop_signal.py", "ray.experimental.internal_kv._internal_kv_get", "the stop signal's key"),
-    ("tuning/backend/stop_signal.py", "ray.experimental.internal_kv._internal_kv_put", "the stop signal's key"),
 ]
 
 

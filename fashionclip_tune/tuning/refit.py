@@ -15,6 +15,7 @@ from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import load_model, load_weights
 from fashionclip_tune.reporting.sweep_files import read_sweep, refit_lines
 from fashionclip_tune.storage.checkpoint import newest_weights
+from fashionclip_tune.storage.folder import DurableFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import Row
 from fashionclip_tune.training.train import print_row, run_training
@@ -22,7 +23,7 @@ from fashionclip_tune.tuning.persistence.export import export_whole
 from fashionclip_tune.tuning.persistence.location import Place
 from fashionclip_tune.tuning.persistence.record import recalls
 from fashionclip_tune.tuning.persistence.run_sync import RunSync
-from fashionclip_tune.tuning.planning.disk import DiskBudget, room_within
+from fashionclip_tune.tuning.planning.disk import room_within
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.trial import DurablePlan
 
@@ -30,23 +31,21 @@ from fashionclip_tune.tuning.trial import DurablePlan
 def refit_winner(
     plan: SweepPlan,
     saved: Mapping[str, Any],
-    sweep_dir: Path,
+    place: Place,
     times: int,
     say: Callable[[str], None],
     *,
     durable: DurablePlan | None = None,
-    disk_budget: DiskBudget | None = None,
+    limited: DurableFolder | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    publish: Callable[[], None] = lambda: None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains in ``SWEEP/refit/``, goes on there if it was stopped, and leaves ``refit/best/`` as an OpenCLIP folder.
 
     Args:
         durable: where its state and its figures are kept as well, as those of a trial.
-        disk_budget: of the sweep's folder in the results.
+        limited: the sweep's folder in the results, where it may not grow over a budget.
         should_stop: as of ``RunCallbacks``.
-        publish: keeps the result on the durable side, before the state is forgotten there.
 
     Returns:
         The content of sweep.json, in which ``refit`` has what came of it.
@@ -57,14 +56,14 @@ def refit_winner(
         StorageError: it does not fit the disk, or the budget.
     """
     check_refit(saved, times)
+    sweep_dir = place.readable if dry_run else place.run_dir
     best, folder = saved["best"], sweep_dir / "refit"
     config = _refit_config(plan, best["config"], times)
     say(f"refit:    trial {best['trial_id']}, {config.model_name}, {config.training.budget_examples:,} examples, in {folder}")
     _check_same_length(folder, config)
     if dry_run:
         return dict(saved)
-    budget_bytes = disk_budget.budget_bytes if disk_budget is not None else None
-    sync = RunSync(durable, config, folder, "refit", budget_bytes) if durable is not None else None
+    sync = RunSync(durable, config, folder, "refit", plan.disk_budget_bytes) if durable is not None else None
     if sync is not None:
         sync.run.fetch_state(folder)
 
@@ -73,7 +72,7 @@ def refit_winner(
         if sync is not None:
             sync.keep(row)
 
-    room_for = room_within(budget_bytes if durable is None else None, sweep_dir, folder)
+    room_for = room_within(plan.disk_budget_bytes if durable is None else None, sweep_dir, folder)
     callbacks = RunCallbacks(on_evaluation=report, should_stop=should_stop, reserve_space=room_for)
     if sync is not None:
         callbacks = sync.run.watching(callbacks)
@@ -82,14 +81,17 @@ def refit_winner(
     assert weights is not None
     loaded = load_model(starting_point(config))
     load_weights(loaded.network, weights)
-    export_whole(loaded, folder / "best", disk_budget.folder if disk_budget is not None and durable is None else None)
+    export_whole(loaded, folder / "best", limited if durable is None else None)
     known = {name: row[name] for name in ("step", "examples_seen", "duration_s")}
     refit = {"trial_id": best["trial_id"], "times": times, **known, "metrics": recalls(row)}
     sweep = {**read_sweep(sweep_dir), "refit": refit}
     write_json(sweep_dir / "sweep.json", sweep)
     for line in refit_lines(sweep, sweep_dir):
         say(line)
-    publish()
+    if place.mirror is not None:
+        place.mirror.publish_run(folder)
+        place.mirror.publish()
+        say(f"      kept in {place.shown}/refit/best")
     if sync is not None:
         sync.run.forget_state()
     return sweep

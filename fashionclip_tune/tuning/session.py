@@ -12,6 +12,7 @@ from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.reporting.sweep_files import freed_line
 from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.tuning.backend.hooks import SweepJob
 from fashionclip_tune.tuning.backend.runner import run_trials
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.console.live_table import Progress
@@ -21,9 +22,7 @@ from fashionclip_tune.tuning.persistence.hparams import HParamsTab
 from fashionclip_tune.tuning.persistence.location import Place
 from fashionclip_tune.tuning.persistence.record import SweepRecord, sweep_header
 from fashionclip_tune.tuning.persistence.retention import Retention
-from fashionclip_tune.tuning.planning.disk import DiskBudget
 from fashionclip_tune.tuning.planning.forecast import PROCESS_S, TRIAL_S
-from fashionclip_tune.tuning.planning.gpu_memory import GB
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.planning.throughput import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
@@ -101,9 +100,11 @@ class _Bookkeeping:
 
 
 def drive(
-    plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None, disk_budget: DiskBudget | None
+    plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None, limited: DurableFolder | None
 ) -> dict[str, Any]:
     """Runs what is left of a sweep, and returns the content of sweep.json: FINISHED, or INTERRUPTED.
+
+    ``limited``: as ``limited_folder`` gives it.
 
     Raises:
         StorageError: something could not be recorded; the sweep can be resumed after room was made.
@@ -125,27 +126,28 @@ def drive(
         progress.show(started)  # Ray takes some seconds until it begins
         completed = run_trials(
             study,
-            plan.draw,
-            plan.build,
-            sweep_dir=place.run_dir,
-            num_trials=plan.num_trials,
-            slots=plan.slots,
-            rule=plan.rule,
+            SweepJob(
+                space=plan.draw,
+                build=plan.build,
+                sweep_dir=place.run_dir,
+                num_trials=plan.num_trials,
+                slots=plan.slots,
+                rule=plan.rule,
+                share_of=plan.allotment.share_of,
+                durable=durable_plan(plan, place, plan.may_end_at),
+                disk_budget_bytes=plan.disk_budget_bytes,
+                time_budget=time_budget,
+            ),
             on_event=lambda: books.on_event(progress),
             stop=stop,
             address=plan.settings.cluster,
-            share_of=plan.allotment.share_of,
-            time_budget=time_budget,
-            disk_budget=disk_budget,
-            durable=durable_plan(plan, place, plan.may_end_at),
             go_on=how_to_go_on(place, plan.settings),
         )
         if stop.cannot_record:
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
             raise StorageError(stop.reason)
-        limited = disk_budget.folder if disk_budget is not None and place.mirror is None else None
-        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited)
+        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited if place.mirror is None else None)
         progress.show(result)
     if place.mirror is not None:
         place.mirror.publish()
@@ -193,12 +195,13 @@ def durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> Dur
     return DurablePlan(place.shown, plan.sync_every_s, kept_at, place.mirror.writer, str(place.run_dir / ".durable.lock"))
 
 
-def disk_budget_of(plan: SweepPlan, place: Place) -> DiskBudget | None:
-    if plan.settings.disk_budget_gb is None:
+def limited_folder(plan: SweepPlan, place: Place) -> DurableFolder | None:
+    """The sweep's folder in the results, which refuses what would pass ``--disk-budget-gb``; None: there is no limit."""
+    if plan.disk_budget_bytes is None:
         return None
-    is_durable = place.mirror is not None
     folder = place.mirror.folder if place.mirror is not None else DurableFolder(place.run_dir)
-    return DiskBudget(int(plan.settings.disk_budget_gb * GB), plan.disk, folder, is_durable=is_durable)
+    folder.keep_below(plan.disk_budget_bytes)
+    return folder
 
 
 def time_budget_of(plan: SweepPlan, place: Place, started: float) -> TimeBudget | None:

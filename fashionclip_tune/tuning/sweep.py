@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -16,15 +15,14 @@ from fashionclip_tune.reporting.sweep_files import refit_lines
 from fashionclip_tune.reporting.terminal import print_lines
 from fashionclip_tune.training.pretraining import pretrain_missing
 from fashionclip_tune.tuning.backend.cluster import nodes_at
-from fashionclip_tune.tuning.console.outcome import how_to_go_on, print_result, saying_how_to_go_on, write_sweep_report
+from fashionclip_tune.tuning.console.outcome import how_to_go_on, print_result, with_resume_hint, write_sweep_report
 from fashionclip_tune.tuning.console.plan_text import plan_lines
 from fashionclip_tune.tuning.persistence.location import Place, Results
 from fashionclip_tune.tuning.planning.dataset import copy_data, data_changes, text_changes
 from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
-from fashionclip_tune.tuning.planning.time_budget import TimeBudget
 from fashionclip_tune.tuning.refit import check_refit, is_done, refit_winner
-from fashionclip_tune.tuning.session import disk_budget_of, drive, driving, durable_plan, only_driver, time_budget_of
+from fashionclip_tune.tuning.session import drive, driving, durable_plan, limited_folder, only_driver, time_budget_of
 from fashionclip_tune.tuning.warm_start import older_trials
 
 
@@ -53,110 +51,104 @@ def sweep(
         UserError: anything that the user can put right.
     """
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    started = time.monotonic()
-    sweeps = Results(str(results))
-    if refit is not None and name is None:
-        raise UserError("--refit wants the name of a finished sweep: --name NAME")
-    found = sweeps.to_resume(name) if resume or refit is not None else None
-    if refit is not None and found is None:
-        there = f"there are {', '.join(sweeps.names())}" if sweeps.names() else "there is none"
-        raise UserError(f"--refit: no sweep {name} in {sweeps.location}: {there}")
-    if found is not None:
-        name, saved = found
-        settings = stored_settings(saved["settings"], name).resumed(settings, name)
-        _check_device(settings, name, dry_run=dry_run)
-        place = sweeps.place(name, settings.scratch, saved)
-        plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
-        _check_unchanged(saved, plan)
-    else:
-        name = sweeps.new(name, may_be_begun=resume)
-        place = sweeps.place(name, settings.scratch)
-        plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
+    started, sweeps = time.monotonic(), Results(str(results))
     if refit is not None:
-        check_refit(saved, refit)
-        if is_done(saved, place, refit):
-            return _shown_refit(saved, place, say, dry_run=dry_run)
-        if dry_run:
-            return refit_winner(plan, saved, place.readable, refit, say, dry_run=True)
-        return _refit(plan, saved, place, refit, say, time_budget_of(plan, place, started))
-    # One that goes on has them in its journal.
-    older = older_trials(plan) if found is None else []
-    plan = plan.after(older) if older else plan
-    two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
-    print_lines(console, [f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)])
+        return _refit(settings, sweeps, name, refit, console, started, dry_run=dry_run)
+    if resume and (found := sweeps.to_resume(name)) is not None:
+        return _resume(_reopened(settings, sweeps, *found, console, dry_run=dry_run), console, started, dry_run=dry_run)
+    return _start(settings, sweeps, sweeps.new(name, may_be_begun=resume), console, started, dry_run=dry_run)
+
+
+def _start(
+    settings: SweepSettings, sweeps: Results, name: str, console: Console, started: float, *, dry_run: bool
+) -> dict[str, Any] | None:
+    say = _printer(console)
+    place = sweeps.place(name, settings.scratch)
+    plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
+    older = older_trials(plan)
+    plan = plan.after(older)
+    _print_plan(plan, place, console)
     if older:
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
-    if found is not None and saved["state"] != "FINISHED":
-        ended = sum(row["state"] != "RUNNING" for row in saved.get("trials", []))
-        say(f"so far:   {ended} of {plan.num_trials} trials have ended; the plan above is that of the whole sweep")
-    disk_budget = disk_budget_of(plan, place)
     if dry_run:
         return None
-    if found is not None and saved["state"] == "FINISHED":
+    _prepare(plan, say)
+    with driving(place, say, is_new=True), with_resume_hint(how_to_go_on(place, plan.settings)):
+        return _drive(plan, place, console, started)
+
+
+class _Reopened(NamedTuple):
+    saved: dict[str, Any]
+    place: Place
+    plan: SweepPlan
+
+
+def _reopened(
+    settings: SweepSettings, sweeps: Results, name: str, saved: dict[str, Any], console: Console, *, dry_run: bool
+) -> _Reopened:
+    """A sweep that was started before, planned as it was then, for the machine as it is now."""
+    say = _printer(console)
+    settings = stored_settings(saved["settings"], name).resumed(settings, name)
+    _check_device(settings, name, dry_run=dry_run)
+    place = sweeps.place(name, settings.scratch, saved)
+    plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
+    _check_unchanged(saved, plan)
+    return _Reopened(saved, place, plan)
+
+
+def _resume(found: _Reopened, console: Console, started: float, *, dry_run: bool) -> dict[str, Any] | None:
+    (saved, place, plan), say = found, _printer(console)
+    _print_plan(plan, place, console)
+    is_finished = saved["state"] == "FINISHED"
+    if not is_finished:
+        ended = sum(row["state"] != "RUNNING" for row in saved.get("trials", []))
+        say(f"so far:   {ended} of {plan.num_trials} trials have ended; the plan above is that of the whole sweep")
+    if dry_run:
+        return None
+    if is_finished:
         say("this sweep is finished: nothing to resume")
-        if place.is_at_an_address:
-            with only_driver(place.run_dir):
-                place.fetch_result()
+        _fetch_result(place)
         print_result(saved, place, plan.settings, console)
         return saved
-    go_on = how_to_go_on(place, plan.settings)
-    with saying_how_to_go_on(go_on) if found is not None else nullcontext():
-        _prepare_models(plan, say)
-        if plan.settings.cluster is None:  # trials run here
-            copy_data(plan.base)
-    with driving(place, say, is_new=found is None), saying_how_to_go_on(go_on):
-        if found is not None:
+    with with_resume_hint(how_to_go_on(place, plan.settings)):
+        _prepare(plan, say)
+        with driving(place, say):
             place.restore()
-        result = drive(plan, place, console, time_budget_of(plan, place, started), disk_budget)
-        print_result(result, place, plan.settings, console)
-        write_sweep_report(place, say, plan.settings, finished=result["state"] == "FINISHED")
-    return result
-
-
-def _shown_refit(saved: dict[str, Any], place: Place, say: Callable[[str], None], *, dry_run: bool) -> dict[str, Any] | None:
-    say("this refit is finished: nothing to train")
-    if place.is_at_an_address and not dry_run:
-        with only_driver(place.run_dir):
-            place.fetch_result()
-    for line in refit_lines(saved, place.readable):
-        say(line)
-    return None if dry_run else saved
+            return _drive(plan, place, console, started)
 
 
 def _refit(
-    plan: SweepPlan,
-    saved: dict[str, Any],
-    place: Place,
-    times: int,
-    say: Callable[[str], None],
-    time_budget: TimeBudget | None,
-) -> dict[str, Any]:
-    go_on = how_to_go_on(place, plan.settings, "--refit", str(times))
+    settings: SweepSettings, sweeps: Results, name: str | None, times: int, console: Console, started: float, *, dry_run: bool
+) -> dict[str, Any] | None:
+    say = _printer(console)
+    if name is None:
+        raise UserError("--refit wants the name of a finished sweep: --name NAME")
+    if (found := sweeps.to_resume(name)) is None:
+        there = f"there are {', '.join(sweeps.names())}" if sweeps.names() else "there is none"
+        raise UserError(f"--refit: no sweep {name} in {sweeps.location}: {there}")
+    saved, place, plan = _reopened(settings, sweeps, *found, console, dry_run=dry_run)
+    check_refit(saved, times)
+    if is_done(saved, place, times):
+        say("this refit is finished: nothing to train")
+        if not dry_run:
+            _fetch_result(place)
+        for line in refit_lines(saved, place.readable):
+            say(line)
+        return None if dry_run else saved
+    if dry_run:
+        return refit_winner(plan, saved, place, times, say, dry_run=True)
+    time_budget = time_budget_of(plan, place, started)
 
     def is_late() -> bool:
         return time_budget is not None and time_budget.left_s() == 0
 
-    def publish() -> None:
-        if place.mirror is not None:
-            place.mirror.publish_run(place.run_dir / "refit")
-            place.mirror.publish()
-            say(f"      kept in {place.shown}/refit/best")
-
-    with driving(place, say), saying_how_to_go_on(go_on):
+    go_on = how_to_go_on(place, plan.settings, "--refit", str(times))
+    with driving(place, say), with_resume_hint(go_on):
         if place.mirror is not None:
             place.fetch_result()
-        durable = durable_plan(plan, place, kept_at=())
+        durable, limited = durable_plan(plan, place, kept_at=()), limited_folder(plan, place)
         try:
-            result = refit_winner(
-                *(plan, saved, place.run_dir, times, say),
-                durable=durable,
-                disk_budget=disk_budget_of(plan, place),
-                should_stop=is_late,
-                publish=publish,
-            )
+            result = refit_winner(plan, saved, place, times, say, durable=durable, limited=limited, should_stop=is_late)
         except StoppedError as error:
             if is_late():
                 say(f"the time of this run is up; {go_on}")
@@ -164,6 +156,36 @@ def _refit(
             raise StoppedError(f"{error}; {go_on}") from error
         write_sweep_report(place, say, plan.settings, finished=True)
     return result
+
+
+def _drive(plan: SweepPlan, place: Place, console: Console, started: float) -> dict[str, Any]:
+    result = drive(plan, place, console, time_budget_of(plan, place, started), limited_folder(plan, place))
+    print_result(result, place, plan.settings, console)
+    write_sweep_report(place, _printer(console), plan.settings, finished=result["state"] == "FINISHED")
+    return result
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, highlight=False, soft_wrap=True)
+
+
+def _print_plan(plan: SweepPlan, place: Place, console: Console) -> None:
+    two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
+    print_lines(console, [f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)])
+
+
+def _prepare(plan: SweepPlan, say: Callable[[str], None]) -> None:
+    """Weights, and copies of shards where trials run here: once, before trials would make them side by side."""
+    _prepare_models(plan, say)
+    if plan.settings.cluster is None:
+        copy_data(plan.base)
+
+
+def _fetch_result(place: Place) -> None:
+    """Where the sweep lies at an address."""
+    if place.is_at_an_address:
+        with only_driver(place.run_dir):
+            place.fetch_result()
 
 
 def _check_unchanged(saved: dict[str, Any], plan: SweepPlan) -> None:
@@ -190,7 +212,7 @@ def _check_device(settings: SweepSettings, name: str, *, dry_run: bool) -> None:
 
 
 def _prepare_models(plan: SweepPlan, say: Any) -> None:
-    """Makes or fetches weights once, before trials would do so side by side."""
+    """Makes or fetches weights."""
     configs = plan.check.config_of_model
     for config in configs.values():
         if len(configs) > 1 and config.model.pretrained not in ("default", None) and Path(config.model.pretrained).exists():

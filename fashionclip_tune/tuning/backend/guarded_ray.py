@@ -9,7 +9,6 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,25 +64,14 @@ def own_ray(**arguments: Any) -> Iterator[None]:
         with environment(guard), _closed_folder() as folder:
             _read_again()
             setattr(ray_constants, constant, False)
-            with connected_ray(address="local", _temp_dir=str(folder), **arguments):
+            ray.init(address="local", _temp_dir=str(folder), **arguments)
+            try:
                 yield
+            finally:
+                ray.shutdown()
     finally:
         setattr(ray_constants, constant, before)
         _read_again()
-
-
-@contextmanager
-def connected_ray(**arguments: Any) -> Iterator[None]:
-    """``ray.init``, from a thread of its own, and ``ray.shutdown``.
-
-    In the main thread Ray replaces the handler of SIGTERM, for good, by one whose SystemExit its own start may swallow.
-    """
-    with ThreadPoolExecutor(1) as beside:  # Ray's processes end with the thread that started them
-        beside.submit(ray.init, **arguments).result()
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 def _read_again() -> None:

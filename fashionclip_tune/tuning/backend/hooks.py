@@ -5,6 +5,7 @@ Everything that Ray is told here is in the journal first. Ray's trial ids mean n
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from ray.tune.search import Searcher
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.tuning.backend.stop_signal import INTERRUPTED, StopSignal
-from fashionclip_tune.tuning.planning.disk import DiskBudget
+from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
-from fashionclip_tune.tuning.schedulers import StoppingRule
+from fashionclip_tune.tuning.schedulers import NO_STOPPING, StoppingRule
 from fashionclip_tune.tuning.study.failure_guard import common_failure
 from fashionclip_tune.tuning.study.study import Space, SweepStudy
 from fashionclip_tune.tuning.trial import METRIC, DurablePlan, Share, TrialPlan, trial_dir
@@ -34,39 +35,38 @@ class _NotPickled:
         return {}
 
 
-class StudySearcher(_NotPickled, Searcher):
-    """Hands the study's unfinished trials to Ray, then new ones, at most ``max_concurrent`` at a time."""
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """What the trials of a sweep are and what each of them gets."""
 
-    def __init__(
-        self,
-        study: SweepStudy,
-        space: Space,
-        build: Callable[[dict[str, Any]], ProjectConfig],
-        *,
-        sweep_dir: Path,
-        num_trials: int,
-        max_concurrent: int,
-        share_of: Callable[[ProjectConfig], Share] = lambda config: Share(0.0, 1.0),
-        num_gpus: int = 0,
-        stop: StopSignal | None = None,
-        durable: DurablePlan | None = None,
-        time_budget: TimeBudget | None = None,
-        disk_budget: DiskBudget | None = None,
-    ) -> None:
+    space: Space
+    build: Callable[[dict[str, Any]], ProjectConfig]
+    """A trial's configuration from what the space drew."""
+    sweep_dir: Path
+    num_trials: int
+    slots: Slots
+    rule: StoppingRule = NO_STOPPING
+    share_of: Callable[[ProjectConfig], Share] | None = None
+    """A trial's part of the machine; None: as ``slots`` says, all the same."""
+    durable: DurablePlan | None = None
+    disk_budget_bytes: int | None = None
+    """Of the sweep's folder in the results; None: as much as the disk has."""
+    time_budget: TimeBudget | None = None
+
+    def share(self, config: ProjectConfig) -> Share:
+        if self.share_of is not None:
+            return self.share_of(config)
+        return Share(self.slots.gpus_per_trial, self.slots.cpus_per_trial)
+
+
+class StudySearcher(_NotPickled, Searcher):
+    """Hands the study's unfinished trials to Ray, then new ones, at most as many at a time as there are slots."""
+
+    def __init__(self, study: SweepStudy, job: SweepJob, stop: StopSignal) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._disk_budget = disk_budget
-        self._models: dict[int, str] = {}
-        self._share_of = share_of
-        self._num_gpus = num_gpus
-        self._time_budget = time_budget
-        self._stop = stop or StopSignal()
-        self._durable = durable
         self._study = study
-        self._space = space
-        self._build = build
-        self._sweep_dir = sweep_dir
-        self._num_trials = num_trials
-        self._max_concurrent = max_concurrent
+        self._job = job
+        self._stop = stop
         self._to_continue = study.unfinished()
         self._ended_before = {trial.number for trial in study.trials()} - set(self._to_continue)
         self._running: dict[str, int] = {}
@@ -74,51 +74,42 @@ class StudySearcher(_NotPickled, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
-        if len(self._running) >= self._max_concurrent or self._gpus_are_taken():
+        if len(self._running) >= self._job.slots.count or self._gpus_are_taken():
             return None
         with self._stop.on_storage_error():
             number, settings = self._next() if self._may_start() else (-1, None)
-            config = self._build(settings) if settings is not None else None
+            config = self._job.build(settings) if settings is not None else None
             # One whose first rung is too far stays as it is, unfinished: a resumed sweep begins with it.
             if settings is None or config is None or not self._may_start(config.model_name):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
-            if not self._has_room(number, config.model_name):
-                self._to_continue.insert(0, number)  # when a running one has ended
-                return None
-            share = self._share_of(config)
-            self._running[trial_id], self._gpus[trial_id], self._models[number] = number, share.gpus, config.model_name
-            folder = trial_dir(self._sweep_dir, number, settings)
-            budget_bytes = self._disk_budget.budget_bytes if self._disk_budget is not None else None
-            return TrialPlan(number, str(folder), config.to_dict(), self._durable, share, budget_bytes).to_ray()
+            share = self._job.share(config)
+            self._running[trial_id], self._gpus[trial_id] = number, share.gpus
+            folder = trial_dir(self._job.sweep_dir, number, settings)
+            plan = TrialPlan(number, str(folder), config.to_dict(), self._job.durable, share, self._job.disk_budget_bytes)
+            return plan.to_ray()
         return None
-
-    def _has_room(self, number: int, model: str) -> bool:
-        """On the disk, beside the trials that run."""
-        if self._disk_budget is None:
-            return True
-        running = [(other, self._models[other]) for other in self._running.values()]
-        ended = {trial.number for trial in self._study.trials()} - set(self._study.unfinished())
-        return self._disk_budget.has_room(number, model, running, ended)
 
     def _gpus_are_taken(self) -> bool:
         """A trial that waits for a card of its own is not to be overtaken by small ones for ever: one waits at most."""
-        return self._num_gpus > 0 and sum(self._gpus.values()) >= self._num_gpus - _ROUNDING
+        num_gpus = self._job.slots.num_gpus
+        return num_gpus > 0 and sum(self._gpus.values()) >= num_gpus - _ROUNDING
 
     def _may_start(self, model: str | None = None) -> bool:
         """Not once the sweep was told to end, nor what would not reach its first rung in time."""
-        return not self._stop.received and (self._time_budget is None or self._time_budget.may_start(model))
+        time_budget = self._job.time_budget
+        return not self._stop.received and (time_budget is None or time_budget.may_start(model))
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
-        while self._to_continue or len(self._study.trials()) < self._num_trials:
+        while self._to_continue or len(self._study.trials()) < self._job.num_trials:
             if (fault := common_failure(self._study.trials(), self._ended_before)) is not None:
                 self._stop.ask(fault)
                 break
             if self._to_continue:
                 number = self._to_continue.pop(0)
-                settings = self._study.settings(number, self._space)
+                settings = self._study.settings(number, self._job.space)
             else:
-                number, settings = self._study.suggest(self._space)
+                number, settings = self._study.suggest(self._job.space)
             if settings is not None:  # else that trial has failed: the space raised, or drew no configuration
                 return number, settings
         return -1, None
@@ -144,9 +135,9 @@ class StudySearcher(_NotPickled, Searcher):
 class StudyScheduler(_NotPickled, FIFOScheduler):
     """Records each stage, then decides by the sweep's rule, for each architecture on its own trials."""
 
-    def __init__(self, study: SweepStudy, rule: StoppingRule, stop: StopSignal | None = None) -> None:
+    def __init__(self, study: SweepStudy, rule: StoppingRule, stop: StopSignal) -> None:
         super().__init__()
-        self._stop = stop or StopSignal()
+        self._stop = stop
         self._study = study
         self._rule = rule
 

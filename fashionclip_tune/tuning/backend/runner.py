@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,18 +18,15 @@ from ray.tune import PlacementGroupFactory, Trainable
 from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
-from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.machine.child_processes import end_with_us
-from fashionclip_tune.tuning.backend.guarded_ray import connected_ray, environment, own_ray
-from fashionclip_tune.tuning.backend.hooks import Announcer, StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.backend.guarded_ray import environment, own_ray
+from fashionclip_tune.tuning.backend.hooks import Announcer, StudyScheduler, StudySearcher, SweepJob
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.backend.worker import run_trial
-from fashionclip_tune.tuning.planning.disk import DiskBudget
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
-from fashionclip_tune.tuning.schedulers import StoppingRule
-from fashionclip_tune.tuning.study.study import Space, SweepStudy
-from fashionclip_tune.tuning.trial import METRIC, DurablePlan, Share, TrialPlan
+from fashionclip_tune.tuning.study.study import SweepStudy
+from fashionclip_tune.tuning.trial import METRIC, TrialPlan
 
 # Ray waits this long for a stopped trial's cleanup before it reuses the actor; with its 2 s, a cleanup of 4 s hung the
 # whole sweep. A checkpoint of a large model on a slow disk takes a minute.
@@ -45,52 +41,32 @@ EXIT_WITHOUT_RAY = 130
 
 def run_trials(
     study: SweepStudy,
-    space: Space,
-    build: Callable[[dict[str, Any]], ProjectConfig],
+    job: SweepJob,
     *,
-    sweep_dir: Path,
-    num_trials: int,
-    slots: Slots,
-    rule: StoppingRule,
-    on_event: Callable[[], None],
+    on_event: Callable[[], None] = lambda: None,
     stop: StopSignal | None = None,
-    durable: DurablePlan | None = None,
     address: str | None = None,
-    share_of: Callable[[ProjectConfig], Share] | None = None,
-    time_budget: TimeBudget | None = None,
-    disk_budget: DiskBudget | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
     go_on: str = "go on with --resume",
 ) -> bool:
-    """Continues what is unfinished, then asks for new trials up to ``num_trials``; False if it was ended early.
+    """Continues what is unfinished, then asks for new trials up to ``job.num_trials``; False if it was ended early.
 
-    ``share_of``: what a trial gets of the machine, by its configuration; None: as ``slots`` says, all the same.
+    Args:
+        on_event: called after each event of a trial.
+        address: of a running cluster; None: a Ray of our own.
+        trainable: what a worker runs.
+        go_on: how, in words, where Ray is killed.
     """
-    num_to_run = len(study.unfinished()) + max(0, num_trials - len(study.trials()))
+    num_to_run = len(study.unfinished()) + max(0, job.num_trials - len(study.trials()))
     if num_to_run == 0:
         return True
-    if time_budget is not None and not time_budget.may_start():
+    if job.time_budget is not None and not job.time_budget.may_start():
         return False  # Ray would be started for nothing
     stop = stop or StopSignal()
-    searcher = StudySearcher(
-        study,
-        space,
-        build,
-        sweep_dir=sweep_dir,
-        num_trials=num_trials,
-        max_concurrent=slots.count,
-        stop=stop,
-        durable=durable,
-        share_of=share_of or (lambda config: Share(slots.gpus_per_trial, slots.cpus_per_trial)),
-        num_gpus=slots.num_gpus,
-        time_budget=time_budget,
-        disk_budget=disk_budget,
-    )
-    scheduler = StudyScheduler(study, rule, stop)
     with (
-        _connected(slots, address, go_on, stop),
+        _connected(job.slots, address, go_on, stop),
         stop.listening(),
-        _ending_in_time(time_budget, stop),
+        _ending_in_time(job.time_budget, stop),
         stop.connected(),
         tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
     ):
@@ -101,8 +77,8 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
-                search_alg=searcher,
-                scheduler=scheduler,
+                search_alg=StudySearcher(study, job, stop),
+                scheduler=StudyScheduler(study, job.rule, stop),
                 num_samples=num_to_run,
                 trial_dirname_creator=_ray_trial_id,
                 reuse_actors=True,  # a short trial does not pay a start-up, and finds the weights in memory
@@ -116,7 +92,7 @@ def run_trials(
             ),
         )
         tuner.fit()
-    return not study.unfinished() and len(study.trials()) >= num_trials
+    return not study.unfinished() and len(study.trials()) >= job.num_trials
 
 
 def _patient(trainable: Callable[[dict[str, Any]], None]) -> type[Trainable]:
@@ -209,6 +185,21 @@ def _end_agents_with_us() -> None:
             end_with_us(child.pid)
 
 
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keeps ``ray.init`` from replacing it, for good: Ray's raises SystemExit, which its own start may swallow.
+
+    From another thread Ray would not replace it, but a second sweep of the process then waits for ever.
+    """
+    name, utils = "set_sigterm_handler", ray._private.utils
+    rays = getattr(utils, name)
+    setattr(utils, name, lambda handler: None)
+    try:
+        yield
+    finally:
+        setattr(utils, name, rays)
+
+
 def _started_by_us(*names: str) -> dict[str, psutil.Process]:
     """Ray's processes of these names below this one, by name."""
     return {name: child for child in psutil.Process().children() if (name := child.name()) in names and _is_alive(child)}
@@ -249,11 +240,12 @@ def _connected(slots: Slots, address: str | None, go_on: str, stop: StopSignal) 
     with ExitStack() as stack:
         stack.enter_context(environment(settings))
         if not ray.is_initialized():
-            with stop.listening():
+            with stop.listening(), _own_sigterm_handler():
                 if address is None:
                     stack.enter_context(own_ray(**here, **common))  # its processes inherit the environment
                 else:
-                    stack.enter_context(connected_ray(address=address, runtime_env={"env_vars": settings}, **common))
+                    ray.init(address=address, runtime_env={"env_vars": settings}, **common)
+                    stack.callback(ray.shutdown)
             if address is None:
                 _end_agents_with_us()
                 stack.enter_context(_ended_with_ray(go_on))

@@ -32,7 +32,7 @@ def how_to_go_on(place: Place, settings: SweepSettings, *how: str) -> str:
 
 
 @contextmanager
-def saying_how_to_go_on(go_on: str) -> Iterator[None]:
+def with_resume_hint(go_on: str) -> Iterator[None]:
     """Within: a signal, or what cannot be kept here or on the durable side, ends the sweep with the command to go on with.
 
     Raises:

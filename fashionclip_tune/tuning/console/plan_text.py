@@ -98,17 +98,9 @@ def _memory_lines(plan: SweepPlan) -> list[str]:
 def _disk_line(plan: SweepPlan) -> str:
     local, durable = plan.disk.local_bytes(plan.at_a_time) / GB, plan.disk.durable_bytes(plan.at_a_time) / GB
     if plan.settings.scratch is None:
-        return f"disk:     at most {_within_budget(plan, local)} in the results (with --scratch: {durable:.1f} GB there)"
+        return f"disk:     at most {local:.1f} GB in the results (with --scratch: {durable:.1f} GB there)"
     copies = plan.base.reading.scratch_gb
-    results = _within_budget(plan, durable)
-    return f"disk:     at most {results} in the results, {local:.1f} GB and {copies:g} GB of shards in scratch"
-
-
-def _within_budget(plan: SweepPlan, gigabytes: float) -> str:
-    budget = plan.settings.disk_budget_gb
-    if budget is None or budget >= gigabytes:
-        return f"{gigabytes:.1f} GB"
-    return f"{budget:.1f} GB (--disk-budget-gb: fewer trials side by side where {gigabytes:.1f} GB would be needed)"
+    return f"disk:     at most {durable:.1f} GB in the results, {local:.1f} GB and {copies:g} GB of shards in scratch"
 
 
 def _time_lines(plan: SweepPlan) -> list[str]:

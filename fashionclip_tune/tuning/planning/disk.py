@@ -1,6 +1,6 @@
 """Disk of a sweep, planned before it starts and watched while it runs (``--disk-budget-gb``)."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,13 +10,12 @@ from filelock import FileLock
 
 from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import without_numbers
 from fashionclip_tune.models.towers import prepare_towers
-from fashionclip_tune.storage.checkpoint import STATE_NAME, WEIGHTS_NAME, keep_newest
+from fashionclip_tune.storage.checkpoint import keep_newest
 from fashionclip_tune.storage.folder import DurableFolder
 from fashionclip_tune.training.callbacks import RoomFor, any_room
-from fashionclip_tune.tuning.planning.gpu_memory import GB, is_described_here, weights_bytes
+from fashionclip_tune.tuning.planning.gpu_memory import is_described_here, weights_bytes
 
 KEPT_PER_MODEL = 3
 """Ended trials of an architecture, the best ones, that keep their weights."""
@@ -73,7 +72,7 @@ class DiskPlan:
         """Where the sweep runs: whole states of running trials, weights of the best, the winner twice while it is written."""
         kept = sum(KEPT_PER_MODEL * each.weights for each in self.models.values())
         running = max(at_a_time[name] * _LOCAL_STATES * each.state for name, each in self.models.items())
-        return running + kept + self.winner_bytes(is_durable=False) + self.num_trials * _TRIAL_BYTES
+        return running + kept + 2 * self._winner_bytes + self.num_trials * _TRIAL_BYTES
 
     def durable_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """What is kept to survive: states and weights of running trials, weights of the best, the winner.
@@ -83,16 +82,13 @@ class DiskPlan:
         kept = sum(KEPT_PER_MODEL * each.durable_weights for each in self.models.values())
         models = self.models.items()
         grown = max(at_a_time[name] * each.durable_run for name, each in models) + max(each.durable_state for _, each in models)
-        ended = max(at_a_time[name] * each.durable_weights for name, each in models) + self.winner_bytes(is_durable=True)
+        ended = max(at_a_time[name] * each.durable_weights for name, each in models) + self._winner_bytes
         return kept + max(grown, ended) + self.num_trials * _TRIAL_BYTES
 
-    def winner_bytes(self, *, is_durable: bool) -> int:
-        """In fp32; where the sweep runs, beside the one before it until it is whole."""
-        return (1 if is_durable else 2) * max(each.weights for each in self.models.values())
-
     @property
-    def one_at_a_time(self) -> dict[str, int]:
-        return dict.fromkeys(self.models, 1)
+    def _winner_bytes(self) -> int:
+        """In fp32; where the sweep runs, it is there twice until it is whole."""
+        return max(each.weights for each in self.models.values())
 
 
 def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
@@ -120,69 +116,6 @@ def _counted(name: str, freeze: FreezeConfig) -> tuple[int, int]:
     prepare_towers(network, config)
     trained = sum(each.numel() * each.element_size() for each in network.parameters() if each.requires_grad)
     return weights_bytes(config), trained
-
-
-class DiskBudget:
-    """Lets no trial start beside others that could take a sweep over its budget; each large write is checked again.
-
-    A trial that would be alone may always start: by the plan it fits, and what is not as planned is found when it writes.
-    """
-
-    def __init__(self, budget_bytes: int, plan: DiskPlan, folder: DurableFolder, *, is_durable: bool) -> None:
-        """
-        Args:
-            folder: the sweep's, which the budget is of; from now on it refuses what would pass it.
-            is_durable: that is the durable side.
-
-        Raises:
-            UserError: not even one trial at a time fits.
-        """
-        self.budget_bytes = budget_bytes
-        self.folder = folder
-        self._plan = plan
-        self._is_durable = is_durable
-        needed = (plan.durable_bytes if is_durable else plan.local_bytes)(plan.one_at_a_time)
-        if needed > budget_bytes:
-            raise UserError(
-                f"--disk-budget-gb {budget_bytes / GB:g} is too little: one trial at a time takes up to {needed / GB:.1f} GB; "
-                "raise it, or choose smaller models or frozen towers (--set clip_model=..., --set freeze.text_tower=true)"
-            )
-        folder.keep_below(budget_bytes)
-
-    def has_room(self, number: int, model: str, running: Sequence[tuple[int, str]], ended: Collection[int]) -> bool:
-        """Whether a trial may start, or go on, beside running ones, given as number and model."""
-        if not running:
-            return True
-        models = [self._plan.models[each] for each in (model, *(each for _, each in running))]
-        winner = self._plan.winner_bytes(is_durable=self._is_durable)
-        if self._is_durable:
-            grown = sum(each.durable_run for each in models) + max(each.durable_state for each in models)
-            finished = sum(each.durable_weights for each in models) + winner
-        else:
-            grown = _LOCAL_STATES * sum(each.state for each in models)
-            finished = sum(each.weights for each in models) + winner
-        growing = {number, *(each for each, _ in running)}
-        return used_bytes(self.folder.sizes(), growing, ended) + max(grown, finished) <= self.budget_bytes
-
-
-def used_bytes(sizes: Mapping[str, int], growing: Collection[int], ended: Collection[int]) -> int:
-    """Of a sweep's files, but for the winner, trials that may grow yet, and what goes of those that have ended.
-
-    A trial's process holds its folder until it begins the next one, or ends: till then its state is there still.
-    """
-    total, newest_weights = 0, dict[int, tuple[str, int]]()
-    for name, size in sizes.items():
-        top, *below = name.split("/")
-        number = int(below[0].split("-")[0]) if top == "trials" and len(below) > 1 else -1
-        if top == "best" or number in growing:
-            continue
-        if number not in ended:
-            total += size
-        elif below[1] == "checkpoints" and below[-1] == WEIGHTS_NAME:
-            newest_weights[number] = max(newest_weights.get(number, ("", 0)), (name, size))
-        elif below[1] != "state" and below[-1] != STATE_NAME:
-            total += size
-    return total + sum(size for _, size in newest_weights.values())
 
 
 def room_within(budget_bytes: int | None, sweep_dir: Path, run_dir: Path) -> RoomFor:

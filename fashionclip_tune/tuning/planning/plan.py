@@ -72,7 +72,7 @@ class SweepPlan:
         return forecast(self.course, self.base.training.budget_examples, self.base.training.stage_examples)
 
     def after(self, older: Sequence[optuna.trial.FrozenTrial]) -> "SweepPlan":
-        """This plan for a sweep that starts with an older one's trials."""
+        """This plan for a sweep that starts with an older one's trials, if any."""
         models = tuple(study.settings(trial)["clip_model"] for trial in older)
         return replace(self, course=replace(self.course, older=models))
 
@@ -109,6 +109,11 @@ class SweepPlan:
     def at_a_time(self) -> dict[str, int]:
         """Trials of each model side by side, at most."""
         return self.allotment.most_at_a_time(self.fitted_configs)
+
+    @property
+    def disk_budget_bytes(self) -> int | None:
+        """Of the sweep's folder in the results; None: as much as the disk has."""
+        return None if self.settings.disk_budget_gb is None else int(self.settings.disk_budget_gb * GB)
 
     @property
     def sync_every_s(self) -> float:
@@ -195,7 +200,8 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
     if settings.num_trials is None and check.num_points is not None:
         flags = flags._replace(num_trials=check.num_points)  # more would only repeat them
     num_trials = flags.num_trials
-    allotment = found.site.divide(check.configs, settings, num_trials)
+    disk = plan_disk([config.with_overrides(settings.overrides) for config in check.configs], num_trials)
+    allotment = _within_disk(settings, found, num_trials, disk)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     configs = [allotment.fitted(config.with_overrides(fixed)) for config in check.configs]
     models, parameter = check.models(), check.model_parameter
@@ -236,8 +242,33 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
         data=describe_data(found.train, found.valid),
         course=course,
         preset_note=preset_note,
-        disk=plan_disk(configs, num_trials),
+        disk=disk,
     )
+
+
+def _within_disk(settings: SweepSettings, found: _Found, num_trials: int, disk: DiskPlan) -> Allotment:
+    """The machine divided among as many trials at a time as fit ``--disk-budget-gb`` together.
+
+    Raises:
+        UserError: not even one trial fits.
+    """
+    configs = found.check.configs
+    allotment = wanted = found.site.divide(configs, settings, num_trials)
+    if settings.disk_budget_gb is None:
+        return allotment
+    needed = disk.local_bytes if settings.scratch is None else disk.durable_bytes
+    while (needed_gb := needed(allotment.most_at_a_time(configs)) / GB) > settings.disk_budget_gb:
+        if allotment.slots.count == 1:
+            raise UserError(
+                f"--disk-budget-gb {settings.disk_budget_gb:g} is too little: one trial at a time takes up to "
+                f"{needed_gb:.1f} GB; raise it, "
+                " or choose smaller models or frozen towers (--set clip_model=..., --set freeze.text_tower=true)"
+            )
+        allotment = found.site.divide(configs, replace(settings, max_concurrent=allotment.slots.count - 1), num_trials)
+    if allotment is wanted:
+        return allotment
+    cut = f"{wanted.slots.count} trials at a time would need more than --disk-budget-gb {settings.disk_budget_gb:g}"
+    return replace(allotment, cuts=(*allotment.cuts, f"{cut}: {allotment.slots.count}"))
 
 
 def _examples(settings: SweepSettings, course: Course, found: _Found) -> tuple[int, int, str]:

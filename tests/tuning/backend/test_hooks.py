@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +10,9 @@ import pytest
 from optuna.trial import TrialState
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.storage.folder import DurableFolder
-from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher, SweepJob
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
-from fashionclip_tune.tuning.planning.disk import DiskBudget, DiskPlan, ModelBytes
+from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING, AshaRule, stopping_rule
 from fashionclip_tune.tuning.study.policy import ModelQuota
 from fashionclip_tune.tuning.study.study import SweepStudy, message, settings, stop_reason
@@ -51,6 +49,14 @@ def open_study(folder, **changed):
     return SweepStudy(folder / "study.journal", **{"seed": 5, "num_startup_trials": 4, **changed})
 
 
+def job(sweep_dir, num_trials, at_a_time=1, **more):
+    return SweepJob(
+        **{"space": space, "build": ProjectConfig().with_overrides, "slots": Slots(at_a_time, 1.0, 0.0), **more},
+        sweep_dir=sweep_dir,
+        num_trials=num_trials,
+    )
+
+
 def drive(
     study, rule, *, num_trials=14, max_concurrent=1, values=value_at, order=None, error_of=lambda config: None, stop=None
 ):
@@ -59,15 +65,7 @@ def drive(
     ``error_of`` says of a configuration with which message it fails at once, if at all.
     """
     stop = stop or StopSignal()
-    searcher = StudySearcher(
-        study,
-        space,
-        ProjectConfig().with_overrides,
-        sweep_dir=Path("sweep"),
-        num_trials=num_trials,
-        max_concurrent=max_concurrent,
-        stop=stop,
-    )
+    searcher = StudySearcher(study, job(Path("sweep"), num_trials, max_concurrent), stop)
     scheduler = StudyScheduler(study, rule, stop)
     names, running, asking = itertools.count(), {}, True
     while asking or running:
@@ -141,11 +139,11 @@ def test_no_trial_is_left_running_and_no_nan_goes_on(tmp_path, scheduler):
     trials = study.trials()
     assert len(trials) == 14
     assert all(trial.state.is_finished() for trial in trials)
-    assert max(max(trial.intermediate_values) for trial in trials) == 301, "what is no number ends where it appears"
+    assert max(max(trial.intermediate_values) for trial in trials) == 300, "what is no number ends where it appears"
     diverged = [trial for trial in trials if stop_reason(trial) == "diverged"]
     assert diverged
     for trial in diverged:
-        assert (trial.state, trial.value) == (TrialState.PRUNED, 0.0)
+        assert (trial.state, trial.constraints) == (TrialState.PRUNED, {"ends": 1.0})
         assert message(trial) == "recall_at_10 is nan after 300 examples"
 
 
@@ -174,7 +172,7 @@ def test_median_decides_on_the_journal_as_the_rule_says_and_for_each_architectur
 def scheduled(study, rule, number, examples_seen, value, model="tiny-clip", **more):
     config = ProjectConfig(clip_model=model).to_dict()
     trial = SimpleNamespace(config=TrialPlan(number, "somewhere", config).to_ray())
-    return StudyScheduler(study, rule).on_trial_result(
+    return StudyScheduler(study, rule, StopSignal()).on_trial_result(
         None, trial, {"examples_seen": examples_seen, "recall_at_10": value, **more}
     )
 
@@ -198,8 +196,8 @@ def test_a_decision_is_in_the_journal_before_it_takes_effect_and_is_not_taken_tw
 @pytest.mark.parametrize(
     ("reason", "state", "value"),
     [
-        ("diverged", TrialState.PRUNED, 0.0),
-        ("out_of_memory", TrialState.PRUNED, 0.0),
+        ("diverged", TrialState.PRUNED, 0.7),
+        ("out_of_memory", TrialState.PRUNED, 0.7),
         ("bad_data", TrialState.FAIL, None),
         ("error", TrialState.FAIL, None),
     ],
@@ -271,28 +269,12 @@ def test_faults_that_differ_or_come_between_trials_that_train_do_not_end_a_sweep
 
 def test_a_space_that_always_raises_ends_a_sweep_early(tmp_path):
     study, stop = open_study(tmp_path), StopSignal()
-    searcher = StudySearcher(
-        *(study, lambda trial: {}["missing"], ProjectConfig().with_overrides),
-        **{"sweep_dir": tmp_path, "num_trials": 14, "max_concurrent": 1, "stop": stop},
-    )
+    searcher = StudySearcher(study, job(tmp_path, 14, space=lambda trial: {}["missing"]), stop)
     assert searcher.suggest("a") == "FINISHED"
     assert len(study.trials()) == 3
     assert "KeyError: 'missing'" in (stop.reason or "")
 
 
-def test_a_trial_waits_for_disk_until_it_would_be_alone(tmp_path):
-    """The folder is full already, of something else: each trial may still begin by itself, and is told of the budget."""
-    plan = DiskPlan({name: ModelBytes(1000, 1000) for name in MODELS}, num_trials=2)
-    disk_budget = DiskBudget(10**8, plan, DurableFolder(tmp_path), is_durable=False)
-    (tmp_path / "other").write_bytes(b"x")
-    os.truncate(tmp_path / "other", 10**9)
-    study = open_study(tmp_path)
-    settings = {"sweep_dir": tmp_path, "num_trials": 2, "max_concurrent": 2, "disk_budget": disk_budget}
-    searcher = StudySearcher(study, space, ProjectConfig().with_overrides, **settings)
-    first = TrialPlan.from_ray(searcher.suggest("a"))
-    assert (first.number, first.disk_budget_bytes) == (0, 10**8)
-    assert searcher.suggest("b") is None
-    assert searcher.suggest("b") is None
-    searcher.on_trial_complete("a")
-    assert TrialPlan.from_ray(searcher.suggest("b")).number == 1
-    assert len(study.trials()) == 2
+def test_each_trial_is_told_of_the_disk_that_the_sweep_may_take(tmp_path):
+    searcher = StudySearcher(open_study(tmp_path), job(tmp_path, 2, disk_budget_bytes=10**8), StopSignal())
+    assert TrialPlan.from_ray(searcher.suggest("a")).disk_budget_bytes == 10**8

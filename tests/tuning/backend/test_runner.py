@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.tuning.backend.hooks import SweepJob
 from fashionclip_tune.tuning.backend.runner import run_trials
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING, AshaRule
@@ -26,13 +27,14 @@ def run(tmp_path, trainable, *, num_trials, slots=2, rule=NO_STOPPING, space=spa
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
     completed = run_trials(
         study,
-        space,
-        ProjectConfig().with_overrides,
-        sweep_dir=tmp_path,
-        num_trials=num_trials,
-        slots=Slots(slots, 1, 0),
-        rule=rule,
-        on_event=lambda: None,
+        SweepJob(
+            space=space,
+            build=ProjectConfig().with_overrides,
+            sweep_dir=tmp_path,
+            num_trials=num_trials,
+            slots=Slots(slots, 1, 0),
+            rule=rule,
+        ),
         trainable=trainable,
     )
     assert completed

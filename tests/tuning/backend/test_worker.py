@@ -25,10 +25,11 @@ from fashionclip_tune.errors import (
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.remote_state import DurableRun
 from fashionclip_tune.tuning.backend import worker as trainable
-from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher
+from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher, SweepJob
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.backend.worker import claim_gpu_share
 from fashionclip_tune.tuning.planning.disk import plan_disk
+from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING
 from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import DurablePlan, Share, TrialPlan
@@ -134,10 +135,15 @@ def test_a_trial_on_a_card_that_another_program_fills_stays_unfinished(
     monkeypatch.setattr(trainable.tune, "report", reported.append)
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
     stop, share = StopSignal(), Share(0.5, 1.0, gpu_memory_bytes=8 * gib, gpu_needed_bytes=6 * gib)
-    searcher = StudySearcher(
-        *(study, lambda trial: {"clip_model": "tiny-clip", "loss_function": "contrastive"}, tiny_config.with_overrides),
-        **{"sweep_dir": tmp_path, "num_trials": 2, "max_concurrent": 1, "share_of": lambda config: share, "stop": stop},
+    job = SweepJob(
+        space=lambda trial: {"clip_model": "tiny-clip", "loss_function": "contrastive"},
+        build=tiny_config.with_overrides,
+        sweep_dir=tmp_path,
+        num_trials=2,
+        slots=Slots(1, 1.0, 0.5),
+        share_of=lambda config: share,
     )
+    searcher = StudySearcher(study, job, stop)
     plan = searcher.suggest("a")
     assert plan is not None
     trainable.run_trial(plan)

@@ -192,8 +192,8 @@ def test_a_trial_waits_for_a_card_that_has_no_room_for_a_context_either(monkeypa
 def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) -> None:
     from ray import cloudpickle
 
+    from fashionclip_tune.tuning.backend.hooks import SweepJob
     from fashionclip_tune.tuning.backend.runner import run_trials
-    from fashionclip_tune.tuning.schedulers import NO_STOPPING
     from fashionclip_tune.tuning.study.study import SweepStudy
     from tests.support import toys
 
@@ -207,14 +207,14 @@ def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) ->
 
     assert run_trials(
         SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2),
-        space,
-        B32.with_overrides,
-        sweep_dir=tmp_path,
-        num_trials=len(names),
-        slots=allotment.slots,
-        rule=NO_STOPPING,
-        on_event=lambda: None,
-        share_of=allotment.share_of,
+        SweepJob(
+            space=space,
+            build=B32.with_overrides,
+            sweep_dir=tmp_path,
+            num_trials=len(names),
+            slots=allotment.slots,
+            share_of=allotment.share_of,
+        ),
         trainable=toys.takes_two_seconds,
     )
     spans = [tuple(map(float, path.read_text().split())) for path in sorted(tmp_path.glob("trials/*/span"))]

@@ -1,6 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
-from fashionclip_tune.tuning.planning.plan import plan_sweep
+import pytest
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.machine.hardware import this_machine
+from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 
 
@@ -29,3 +34,29 @@ def test_a_sweep_says_that_captions_have_a_gap(many_captions):
     plan_sweep(settings, said.append)
     (line,) = (line for line in said if "gap" in line)
     assert line.startswith("warning: 1 photo has a gap in the numbers of its captions, such as clip_dataset_train")
+
+
+def test_fewer_trials_run_side_by_side_where_the_disk_has_no_room_for_more(garments: Path) -> None:
+    machine = replace(this_machine(), cores=2)
+
+    def planned(disk_budget_gb: float | None) -> SweepPlan:
+        settings = SweepSettings(
+            data=str(garments),
+            space="tiny",
+            budget_examples=1152,
+            device="cpu",
+            samples_per_second=100.0,
+            max_concurrent=2,
+            disk_budget_gb=disk_budget_gb,
+        )
+        return plan_sweep(settings, lambda text: None, machine=machine)
+
+    free = planned(None)
+    two, one = (free.disk.local_bytes(counts) / 1e9 for counts in (free.at_a_time, dict.fromkeys(free.at_a_time, 1)))
+    assert free.slots.count == 2
+    assert planned(two * 1.01).slots.count == 2
+    cut = planned((one + two) / 2)
+    assert cut.slots.count == 1
+    assert any("--disk-budget-gb" in note for note in cut.allotment.cuts)
+    with pytest.raises(UserError, match="is too little: one trial at a time takes up to"):
+        planned(one / 2)

@@ -113,8 +113,8 @@ def make_parser() -> Parser:
         "--disk-budget-gb",
         type=finite,
         metavar="G",
-        help="of the sweep's folder in --results: no trial starts beside others that could take it over, nothing large is "
-        "written that would (default: no limit)",
+        help="of the sweep's folder in --results: as many trials at a time as fit it together, and nothing large is written "
+        "that would pass it (default: no limit)",
     )
     add(
         "--address",

@@ -191,7 +191,6 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_pa
         "machine:  a card of 15.8 GB, which is not here, beside ",
         f"{available_cores()} cores and ",
         "of host memory, as this machine has",
-        "(measured on another machine)",
         "ViT-B-16-SigLIP2-256: ",
         "token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)",
         "of 15.8 GB (estimate)",

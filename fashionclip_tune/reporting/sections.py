@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
 from fashionclip_tune.reporting import figures as plots
 from fashionclip_tune.reporting.html import figure_or_nothing, plot, table, text, wide
-from fashionclip_tune.reporting.sweep_files import Row, end_of, freed_line, refit_lines, zero_shot_lines
+from fashionclip_tune.reporting.sweep_files import Row, end_of, freed_line, loss_label, refit_lines, zero_shot_lines
 from fashionclip_tune.reporting.sweep_view import SweepView
 
-_LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
 _KS = (1, 5, 10)
 _SHOWN_TORN = 5
 
@@ -94,7 +93,7 @@ def ranking(view: SweepView) -> Iterator[str]:
             str(place),
             row["trial_id"],
             text(row["config"].get("clip_model", "")),
-            _LOSSES.get(row["config"].get("loss_function", ""), ""),
+            loss_label(row["config"].get("loss_function")),
             "" if rate is None else f"{rate:.1e}",
             f"{row['recall_at_10']:.4f}",
             "" if low is None else f"{low:.4f} to {high:.4f}",
@@ -146,7 +145,7 @@ def gains(view: SweepView) -> Iterator[str]:
     for (model, loss), row in best_of.items():
         relative = "" if row["relative_gain"] is None else f"{row['relative_gain']:+.2%}"
         figures = [f"{row['untouched_recall_at_10']:.4f}", f"{row['recall_at_10']:.4f}", f"{row['step']:,}", relative]
-        rows.append(([f"{text(model)} ({_LOSSES.get(loss, text(loss))})", *figures, row["trial_id"]], ""))
+        rows.append(([f"{text(model)} ({text(loss_label(loss))})", *figures, row["trial_id"]], ""))
     yield table(("model (loss)", "zero-shot R@10", "best R@10", "at step", "gain", "trial"), rows, numbers=range(1, 5))
 
 

@@ -83,6 +83,11 @@ def failure_lines(rows: Sequence[Row]) -> list[str]:
     return [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed]
 
 
+def loss_label(loss: str | None) -> str:
+    """Of a ``loss_function``, as the field calls it: tables and figures have no other words."""
+    return {"contrastive": "InfoNCE", "siglip": "sigmoid"}.get(loss or "", loss or "")
+
+
 def end_of(row: Row, sweep_state: str) -> str:
     """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
     return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, counted_in_words, counting_of, names_of
-from fashionclip_tune.reporting.sweep_files import Row, ranked, read_sweep, ties_with_best
+from fashionclip_tune.reporting.sweep_files import Row, loss_label, ranked, read_sweep, ties_with_best
 
 _HEADERS = ("trial", "model", "loss", "learning rate", "R@5", "R@10", "low", "high", "zero-shot R@10", "gain", "gain %", "tie")
 
@@ -44,7 +44,7 @@ def _cells(row: Row, ties: Collection[str]) -> list[str]:
     return [
         row["trial_id"],
         config.get("clip_model", ""),
-        "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
+        loss_label(config.get("loss_function")),
         f"{config['training.learning_rate']:.1e}" if "training.learning_rate" in config else "",
         *("" if figure is None else f"{figure:.4f}" for figure in (*figures, row.get("untouched_recall_at_10"))),
         "" if row.get("gain") is None else f"{row['gain']:+.4f}",

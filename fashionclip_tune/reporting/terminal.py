@@ -16,6 +16,7 @@ from fashionclip_tune.reporting.sweep_files import (
     Row,
     end_of,
     failure_lines,
+    loss_label,
     ranked,
     read_sweep,
     refit_lines,
@@ -46,7 +47,7 @@ def trials_table(rows: Sequence[Row], title: str, sweep_state: str, ties: Collec
         table.add_row(
             row["trial_id"],
             config.get("clip_model", ""),
-            "sigmoid" if config.get("loss_function") == "siglip" else "InfoNCE",
+            loss_label(config.get("loss_function")),
             f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
             _augmentation(config),
             _thousands(row["examples_seen"]),

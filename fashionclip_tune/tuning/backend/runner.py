@@ -67,11 +67,12 @@ def run_trials(
         _connected(job.slots, address, go_on, stop),
         stop.listening(),
         _ending_in_time(job.time_budget, stop),
-        stop.connected(),
         tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as snapshots,
+        ExitStack() as connected,
     ):
         if stop.received:  # while Ray started
             return False
+        connected.enter_context(stop.connected())
         tuner = tune.Tuner(
             tune.with_resources(_patient(trainable), _resources),
             tune_config=tune.TuneConfig(

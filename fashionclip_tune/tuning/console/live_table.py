@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fashionclip_tune.reporting.sweep_files import has_failed, ranked
+from fashionclip_tune.reporting.sweep_files import has_failed, loss_label, ranked
 
 Row = Mapping[str, Any]
-_LOSSES = {"contrastive": "InfoNCE", "siglip": "sigmoid"}
 _HEADERS = ("trial", "model", "loss", "lr", "stage", "R@10", "change", "img/s")
 _NUMBERS = _HEADERS[3:]
 _NARROW, _NARROW_MODEL = 100, 14
@@ -124,7 +123,7 @@ class Progress:
         return [
             row["trial_id"],
             model,
-            _LOSSES.get(config.get("loss_function", ""), ""),
+            loss_label(config.get("loss_function")),
             "" if rate is None else f"{rate:.1e}".replace("e-0", "e-"),
             f"{row['examples_seen'] // self._stage_examples}/{self._num_stages}",
             _figure(row["recall_at_10"], ".4f"),

@@ -32,6 +32,7 @@ from search_plot import plot
 from search_table import Surrogate, cross_validate, read_table
 
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler
+from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.plan import startup_trials
 from fashionclip_tune.tuning.planning.space import load_space
 from fashionclip_tune.tuning.schedulers import stopping_rule
@@ -87,7 +88,7 @@ class OurSearch:
             quota=quota if has_quota and not is_random else None,
         )
         rule = stopping_rule(scheduler, stage_examples=stages[1], budget_examples=stages[-1], reduction_factor=REDUCTION_FACTOR)
-        self._scheduler = StudyScheduler(self._study, rule)
+        self._scheduler = StudyScheduler(self._study, rule, StopSignal())
         self._budget = stages[-1]
 
     def ask(self) -> tuple[str, dict[str, Any]]:

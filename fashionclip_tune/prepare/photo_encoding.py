@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,9 @@ def encode_all(
             "a worker process died while it encoded photos, most likely for want of memory: start the same command "
             "again, with fewer --workers; it goes on where it stopped"
         ) from error
+    except (KeyboardInterrupt, GeneratorExit):
+        _kill(pool)  # a batch of large photos takes minutes on a busy machine, and nobody waits for it any more
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -108,12 +112,19 @@ def _result(future: Future[list[EncodedPhoto | None]], pool: ProcessPoolExecutor
         try:
             return future.result(timeout=_LOOKS_EVERY_S)
         except TimeoutOfFuture:
-            processes = list((pool._processes or {}).values())
             if was_dead:
-                for process in processes:
-                    process.kill()
-                pool._result_queue._writer.close()  # type: ignore[attr-defined]  # now the reader comes to an end
-            was_dead = any(process.exitcode is not None for process in processes)
+                _kill(pool)
+            was_dead = any(process.exitcode is not None for process in _workers_of(pool))
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in _workers_of(pool):
+        process.kill()
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]  # now the reader comes to an end
+
+
+def _workers_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())
 
 
 @contextmanager

@@ -288,6 +288,7 @@ def attacks(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # it starts a sweep four times: four minutes alone, more beside others
 def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garments, tmp_path, run_sweep, local_ray, attacks):
     """SIGKILL to the trial's worker, to the driver with all below it, to the driver alone (its workers live on for seconds)."""
     driver = Driver(tmp_path, garments, *WITH_LOADERS)

@@ -41,6 +41,7 @@ def toy_train(config: Any, out_dir: Path, callbacks: RunCallbacks, *, resume_fro
         recall = float(value) * 0.1 - abs(float(torch.tensor(training.learning_rate).log10()) + 3) / 5 + 0.8
         figures = {"recall_at_10": recall, "recall_at_5": recall / 2, "protocol": "instance"}
         counts = {"num_gallery_images": 1, "num_gallery_texts": 1, "duration_s": time.perf_counter() - started}
+        counts["device_s"] = counts["duration_s"]
         speed = {"samples_per_second": training.batch_size / _TOY_STEP_S} if step else {}  # what later plans go by
         return {"step": step, "examples_seen": step * training.batch_size, **figures, **counts, **speed}
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.models.foreign_code import no_foreign_code
 from fashionclip_tune.models.openclip import openclip_is_quiet, reason_of
@@ -64,7 +64,8 @@ def _built(name: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # open_clip, timm and the hub's client raise many types
-        raise UserError(f"clip_model = {name!r} cannot be built as it is described: {reason_of(error)}") from error
+        kind = UnavailableError if isinstance(error, OSError) else UserError
+        raise kind(f"clip_model = {name!r} cannot be built as it is described: {reason_of(error)}") from error
 
 
 def forward_flops(model_name: str) -> float:

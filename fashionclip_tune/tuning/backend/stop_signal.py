@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -59,7 +59,8 @@ class StopSignal(Callback):
         try:
             yield
         finally:
-            ray.kill(self._flag)  # another sweep of this process has its own
+            with suppress(RayError):  # where Ray is gone, so is the flag, and another error says so
+                ray.kill(self._flag)  # another sweep of this process has its own
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = True

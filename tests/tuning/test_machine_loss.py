@@ -151,7 +151,14 @@ def test_a_machine_that_runs_still_stops_when_another_goes_on(garments, tmp_path
     while not list(drive.glob("it/headers/*")):
         assert first.poll() is None, first.communicate()
         time.sleep(0.1)
-    second = start(garments, tmp_path / "second", drive, "--resume")  # at it when the first is at its trials
+    os.killpg(first.pid, signal.SIGSTOP)  # else it may have ended before the second is at it
+    second = start(garments, tmp_path / "second", drive, "--resume")
+    try:
+        while len(list(drive.glob("it/writers/*.json"))) < 2:
+            assert second.poll() is None, second.communicate()
+            time.sleep(0.1)
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
     out, _ = first.communicate(timeout=500)
     assert first.returncode == 2, out
     assert "Traceback" not in out

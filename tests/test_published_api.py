@@ -5,6 +5,7 @@ Its weights come from ``openclip_cache/`` on the Drive, in the hub's own layout;
 
 import csv
 import json
+import re
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -99,7 +100,9 @@ def test_the_published_example_runs_as_it_stands(aug_root: Path, drive: Path, ca
     rows = [json.loads(path.read_text()) for path in sorted((drive / "evaluations").glob("*.json"))]
     assert [row["step"] for row in rows] == [0, num_steps]
     assert all("train_recall_at_10" in row and row["num_pairs"] == 14 for row in rows)
-    untouched, end, *outcome, best = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    # A busy machine takes long enough for lines of progress.
+    untouched, end, *outcome, best = [line for line in lines if not re.fullmatch(r".+: [\d,]+ of [\d,]+", line)]
     assert "untouched weights" in untouched
     assert f"recall_at_10 {rows[1]['recall_at_10']:.4f}" in end
     assert f"zero-shot {rows[0]['recall_at_10']:.4f}" in outcome[0]

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ DEFAULT_TAGS = {
 CONFIG_NAME = "open_clip_config.json"
 _RECORD_OF_WEIGHTS = ("checkpoint.json", "model.safetensors")  # a checkpoint of ours
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
+# Sizes may differ: positions are resized then, with a warning. The rest says where weights and tokens come from.
+_NOT_OF_THE_NETWORK = {
+    *("image_size", "context_length", "timm_model_pretrained", "hf_model_pretrained"),
+    *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
+}
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -90,14 +95,30 @@ def describe_folder(folder: Path, what: str) -> Description:
             f"{what} is no OpenCLIP folder: model_cfg of {path} lacks {', '.join(lacking) or 'vision_cfg or text_cfg'}"
         )
     refuse_code(described, path)
-    for part in _PARTS[1:]:
-        tower = str(model_config[part].get("timm_model_name", ""))
-        if ":" in tower and not Path(tower.partition(":")[2]).is_dir():  # timm: hf-hub, hf_hub, local-dir
-            raise UserError(
-                f"{what}: {part}.timm_model_name = {tower!r} of {path} is described elsewhere, which is not followed: an "
-                "OpenCLIP folder names one of timm's own architectures"
-            )
+    _refuse_towers_of_others(model_config, f"{what}: {path} names")
     return Description(model_config, {key: preprocessing[key] for key in _PREPROCESSING if preprocessing.get(key) is not None})
+
+
+def _refuse_towers_of_others(model_config: Mapping[str, Any], what: str) -> None:
+    """A file does not decide what is looked for on the hub: only towers that timm or OpenCLIP itself names are."""
+    for part in _PARTS[1:]:
+        image, text = (str(model_config[part].get(key) or "") for key in ("timm_model_name", "hf_model_name"))
+        place = image.partition(":")[2]  # timm's hf-hub:, hf_hub: and local-dir:
+        if place and not Path(place).is_dir():
+            raise UserError(
+                f"{what} the tower {image!r}, which is described elsewhere and not followed: name one of timm's own architectures"
+            )
+        if text and text not in _openclips_text_towers() and not Path(text).is_dir():
+            raise UserError(
+                f"{what} the tower {text!r}, which is described elsewhere and not followed: name a folder, or one of "
+                f"{', '.join(sorted(_openclips_text_towers()))}"
+            )
+
+
+@cache
+def _openclips_text_towers() -> set[str]:
+    towers = (open_clip.get_model_config(name)["text_cfg"].get("hf_model_name") for name in open_clip.list_models())
+    return {str(tower) for tower in towers if tower}
 
 
 @lru_cache(maxsize=16)  # a fetch asks the hub whether there is a newer one
@@ -149,12 +170,53 @@ def preprocessing_of_file(name: str, file: Path) -> dict[str, Any]:
         if _is_said(stored):
             return {key: stored[key] for key in _PREPROCESSING if key in stored}
     beside = file.parent / CONFIG_NAME
-    if beside.is_file():
-        described = _read(beside)
-        stored, architecture = described.get("preprocess_cfg") or {}, described.get("model_cfg")
-        if _is_said(stored) and (architecture is None or _is_same(architecture, check_architecture(name))):
-            return {key: stored[key] for key in _PREPROCESSING if key in stored}
+    stored = _read(beside).get("preprocess_cfg") or {} if beside.is_file() else {}
+    if _is_said(stored):
+        return {key: stored[key] for key in _PREPROCESSING if key in stored}
     return preprocessing_by_name(name, f"the weights file {file}", beside)
+
+
+def architecture_of_file(name: str, file: Path) -> dict[str, Any]:
+    """The named architecture, with QuickGELU where the description beside the file asks for it.
+
+    Raises:
+        UserError: that description is of another architecture. Shapes alone would not tell: heads and activations have none.
+    """
+    expected, beside = check_architecture(name), file.parent / CONFIG_NAME
+    found = _read(beside).get("model_cfg") if beside.is_file() else None
+    if not isinstance(found, Mapping):
+        return expected
+    differing = _differences(found, expected)
+    if differing:
+        raise UserError(
+            f"the weights file {file} is not of {name}, by {beside} beside it ({'; '.join(differing)}): name their folder, "
+            f"--set clip_model={LOCAL_PREFIX}{file.parent}, or move the file out of it if they are not what it describes"
+        )
+    return {**expected, "quick_gelu": True} if found.get("quick_gelu") else expected
+
+
+def architecture_of_tag(name: str, tag: str) -> dict[str, Any]:
+    """The named architecture, with QuickGELU where the tag's weights were trained with it: ``openai`` of ViT-B-32."""
+    is_quick = (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")
+    return {**check_architecture(name), "quick_gelu": True} if is_quick else check_architecture(name)
+
+
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Where two ``model_cfg`` describe different networks, by what OpenCLIP takes where one of them is silent."""
+    flat = [_network_settings(model_config) for model_config in (found, expected)]
+    names = sorted(flat[0].keys() | flat[1].keys())
+    return [
+        f"{name} = {flat[0].get(name)}, not {flat[1].get(name)}" for name in names if flat[0].get(name) != flat[1].get(name)
+    ]
+
+
+def _network_settings(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"embed_dim": model_config.get("embed_dim")}
+    for part, defaults in (("vision_cfg", open_clip.CLIPVisionCfg()), ("text_cfg", open_clip.CLIPTextCfg())):
+        said = model_config.get(part)
+        described = {**asdict(defaults), **(said if isinstance(said, Mapping) else {})}
+        settings |= {f"{part}.{key}": value for key, value in described.items() if key not in _NOT_OF_THE_NETWORK}
+    return settings
 
 
 def files_beside(file: Path) -> Iterator[Path]:
@@ -211,10 +273,6 @@ def _published(name: str) -> dict[str, list[str]]:
 def _is_said(preprocessing: object) -> bool:
     """Older OpenCLIP folders state no more than mean and std; the rest has one meaning then."""
     return isinstance(preprocessing, Mapping) and all(preprocessing.get(key) is not None for key in ("mean", "std"))
-
-
-def _is_same(found: Any, expected: Mapping[str, Any]) -> bool:
-    return isinstance(found, Mapping) and all(found.get(key) == expected.get(key) for key in ("embed_dim", "vision_cfg"))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
                 pretrained_text=False,
                 cache_dir=_cache_of(start.openclip_name, cache_dir),
                 force_preprocess_cfg=start.preprocessing,
+                force_quick_gelu=bool(model_config.get("quick_gelu")),
                 **arguments,
             )
             if weights is not None:

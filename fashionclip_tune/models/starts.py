@@ -10,6 +10,9 @@ from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.models.description import (
     DEFAULT_TAGS,
     Description,
+    architecture_of_file,
+    architecture_of_tag,
+    check_architecture,
     describe,
     describe_folder,
     files_beside,
@@ -67,7 +70,10 @@ def loading_call(name: str, pretrained: str | None) -> str | None:
         return None
     calls = "open_clip.create_model_and_transforms"
     if start.tag is not None or (folder_of(start.openclip_name) is None and start.file is not None):
-        return f'{calls}("{name}", pretrained="{start.tag or start.file}")'
+        # OpenCLIP would warn and take the activation of the name.
+        is_said = check_architecture(name).get("quick_gelu", False) == start.model_config.get("quick_gelu", False)
+        quick = "" if is_said else ", force_quick_gelu=True"
+        return f'{calls}("{name}", pretrained="{start.tag or start.file}"{quick})'
     return f'{calls}("{start.openclip_name}")'
 
 
@@ -96,9 +102,9 @@ def _find(name: str, pretrained: str | None) -> Start:
         own = described.preprocessing or preprocessing_by_name(name, "the weights there", Path("open_clip_config.json"))
         return Start(name, described.model_config, own, repository=hub_repository(place))
     if isinstance(place, str):
-        return Start(name, described.model_config, {}, tag=place)
+        return Start(name, architecture_of_tag(name, place), {}, tag=place)
     if not place.is_dir():
-        return Start(name, described.model_config, preprocessing_of_file(name, place), file=place)
+        return Start(name, architecture_of_file(name, place), preprocessing_of_file(name, place), file=place)
     own_folder = _folder(name, place, described)
     return Start(
         local_name(place),

@@ -192,12 +192,20 @@ def test_a_text_tower_of_transformers_brings_no_code(tiny_config: ProjectConfig,
 def test_a_folder_whose_tower_is_described_elsewhere_is_refused(tiny_config: ProjectConfig, folder: Path, place: str) -> None:
     change(folder / "open_clip_config.json", lambda content: content["model_cfg"]["vision_cfg"].update(timm_model_name=place))
     for way in WAYS.values():
-        assert "is described elsewhere" in message(lambda way=way: way(tiny_config, folder))
+        assert "which is described elsewhere" in message(lambda way=way: way(tiny_config, folder))
+
+
+def test_a_folder_whose_text_tower_is_described_elsewhere_is_refused(tiny_config: ProjectConfig, folder: Path) -> None:
+    change(folder / "open_clip_config.json", lambda content: text(content).update(hf_model_name="somebody/tower"))
+    for way in WAYS.values():
+        said = message(lambda way=way: way(tiny_config, folder))
+        assert "'somebody/tower', which is described elsewhere" in said
+        assert "roberta-base" in said
 
 
 def test_a_text_tower_that_cannot_be_had_is_a_mistake_of_the_name(folder: Path) -> None:
     """No hub is reached here, so nobody knows what the text tower looks like."""
-    change(folder / "open_clip_config.json", lambda content: text(content).update(hf_model_name="nobody/nothing"))
+    change(folder / "open_clip_config.json", lambda content: text(content).update(hf_model_name="roberta-base"))
     assert "cannot be built as it is described" in message(lambda: without_numbers(f"local-dir:{folder}"))
 
 

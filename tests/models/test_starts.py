@@ -20,7 +20,7 @@ from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.named_model import named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
-from fashionclip_tune.models.starts import find_start
+from fashionclip_tune.models.starts import find_start, loading_call
 from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.training.callbacks import TrainResult
@@ -267,10 +267,72 @@ def test_what_is_said_beside_a_file_counts_where_it_is_of_the_same_architecture(
     loaded.preprocessing = replace(loaded.preprocessing, mean=(0.4, 0.5, 0.6))
     export_openclip(loaded, tmp_path)
     assert load_model(of(tiny_config, "tiny-clip", tmp_path / WEIGHTS)).preprocessing.mean == (0.4, 0.5, 0.6)
+
+
+# What has no shape, or has the same one, is not found by loading.
+OF_ANOTHER = {
+    "vision_cfg.layers": 9,
+    "vision_cfg.head_width": 8,
+    "text_cfg.heads": 2,
+    "text_cfg.no_causal_mask": True,
+    "text_cfg.pool_type": "last",
+    "vision_cfg.pool_type": "avg",
+}
+
+
+@pytest.mark.parametrize(("path", "value"), OF_ANOTHER.items())
+def test_a_file_beside_the_description_of_another_architecture_is_refused(
+    tiny_config: ProjectConfig, tmp_path: Path, path: str, value: object
+) -> None:
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path)
     described = json.loads((tmp_path / CONFIG).read_text())
-    described["model_cfg"]["vision_cfg"]["layers"] = 9
+    part, key = path.split(".")
+    described["model_cfg"][part][key] = value
     (tmp_path / CONFIG).write_text(json.dumps(described))
-    assert load_model(of(tiny_config, "tiny-clip", tmp_path / WEIGHTS)).preprocessing.mean == (0.5, 0.5, 0.5)
+    said = message(lambda: load_model(of(tiny_config, "tiny-clip", tmp_path / WEIGHTS)))
+    assert f"{path} = {value}, not " in said
+    assert f"--set clip_model=local-dir:{tmp_path}" in said
+
+
+def test_a_description_that_spells_out_defaults_is_of_the_same_architecture(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    loaded = load_model(of(tiny_config, "tiny-clip", None))
+    export_openclip(loaded, tmp_path)
+    described = json.loads((tmp_path / CONFIG).read_text())
+    described["model_cfg"]["text_cfg"] |= {"no_causal_mask": False, "hf_tokenizer_name": "of/somebody"}
+    described["model_cfg"] |= {"init_logit_bias": -10.0, "custom_text": True}
+    (tmp_path / CONFIG).write_text(json.dumps(described))
+    start = find_start("tiny-clip", str(tmp_path / WEIGHTS))
+    assert start.preprocessing["resize_mode"] == "squash"
+
+
+def activations(network: nn.Module) -> set[type]:
+    return {type(module) for module in network.modules() if type(module).__name__ in ("GELU", "QuickGELU")}
+
+
+def test_weights_that_were_trained_with_quick_gelu_keep_it(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    """No tensor says so: it stands in the description beside the file, and goes into that of the export."""
+    plain = load_model(of(tiny_config, "tiny-clip", None))
+    assert activations(plain.network) == {nn.GELU}
+    plain.model_config = {**plain.model_config, "quick_gelu": True}
+    export_openclip(plain, tmp_path / "given")
+    loaded = load_model(of(tiny_config, "tiny-clip", tmp_path / "given" / WEIGHTS))
+    assert activations(loaded.network) == {open_clip.transformer.QuickGELU}
+    export_openclip(loaded, tmp_path / "best")
+    again, *_ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'best'}")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(again.eval().encode_image(images), loaded.network.eval().encode_image(images))
+    assert not torch.allclose(plain.network.eval().encode_image(images), loaded.network.encode_image(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "tag"), open_clip.list_pretrained())
+def test_a_tag_s_weights_have_the_activation_that_they_were_trained_with(name: str, tag: str) -> None:
+    start = find_start(name, tag)
+    is_quick = start.model_config.get("quick_gelu", False)
+    assert is_quick == bool(
+        open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") or "quickgelu" in name or "roberta-V" in name
+    )
+    call = loading_call(name, tag)
+    assert ("force_quick_gelu" in str(call)) == (is_quick and not open_clip.get_model_config(name).get("quick_gelu"))
 
 
 def test_a_checkpoint_of_ours_says_how_its_photos_are_prepared(

@@ -106,7 +106,7 @@ def _refuse_towers_of_others(model_config: Mapping[str, Any], what: str) -> None
         place = image.partition(":")[2]  # timm's hf-hub:, hf_hub: and local-dir:
         if place and not Path(place).is_dir():
             raise UserError(
-                f"{what} the tower {image!r}, which is described elsewhere and not followed: name one of timm's own architectures"
+                f"{what} the tower {image!r}, which is described elsewhere and not followed: name an architecture of timm"
             )
         if text and text not in _openclips_text_towers() and not Path(text).is_dir():
             raise UserError(

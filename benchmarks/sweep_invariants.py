@@ -11,7 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from fashionclip_tune.storage.checkpoint import newest_checkpoint
-from fashionclip_tune.storage.folder import DurableFolder, read_journal
+from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.training.history import TIMING
 
 # Of Optuna's journal.
@@ -21,7 +21,7 @@ _SET_STAGE, _SET_ATTRIBUTE = 7, 8
 def journal_of(sweep_dir: Path) -> list[dict[str, Any]]:
     """What is in the journal, an unfinished last line left out; on a durable side it is in pieces."""
     path = sweep_dir / "study.journal"
-    content = path.read_bytes() if path.exists() else read_journal(DurableFolder(sweep_dir))
+    content = path.read_bytes() if path.exists() else read_journal(RemoteFolder(sweep_dir))
     return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 

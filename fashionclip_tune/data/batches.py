@@ -18,7 +18,7 @@ from fashionclip_tune.data.index import BadSample, ShardIndex
 from fashionclip_tune.data.preprocessing import Preprocessing, Tokenizer
 from fashionclip_tune.data.reader import ShardReader, decode_photo
 from fashionclip_tune.data.sampling import Positions, SampleOrder
-from fashionclip_tune.data.shard_cache import Ahead, ShardStorage, copy_first
+from fashionclip_tune.data.shard_cache import Prefetcher, ShardStorage, copy_first
 from fashionclip_tune.errors import BadDataError, UserError
 from fashionclip_tune.progress import OnProgress
 from fashionclip_tune.seeds import Stream, numpy_generator
@@ -144,7 +144,7 @@ class _CopiesAhead:
         self._index = index
         self._order = order
         self._max_bytes = storage.max_bytes
-        self._ahead = Ahead(storage)
+        self._ahead = Prefetcher(storage)
         self._next_look = 0
         self._refuse_too_small(order.upcoming_shards(0, num_windows=1))
 

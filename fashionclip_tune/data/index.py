@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fashionclip_tune.data.shard_cache import Content, ShardStorage
+from fashionclip_tune.data.shard_cache import ShardDigest, ShardStorage
 from fashionclip_tune.data.shards import RemoteShard, Shard
 from fashionclip_tune.data.tar_index import FORMAT, TarIndex, checksum, index_tar
 from fashionclip_tune.errors import UnavailableError, UserError
@@ -72,7 +72,7 @@ class ShardIndex:
     """
 
     shards: tuple[Shard, ...]
-    contents: tuple[Content, ...]  # [shards]
+    contents: tuple[ShardDigest, ...]  # [shards]
     shard_sizes: npt.NDArray[np.int64]  # [shards] samples
     shard_of: npt.NDArray[np.int64]  # [samples]
     keys: npt.NDArray[np.str_]  # [samples]
@@ -133,7 +133,7 @@ def load_index(
     joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in together}
     return ShardIndex(
         shards=tuple(shards),
-        contents=tuple(Content(str(part["checksum"]), int(part["bytes"])) for part in parts),
+        contents=tuple(ShardDigest(str(part["checksum"]), int(part["bytes"])) for part in parts),
         shard_sizes=sizes,
         shard_of=np.repeat(np.arange(len(shards)), sizes),
         **joined,
@@ -172,7 +172,7 @@ def _shard_index(shard: Shard, storage: ShardStorage) -> TarIndex:
         if part is None:
             with storage.unindexed(shard) as path:
                 part = index_tar(path)
-                storage.adopt(path, Content(str(part["checksum"]), int(part["bytes"])))
+                storage.adopt(path, ShardDigest(str(part["checksum"]), int(part["bytes"])))
             if isinstance(shard, Path):
                 with contextlib.suppress(OSError):  # a folder that is not ours: the cache has it
                     _write(index_path(shard), part)

@@ -36,7 +36,7 @@ class CopyError(OSError):
 
 
 @dataclass(frozen=True)
-class Content:
+class ShardDigest:
     """What a shard's index says of its bytes."""
 
     checksum: str
@@ -60,7 +60,7 @@ class ShardStorage:
     def copies(self, shard: Shard) -> bool:
         return self.scratch is not None or isinstance(shard, RemoteShard)
 
-    def path(self, shard: Shard, content: Content, *, on_wait: Callable[[], None] | None = None) -> Path:
+    def path(self, shard: Shard, content: ShardDigest, *, on_wait: Callable[[], None] | None = None) -> Path:
         """A local file with the shard's bytes; waits until it is there, and calls ``on_wait`` as long as bytes come.
 
         Raises:
@@ -86,7 +86,7 @@ class ShardStorage:
         finally:
             copy.unlink(missing_ok=True)
 
-    def adopt(self, copy: Path, content: Content) -> None:
+    def adopt(self, copy: Path, content: ShardDigest) -> None:
         """Keeps a file of ``unindexed`` as the copy of this content."""
         if copy.parent == self._folder():
             copy.replace(copy.with_name(f"{content.checksum}.tar"))
@@ -94,7 +94,7 @@ class ShardStorage:
     def _folder(self) -> Path:
         return (self.scratch if self.scratch is not None else cache_dir()) / "shards"
 
-    def _ensure(self, shard: Shard, copy: Path, content: Content | None, on_wait: Callable[[], None]) -> None:
+    def _ensure(self, shard: Shard, copy: Path, content: ShardDigest | None, on_wait: Callable[[], None]) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{copy}.lock", thread_local=False)
         seen, since = 0, time.monotonic()
@@ -112,10 +112,10 @@ class ShardStorage:
                     raise CopyError(f"{shard}: no byte came for {self.stall_s:g} s") from None
                 time.sleep(_POLL_S)
 
-    def _copy(self, shard: Shard, copy: Path, content: Content | None, on_wait: Callable[[], None]) -> None:
+    def _copy(self, shard: Shard, copy: Path, content: ShardDigest | None, on_wait: Callable[[], None]) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             self._make_room(_part_of(copy), content.num_bytes if content else 0)
-            copying = _Copying(shard, _part_of(copy))
+            copying = _Download(shard, _part_of(copy))
             try:
                 found = copying.run(self.stall_s, on_wait)
                 if content is not None and found != content:
@@ -159,7 +159,7 @@ class ShardStorage:
                 file.truncate(num_bytes)
 
 
-class _Copying:
+class _Download:
     """One copy, in a thread of its own, since reading may hang for ever."""
 
     def __init__(self, shard: Shard, target: Path) -> None:
@@ -171,7 +171,7 @@ class _Copying:
         self._error: Exception | None = None
         self._stream: Any = None
 
-    def run(self, stall_s: float, on_wait: Callable[[], None]) -> Content:
+    def run(self, stall_s: float, on_wait: Callable[[], None]) -> ShardDigest:
         thread = threading.Thread(target=self._work, daemon=True)
         thread.start()
         seen, since = 0, time.monotonic()
@@ -187,7 +187,7 @@ class _Copying:
                 raise CopyError(f"{self._shard}: no byte came for {stall_s:g} s")
         if self._error is not None:
             raise self._error if isinstance(self._error, OSError) else CopyError(f"{self._shard}: {self._error}")
-        return Content(self._digest.hexdigest(), self._num_bytes)
+        return ShardDigest(self._digest.hexdigest(), self._num_bytes)
 
     def _work(self) -> None:
         try:
@@ -227,13 +227,13 @@ def _written_at(path: Path) -> int:
         return 0
 
 
-def copy_first(storage: ShardStorage, wanted: Iterable[tuple[Shard, Content]], on_progress: OnProgress) -> None:
+def copy_first(storage: ShardStorage, wanted: Iterable[tuple[Shard, ShardDigest]], on_progress: OnProgress) -> None:
     """Copies shards, several at a time, as far as all of them fit; those that are read where they are need no copy.
 
     What cannot be copied is left to whoever reads it, who meets the error too, and reports it. ``on_progress`` is called with
     the numbers of shards now and then; when it raises, what has not begun is not copied.
     """
-    fitting, total_bytes = list[tuple[Shard, Content]](), 0
+    fitting, total_bytes = list[tuple[Shard, ShardDigest]](), 0
     for shard, content in dict(wanted).items():
         total_bytes += content.num_bytes if storage.copies(shard) else 0
         if storage.copies(shard) and total_bytes <= storage.max_bytes:
@@ -248,17 +248,17 @@ def copy_first(storage: ShardStorage, wanted: Iterable[tuple[Shard, Content]], o
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Ahead:
+class Prefetcher:
     """Copies shards that will be needed, in the order of their need, in a thread; stops when told to."""
 
     def __init__(self, storage: ShardStorage) -> None:
         self._storage = storage
-        self._wanted: list[tuple[Shard, Content]] = []
+        self._wanted: list[tuple[Shard, ShardDigest]] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def want(self, shards: Sequence[tuple[Shard, Content]]) -> None:
+    def want(self, shards: Sequence[tuple[Shard, ShardDigest]]) -> None:
         """From now on these, the first one first."""
         with self._changed:
             self._wanted = list(shards)
@@ -273,7 +273,7 @@ class Ahead:
             self._changed.notify()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Ahead, (self._storage,)  # a loader process has a thread of its own
+        return Prefetcher, (self._storage,)  # a loader process has a thread of its own
 
     def _work(self) -> None:
         while True:

@@ -40,7 +40,7 @@ def _try(name: str, freeze: FreezeConfig, patch_dropout: float, layer_decay: flo
     config = replace(ProjectConfig(clip_model=name), freeze=freeze).with_overrides(
         {"model.patch_dropout": patch_dropout, "optimizer.layer_decay": layer_decay}
     )
-    network = without_numbers(name)
+    network = meta_model(name)
     prepare_towers(network, config)
     parameter_groups(network, config.training, config.optimizer)
 
@@ -50,7 +50,7 @@ def has_known_text_tower(model_config: Mapping[str, Any]) -> bool:
     return "hf_model_name" not in model_config.get("text_cfg", {})
 
 
-def without_numbers(name: str) -> Any:
+def meta_model(name: str) -> Any:
     """An architecture on the meta device, the caller's own."""
     return copy.deepcopy(_built(name))  # else what one freezes or drops, others would find frozen and dropped
 
@@ -79,7 +79,7 @@ def forward_flops(model_name: str) -> float:
     """
     if not has_known_text_tower(check_architecture(model_name)):
         return math.inf
-    network = without_numbers(model_name)
+    network = meta_model(model_name)
     size = network.visual.image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     photo = torch.empty(1, 3, *sides, device="meta")
@@ -118,5 +118,5 @@ def has_large_token_table(config: ProjectConfig) -> bool:
 
 @cache
 def _token_table_numbers(name: str) -> int:
-    named = without_numbers(name).named_parameters()
+    named = meta_model(name).named_parameters()
     return sum(parameter.numel() for path, parameter in named if "token_embedding." in path)

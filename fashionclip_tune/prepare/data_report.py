@@ -16,7 +16,7 @@ from fashionclip_tune.prepare.lookalikes import (
     same_across_splits,
     similar_across_splits,
 )
-from fashionclip_tune.prepare.photo_encoding import Looks
+from fashionclip_tune.prepare.photo_encoding import ImageHashes
 
 CLIP_CONTEXT = 77
 """Tokens that CLIP's text towers read, the two that mark start and end included."""
@@ -32,7 +32,7 @@ class ReportedPhoto:
     split: str
     product_id: str
     captions: tuple[str, ...]
-    looks: Looks
+    hashes: ImageHashes
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
     for caption in captions:
         if language := looks_foreign(caption):
             foreign[language].append(caption)
-    looks = [photo.looks for photo in photos]
+    hashes = [photo.hashes for photo in photos]
     splits = [SPLITS.index(photo.split) for photo in photos]
     per_product = list(Counter(photo.product_id for photo in photos).values())
     return DataReport(
@@ -155,9 +155,9 @@ def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
         ),
         too_long=_warning(too_long),
         longest_tokens=max(lengths.values(), default=None),
-        same_photos=count_same(looks),
-        same_across_splits=_pairs(photos, same_across_splits(looks, splits)),
-        similar_across_splits=_pairs(photos, similar_across_splits(looks, splits)),
+        same_photos=count_same(hashes),
+        same_across_splits=_pairs(photos, same_across_splits(hashes, splits)),
+        similar_across_splits=_pairs(photos, similar_across_splits(hashes, splits)),
         foreign={name: _warning(some) for name, some in sorted(foreign.items(), key=lambda item: (-len(item[1]), item[0]))},
     )
 

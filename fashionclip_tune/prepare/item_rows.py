@@ -71,7 +71,7 @@ class ItemRow:
 
 
 @dataclass
-class Losses:
+class DroppedPhotos:
     """Counts the photos that are dropped and stops when they are more than half of the table's."""
 
     advice: str
@@ -126,7 +126,7 @@ def usable_rows(
     columns: Mapping[str, ColumnChoice],
     templates: Sequence[CaptionTemplate],
     splits_by_file: Mapping[Path, str],
-    losses: Losses,
+    dropped: DroppedPhotos,
 ) -> list[ItemRow]:
     """The photos that have a caption and an image file; nothing is decoded yet."""
     # ShardSample writes product_id and category itself, whatever the columns that they come from are called.
@@ -144,10 +144,10 @@ def usable_rows(
         }
         captions = _captions(record, templates, single["caption"])
         for file, source, problem in _photos(record, folder, columns["image"].names):
-            losses.num_photos += 1
+            dropped.num_photos += 1
             shown = f"{record.table.name}: {file}" if several else file
             if problem or source is None or not captions:
-                losses.add(problem or "caption empty", record.number, shown)
+                dropped.add(problem or "caption empty", record.number, shown)
                 continue
             sample = ShardSample(
                 key="",

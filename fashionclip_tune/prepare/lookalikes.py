@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fashionclip_tune.prepare.photo_encoding import Looks
+from fashionclip_tune.prepare.photo_encoding import ImageHashes
 
 MAX_DIFFERENT_BITS = 4
 """Of the 64 bits of dHash."""
@@ -28,27 +28,27 @@ class Pairs:
     examples: tuple[tuple[int, int], ...]
 
 
-def count_same(looks: Sequence[Looks]) -> int:
+def count_same(hashes: Sequence[ImageHashes]) -> int:
     """How many photos have the pixels of one before, in whatever split."""
-    return len(looks) - len({photo.pixels for photo in looks})
+    return len(hashes) - len({photo.pixels for photo in hashes})
 
 
-def same_across_splits(looks: Sequence[Looks], splits: Sequence[int]) -> Pairs:
+def same_across_splits(hashes: Sequence[ImageHashes], splits: Sequence[int]) -> Pairs:
     """Photos with exactly the pixels of one in an earlier split (splits count 0, 1, 2)."""
     first_of: dict[int, int] = {}
-    for photo in sorted(range(len(looks)), key=lambda photo: splits[photo]):
-        first_of.setdefault(looks[photo].pixels, photo)
-    pairs = [(first_of[look.pixels], photo) for photo, look in enumerate(looks)]
+    for photo in sorted(range(len(hashes)), key=lambda photo: splits[photo]):
+        first_of.setdefault(hashes[photo].pixels, photo)
+    pairs = [(first_of[each.pixels], photo) for photo, each in enumerate(hashes)]
     found = [(first, photo) for first, photo in pairs if splits[first] != splits[photo]]
     return Pairs(len(found), tuple(found[:3]))
 
 
-def similar_across_splits(looks: Sequence[Looks], splits: Sequence[int]) -> Pairs:
+def similar_across_splits(hashes: Sequence[ImageHashes], splits: Sequence[int]) -> Pairs:
     """Photos that are not the same as, but nearly, one in an earlier split, by both measures above."""
-    gradients = np.array([photo.gradients for photo in looks], dtype=np.uint64)
-    pixels = np.array([photo.pixels for photo in looks], dtype=np.uint64)
-    thumbnails = np.frombuffer(b"".join(photo.thumbnail for photo in looks), dtype=np.uint8).reshape(len(looks), -1)
-    contrasts = _contrasts(thumbnails.reshape(len(looks), -1, 3))
+    gradients = np.array([photo.gradients for photo in hashes], dtype=np.uint64)
+    pixels = np.array([photo.pixels for photo in hashes], dtype=np.uint64)
+    thumbnails = np.frombuffer(b"".join(photo.thumbnail for photo in hashes), dtype=np.uint8).reshape(len(hashes), -1)
+    contrasts = _contrasts(thumbnails.reshape(len(hashes), -1, 3))
     split_of = np.array(splits, dtype=np.int8)
     earlier_of: dict[int, int] = {}
     for left, right in _candidates(gradients, thumbnails.mean(axis=1), contrasts, split_of):

@@ -43,7 +43,7 @@ class PhotoSource:
 
 
 @dataclass(frozen=True)
-class Looks:
+class ImageHashes:
     """What photos are compared by.
 
     ``pixels``: hash of the decoded pixels as written. ``gradients``: dHash, 64 bits. ``thumbnail``: 8 x 8 RGB bytes.
@@ -56,10 +56,10 @@ class Looks:
 
 @dataclass(frozen=True)
 class EncodedPhoto:
-    """A JPEG that decodes, with its looks."""
+    """A JPEG that decodes, with its hashes."""
 
     jpeg: bytes
-    looks: Looks
+    hashes: ImageHashes
 
 
 def encode_all(
@@ -158,7 +158,7 @@ def encode_batch(batch: Sequence[PhotoSource], size: int) -> list[EncodedPhoto |
 def _encode_file(path: Path, size: int) -> EncodedPhoto | None:
     try:
         jpeg = photo_as_jpeg(path, size)
-        return EncodedPhoto(jpeg, looks_of(jpeg))
+        return EncodedPhoto(jpeg, image_hashes(jpeg))
     except Exception:  # on a broken file Pillow raises nearly anything: OSError, SyntaxError, struct.error
         return None
 
@@ -173,10 +173,10 @@ def _encode_rows(path: Path, rows: list[int], size: int) -> list[EncodedPhoto | 
     except OSError:  # a damaged chunk costs the batch
         return [None] * len(rows)
     jpegs = [pixels_as_jpeg(pixels[row - first], size) for row in rows]
-    return [EncodedPhoto(jpeg, looks_of(jpeg)) for jpeg in jpegs]
+    return [EncodedPhoto(jpeg, image_hashes(jpeg)) for jpeg in jpegs]
 
 
-def looks_of(jpeg: bytes) -> Looks:
+def image_hashes(jpeg: bytes) -> ImageHashes:
     """Decodes a JPEG in full and says what it looks like.
 
     dHash: for 9 x 8 grey pixels, whether each is brighter than its left neighbour (Neal Krawetz, "Kind of Like That",
@@ -185,7 +185,7 @@ def looks_of(jpeg: bytes) -> Looks:
     with Image.open(io.BytesIO(jpeg)) as opened:
         image = opened.convert("RGB")
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
-    return Looks(
+    return ImageHashes(
         pixels=int.from_bytes(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()[:8], "big"),
         gradients=int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1] + _NOISE).tobytes(), "big"),
         thumbnail=image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes(),

@@ -21,9 +21,9 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate, parse_template
 from fashionclip_tune.prepare.data_report import ReportedPhoto, report_on
-from fashionclip_tune.prepare.item_rows import ColumnChoice, ItemRow, Losses, choose_columns, usable_rows
+from fashionclip_tune.prepare.item_rows import ColumnChoice, DroppedPhotos, ItemRow, choose_columns, usable_rows
 from fashionclip_tune.prepare.options import PrepareOptions, check_images, check_options
-from fashionclip_tune.prepare.photo_encoding import Looks
+from fashionclip_tune.prepare.photo_encoding import ImageHashes
 from fashionclip_tune.prepare.photos import unique_keys
 from fashionclip_tune.prepare.report import PrepareReport, SplitCounts
 from fashionclip_tune.prepare.shard_building import FinishedShard, PlannedShard, Workspace, plan_shards
@@ -64,9 +64,9 @@ def prepare(
     check_images(options, photos_inside=tables.photos_inside)
     columns, templates = _columns(options, tables)
     by_file = {} if columns["split"].names else splits_by_file(options.tables)
-    losses = Losses(_advice(options), ", ".join(map(str, options.tables)))
-    rows = usable_rows(tables, options.images, columns, templates, by_file, losses)
-    losses.refuse_if_most()
+    dropped = DroppedPhotos(_advice(options), ", ".join(map(str, options.tables)))
+    rows = usable_rows(tables, options.images, columns, templates, by_file, dropped)
+    dropped.refuse_if_most()
     block = min(max(_MIN_BLOCK, *map(rows_read_together, options.tables)), _MAX_BLOCK) if tables.photos_inside else 1
     rows = _shuffled_with_keys(rows, block, options.seed)
     splits, splits_from, advice = _splits(options, columns, by_file, rows)
@@ -75,23 +75,23 @@ def prepare(
     workspace = Workspace(options.out)
     with workspace.claimed(_identity(options, columns, plan)):
         _notes(on_note or (lambda note: None), workspace, plan, tables)
-        finished = _build(options, workspace, plan, block, losses, advice, on_progress)
+        finished = _build(options, workspace, plan, block, dropped, advice, on_progress)
         written = {split: [row for s in finished if s.planned.split == split for row, _ in s.written()] for split in SPLITS}
         names = {split: [s.planned.name for s in finished if s.planned.split == split and s.written()] for split in SPLITS}
         report = PrepareReport(
             out=options.out,
             num_rows=len(tables.records),
-            num_photos=losses.num_photos,
+            num_photos=dropped.num_photos,
             splits={
                 split: SplitCounts(len(of_split), len({row.sample.product_id for row in of_split}), len(names[split]))
                 for split, of_split in written.items()
             },
             columns=columns,
-            dropped={reason: tuple(lost) for reason, lost in losses.by_reason.items()},
+            dropped={reason: tuple(lost) for reason, lost in dropped.by_reason.items()},
             splits_from=splits_from,
             leaking_products=count_leaking_products([row.ties() for row in rows], splits) if splits_from else 0,
             data=report_on(
-                [_reported(shard.planned.split, row, looks) for shard in finished for row, looks in shard.written()]
+                [_reported(shard.planned.split, row, hashes) for shard in finished for row, hashes in shard.written()]
             ),
         )
         write_json(options.out / "report.json", report.as_json())
@@ -109,7 +109,7 @@ def _build(
     workspace: Workspace,
     plan: Sequence[PlannedShard],
     block: int,
-    losses: Losses,
+    dropped: DroppedPhotos,
     advice: str,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[FinishedShard]:
@@ -129,8 +129,8 @@ def _build(
         for shard in shards:
             finished[shard.planned.name] = shard
             for row in shard.lost():
-                losses.add("image cannot be decoded", row.number, row.shown)
-            losses.refuse_if_most()
+                dropped.add("image cannot be decoded", row.number, row.shown)
+            dropped.refuse_if_most()
         refuse_if_empty([shard.planned.split for shard in finished.values() if shard.written()], advice)
     except UselessDataError:
         workspace.discard()
@@ -189,8 +189,8 @@ def _identity(options: PrepareOptions, columns: Mapping[str, ColumnChoice], plan
     }
 
 
-def _reported(split: str, row: ItemRow, looks: Looks) -> ReportedPhoto:
-    return ReportedPhoto(row.shown, split, row.sample.product_id, row.sample.captions, looks)
+def _reported(split: str, row: ItemRow, hashes: ImageHashes) -> ReportedPhoto:
+    return ReportedPhoto(row.shown, split, row.sample.product_id, row.sample.captions, hashes)
 
 
 def _source(options: PrepareOptions, columns: Mapping[str, ColumnChoice], *, drawn: bool) -> str:

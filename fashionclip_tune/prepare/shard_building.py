@@ -23,7 +23,7 @@ from fashionclip_tune.data.shards import ShardSample, shard_name, write_split
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import sync_folder, write_json
 from fashionclip_tune.prepare.item_rows import ItemRow
-from fashionclip_tune.prepare.photo_encoding import EncodedPhoto, Looks, PhotoSource, encode_all
+from fashionclip_tune.prepare.photo_encoding import EncodedPhoto, ImageHashes, PhotoSource, encode_all
 
 _BATCH = 32  # image files that a worker encodes at a time
 
@@ -39,16 +39,16 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard in its place, or none where no photo could be decoded; for each planned row its looks or None."""
+    """A shard in its place, or none where no photo could be decoded; for each planned row its hashes or None."""
 
     planned: PlannedShard
-    looks: tuple[Looks | None, ...]
+    hashes: tuple[ImageHashes | None, ...]
 
-    def written(self) -> list[tuple[ItemRow, Looks]]:
-        return [(row, looks) for row, looks in zip(self.planned.rows, self.looks, strict=True) if looks is not None]
+    def written(self) -> list[tuple[ItemRow, ImageHashes]]:
+        return [(row, hashes) for row, hashes in zip(self.planned.rows, self.hashes, strict=True) if hashes is not None]
 
     def lost(self) -> list[ItemRow]:
-        return [row for row, looks in zip(self.planned.rows, self.looks, strict=True) if looks is None]
+        return [row for row, hashes in zip(self.planned.rows, self.hashes, strict=True) if hashes is None]
 
 
 def plan_shards(rows: Mapping[str, Sequence[ItemRow]], *, largest: int, augmented: bool) -> list[PlannedShard]:
@@ -119,11 +119,11 @@ class Workspace:
         """What an earlier run has made, if the file is there and has its size."""
         try:
             record = json.loads((self._private / f"{shard.name}.json").read_text())
-            looks = tuple(None if photo is None else _looks_from_json(photo) for photo in record["photos"])
-            size = (self.out / shard.name).stat().st_size if any(looks) else 0
+            hashes = tuple(None if photo is None else _hashes_from_json(photo) for photo in record["photos"])
+            size = (self.out / shard.name).stat().st_size if any(hashes) else 0
         except (OSError, ValueError, KeyError):
             return None
-        return FinishedShard(shard, looks) if size == record["bytes"] and len(looks) == len(shard.rows) else None
+        return FinishedShard(shard, hashes) if size == record["bytes"] and len(hashes) == len(shard.rows) else None
 
     def build(
         self, plan: Sequence[PlannedShard], *, size: int, workers: int, block: int, on_photo: Callable[[int], None]
@@ -136,7 +136,7 @@ class Workspace:
         found = [(shard, self.finished(shard)) for shard in plan]
         for _, finished in found:
             if finished is not None:
-                on_photo(len(finished.looks))
+                on_photo(len(finished.hashes))
                 yield finished
         batches = {shard.name: batches_of(shard.rows, block) for shard, finished in found if finished is None}
         with closing(encode_all([batch for some in batches.values() for batch in some], size=size, workers=workers)) as encoded:
@@ -150,7 +150,7 @@ class Workspace:
                     yield self._write(shard, photos)
 
     def _write(self, shard: PlannedShard, photos: Sequence[EncodedPhoto | None]) -> FinishedShard:
-        finished = FinishedShard(shard, tuple(None if photo is None else photo.looks for photo in photos))
+        finished = FinishedShard(shard, tuple(None if photo is None else photo.hashes for photo in photos))
         found = zip(shard.rows, photos, strict=True)
         samples = [replace(row.sample, jpeg=photo.jpeg) for row, photo in found if photo is not None]
         num_bytes = 0
@@ -163,7 +163,7 @@ class Workspace:
             index_path(self._building / name).replace(index_path(self.out / shard.name))
             (self._building / name).replace(self.out / shard.name)
             sync_folder(self.out)
-        record = {"bytes": num_bytes, "photos": [None if look is None else _looks_as_json(look) for look in finished.looks]}
+        record = {"bytes": num_bytes, "photos": [None if each is None else _hashes_as_json(each) for each in finished.hashes]}
         write_json(self._private / f"{shard.name}.json", record)
         return finished
 
@@ -219,10 +219,10 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Any:
     return json.loads(content) if member.name.endswith(".json") else content
 
 
-def _looks_as_json(looks: Looks) -> str:
-    return f"{looks.pixels:x} {looks.gradients:x} {b64encode(looks.thumbnail).decode()}"
+def _hashes_as_json(hashes: ImageHashes) -> str:
+    return f"{hashes.pixels:x} {hashes.gradients:x} {b64encode(hashes.thumbnail).decode()}"
 
 
-def _looks_from_json(photo: str) -> Looks:
+def _hashes_from_json(photo: str) -> ImageHashes:
     pixels, gradients, thumbnail = photo.split()
-    return Looks(int(pixels, 16), int(gradients, 16), b64decode(thumbnail))
+    return ImageHashes(int(pixels, 16), int(gradients, 16), b64decode(thumbnail))

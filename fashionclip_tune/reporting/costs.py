@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.architecture import has_known_text_tower, without_numbers
+from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
 from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
@@ -94,7 +94,7 @@ def _computed_mb(model: str) -> float | None:
             return None
     except UserError:
         return None
-    tensors = without_numbers(model).state_dict().values()
+    tensors = meta_model(model).state_dict().values()
     num_bytes: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return round(num_bytes / _MEGABYTE, 1)
 

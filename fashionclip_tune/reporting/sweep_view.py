@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.reporting.sweep_files import Row, best_row, compare_trials, has_failed, ranked, read_sweep
-from fashionclip_tune.storage.folder import DurableFolder, read_journal
+from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.training.history import read_whole_rows
 
 _MIN_TRIALS_TO_EXPLAIN = 4
@@ -150,7 +150,7 @@ def read_trials(journal: Path) -> list[FrozenTrial]:
     with tempfile.TemporaryDirectory(prefix="fashionclip-tune-") as folder:
         copy = Path(folder) / "study.journal"
         try:
-            content = journal.read_bytes() if journal.is_file() else read_journal(DurableFolder(journal.parent))
+            content = journal.read_bytes() if journal.is_file() else read_journal(RemoteFolder(journal.parent))
             copy.write_bytes(content[: content.rfind(b"\n") + 1])
             storage = JournalStorage(JournalFileBackend(str(copy)))
             (summary,) = optuna.get_all_study_summaries(storage)

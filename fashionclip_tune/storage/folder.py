@@ -24,7 +24,7 @@ _MAKE_ROOM = "make room or bring it back; all that was written before stays vali
 _SMALL_BYTES = 2**20  # not worth a look at all that is in the folder
 
 
-class DurableFolder:
+class RemoteFolder:
     """Whole files below one place. Names are relative, with slashes."""
 
     def __init__(self, location: str | Path, filesystem: fs.FileSystem | None = None) -> None:
@@ -235,7 +235,7 @@ def piece_name(offset: int, writer: str, piece: bytes) -> str:
     return f"journal/{offset:012d}-{writer}-{_digest(piece)}.jsonl"
 
 
-def read_journal(folder: DurableFolder) -> bytes:
+def read_journal(folder: RemoteFolder) -> bytes:
     """The pieces up to the first that is missing or torn.
 
     Where two machines wrote at the same place, what the later writer says holds, from there on: the other one had not

@@ -33,18 +33,18 @@ from fashionclip_tune.storage.checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 
 _BASE = "base"
 
 
-class DurableRun:
+class RemoteState:
     """The durable side of one run."""
 
     def __init__(
         self,
-        folder: DurableFolder,
+        folder: RemoteFolder,
         name: str,
         config: ProjectConfig,
         *,

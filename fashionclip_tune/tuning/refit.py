@@ -15,12 +15,12 @@ from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import load_model, load_weights
 from fashionclip_tune.reporting.sweep_files import read_sweep, refit_lines
 from fashionclip_tune.storage.checkpoint import newest_weights
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import Row
 from fashionclip_tune.training.train import print_row, run_training
 from fashionclip_tune.tuning.persistence.export import export_whole
-from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.persistence.record import recalls
 from fashionclip_tune.tuning.persistence.run_sync import RunSync
 from fashionclip_tune.tuning.planning.disk import room_within
@@ -31,12 +31,12 @@ from fashionclip_tune.tuning.trial import DurablePlan
 def refit_winner(
     plan: SweepPlan,
     saved: Mapping[str, Any],
-    place: Place,
+    location: SweepLocation,
     times: int,
     say: Callable[[str], None],
     *,
     durable: DurablePlan | None = None,
-    limited: DurableFolder | None = None,
+    limited: RemoteFolder | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def refit_winner(
         StorageError: it does not fit the disk, or the budget.
     """
     check_refit(saved, times)
-    sweep_dir = place.readable if dry_run else place.run_dir
+    sweep_dir = location.readable if dry_run else location.run_dir
     best, folder = saved["best"], sweep_dir / "refit"
     config = _refit_config(plan, best["config"], times)
     say(f"refit:    trial {best['trial_id']}, {config.model_name}, {config.training.budget_examples:,} examples, in {folder}")
@@ -88,10 +88,10 @@ def refit_winner(
     write_json(sweep_dir / "sweep.json", sweep)
     for line in refit_lines(sweep, sweep_dir):
         say(line)
-    if place.mirror is not None:
-        place.mirror.publish_run(folder)
-        place.mirror.publish()
-        say(f"      kept in {place.shown}/refit/best")
+    if location.mirror is not None:
+        location.mirror.publish_run(folder)
+        location.mirror.publish()
+        say(f"      kept in {location.shown}/refit/best")
     if sync is not None:
         sync.run.forget_state()
     return sweep
@@ -105,16 +105,16 @@ def check_refit(saved: Mapping[str, Any], times: int) -> None:
         raise UserError(f"sweep {saved['name']} has no winner yet: --refit wants a finished sweep (finish it with --resume)")
 
 
-def is_done(saved: Mapping[str, Any], place: Place, times: int) -> bool:
+def is_done(saved: Mapping[str, Any], location: SweepLocation, times: int) -> bool:
     """Whether this refit was finished, on this machine or another, and its model is still there.
 
     That it is, is recorded last (``SweepMirror.publish``). Who has moved the model away wants another one.
     """
     if saved.get("refit", {}).get("times") != times:
         return False
-    if place.mirror is not None:
-        return bool(place.mirror.folder.sizes("refit/best"))
-    return (place.run_dir / "refit" / "best").is_dir()
+    if location.mirror is not None:
+        return bool(location.mirror.folder.sizes("refit/best"))
+    return (location.run_dir / "refit" / "best").is_dir()
 
 
 def _refit_config(plan: SweepPlan, settings: Mapping[str, Any], times: int) -> ProjectConfig:

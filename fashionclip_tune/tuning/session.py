@@ -11,7 +11,7 @@ from rich.console import Console
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.reporting.sweep_files import freed_line
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.backend.hooks import SweepJob
 from fashionclip_tune.tuning.backend.runner import run_trials
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
@@ -19,7 +19,7 @@ from fashionclip_tune.tuning.console.live_table import Progress
 from fashionclip_tune.tuning.console.outcome import how_to_go_on
 from fashionclip_tune.tuning.persistence.export import export_best
 from fashionclip_tune.tuning.persistence.hparams import HParamsTab
-from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.persistence.record import SweepRecord, sweep_header
 from fashionclip_tune.tuning.persistence.retention import Retention
 from fashionclip_tune.tuning.planning.forecast import PROCESS_S, TRIAL_S
@@ -32,18 +32,18 @@ from fashionclip_tune.tuning.warm_start import older_trials
 
 
 @contextmanager
-def driving(place: Place, say: Callable[[str], None], *, is_new: bool = False) -> Iterator[None]:
+def driving(location: SweepLocation, say: Callable[[str], None], *, is_new: bool = False) -> Iterator[None]:
     """On this machine no other driver may be at it; one on another machine is told to stop.
 
     ``is_new``: the sweep was not there when it was planned.
     """
-    with only_driver(place.run_dir):
+    with only_driver(location.run_dir):
         if is_new:
-            place.check_is_new()
-        if (before := place.take_over()) is not None:
+            location.check_is_new()
+        if (before := location.take_over()) is not None:
             say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
         yield
-        place.let_go()
+        location.let_go()
 
 
 @contextmanager
@@ -66,20 +66,22 @@ def only_driver(sweep_dir: Path) -> Iterator[None]:
 class _Bookkeeping:
     """What is brought up to date after each event: the record first, then what is made of it."""
 
-    def __init__(self, plan: SweepPlan, place: Place, study: SweepStudy, header: dict[str, Any], stop: StopSignal) -> None:
+    def __init__(
+        self, plan: SweepPlan, location: SweepLocation, study: SweepStudy, header: dict[str, Any], stop: StopSignal
+    ) -> None:
         self._plan = plan
-        self._place = place
+        self._location = location
         self._stop = stop
-        self._record = SweepRecord(place.run_dir, study, header)
-        self._retention = Retention(place.run_dir, plan.build, place.mirror)
-        self._hparams = HParamsTab(place.run_dir, plan.check.settings)
+        self._record = SweepRecord(location.run_dir, study, header)
+        self._retention = Retention(location.run_dir, plan.build, location.mirror)
+        self._hparams = HParamsTab(location.run_dir, plan.check.settings)
 
     def record(self, state: str) -> dict[str, Any]:
         """Writes sweep.json and its tables, and returns the content."""
         return self._record.write(state, (self._retention.freed_bytes, self._retention.freed_durable_bytes))
 
     def on_event(self, progress: Progress) -> None:
-        mirror = self._place.mirror
+        mirror = self._location.mirror
         with self._stop.on_storage_error():
             if mirror is not None and self._plan.settings.cluster is not None:
                 mirror.fetch_evaluations()  # of trials on other machines
@@ -90,17 +92,17 @@ class _Bookkeeping:
             if mirror is not None:
                 mirror.publish(not_before_s=self._plan.sync_every_s)
 
-    def finish(self, state: str, limited: DurableFolder | None) -> dict[str, Any]:
+    def finish(self, state: str, limited: RemoteFolder | None) -> dict[str, Any]:
         """The winner, before the record says that there is one. ``limited``: as for ``export_best``."""
         rows = self._record.rows()
         self._hparams.add(rows)
         self._retention.apply(rows)
-        export_best(self._place.run_dir, rows, self._plan.build, self._place.mirror, limited)
+        export_best(self._location.run_dir, rows, self._plan.build, self._location.mirror, limited)
         return self.record(state)
 
 
 def drive(
-    plan: SweepPlan, place: Place, console: Console, time_budget: TimeBudget | None, limited: DurableFolder | None
+    plan: SweepPlan, location: SweepLocation, console: Console, time_budget: TimeBudget | None, limited: RemoteFolder | None
 ) -> dict[str, Any]:
     """Runs what is left of a sweep, and returns the content of sweep.json: FINISHED, or INTERRUPTED.
 
@@ -109,9 +111,9 @@ def drive(
     Raises:
         StorageError: something could not be recorded; the sweep can be resumed after room was made.
     """
-    header, stop = sweep_header(plan, place), StopSignal()
-    study = _open_study(plan, place, header)
-    books = _Bookkeeping(plan, place, study, header, stop)
+    header, stop = sweep_header(plan, location), StopSignal()
+    study = _open_study(plan, location, header)
+    books = _Bookkeeping(plan, location, study, header, stop)
     started = books.record("RUNNING")
     assert plan.settings.budget_examples
     assert plan.settings.grace_examples
@@ -129,43 +131,43 @@ def drive(
             SweepJob(
                 space=plan.draw,
                 build=plan.build,
-                sweep_dir=place.run_dir,
+                sweep_dir=location.run_dir,
                 num_trials=plan.num_trials,
                 slots=plan.slots,
                 rule=plan.rule,
                 share_of=plan.allotment.share_of,
-                durable=durable_plan(plan, place, plan.may_end_at),
+                durable=durable_plan(plan, location, plan.may_end_at),
                 disk_budget_bytes=plan.disk_budget_bytes,
                 time_budget=time_budget,
             ),
             on_event=lambda: books.on_event(progress),
             stop=stop,
             address=plan.settings.cluster,
-            go_on=how_to_go_on(place, plan.settings),
+            go_on=how_to_go_on(location, plan.settings),
         )
         if stop.cannot_record:
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
             raise StorageError(stop.reason)
-        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited if place.mirror is None else None)
+        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited if location.mirror is None else None)
         progress.show(result)
-    if place.mirror is not None:
-        place.mirror.publish()
+    if location.mirror is not None:
+        location.mirror.publish()
     with suppress(OSError):  # of the cache: the sweep itself is whole
-        keep_measured(place.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
+        keep_measured(location.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
     time_is_up = time_budget is not None and time_budget.is_over and not completed
     _say_why(console, stop, time_budget if time_is_up else None, result)
     return {**result, "time_is_up": True} if time_is_up else result
 
 
-def _open_study(plan: SweepPlan, place: Place, header: dict[str, Any]) -> SweepStudy:
-    mirror, record = place.mirror, place.run_dir / "sweep.json"
+def _open_study(plan: SweepPlan, location: SweepLocation, header: dict[str, Any]) -> SweepStudy:
+    mirror, record = location.mirror, location.run_dir / "sweep.json"
     if mirror is not None:
         mirror.start(header)
     if not record.is_file():  # before the journal: what is not in here has not begun
         write_json(record, {**header, "state": "RUNNING", "best": None, "zero_shot": {}, "trials": []})
     return SweepStudy(
-        place.run_dir / "study.journal",
+        location.run_dir / "study.journal",
         seed=plan.seed,
         num_startup_trials=plan.num_startup_trials,
         points=plan.space.points,
@@ -189,22 +191,24 @@ def _say_why(console: Console, stop: StopSignal, over: TimeBudget | None, result
         say(freed)
 
 
-def durable_plan(plan: SweepPlan, place: Place, kept_at: tuple[int, ...]) -> DurablePlan | None:
-    if place.mirror is None:
+def durable_plan(plan: SweepPlan, location: SweepLocation, kept_at: tuple[int, ...]) -> DurablePlan | None:
+    if location.mirror is None:
         return None
-    return DurablePlan(place.shown, plan.sync_every_s, kept_at, place.mirror.writer, str(place.run_dir / ".durable.lock"))
+    return DurablePlan(
+        location.shown, plan.sync_every_s, kept_at, location.mirror.writer, str(location.run_dir / ".durable.lock")
+    )
 
 
-def limited_folder(plan: SweepPlan, place: Place) -> DurableFolder | None:
+def limited_folder(plan: SweepPlan, location: SweepLocation) -> RemoteFolder | None:
     """The sweep's folder in the results, which refuses what would pass ``--disk-budget-gb``; None: there is no limit."""
     if plan.disk_budget_bytes is None:
         return None
-    folder = place.mirror.folder if place.mirror is not None else DurableFolder(place.run_dir)
+    folder = location.mirror.folder if location.mirror is not None else RemoteFolder(location.run_dir)
     folder.keep_below(plan.disk_budget_bytes)
     return folder
 
 
-def time_budget_of(plan: SweepPlan, place: Place, started: float) -> TimeBudget | None:
+def time_budget_of(plan: SweepPlan, location: SweepLocation, started: float) -> TimeBudget | None:
     minutes, stage = plan.settings.time_budget, plan.base.training.stage_examples
     if minutes is None:
         return None
@@ -212,7 +216,7 @@ def time_budget_of(plan: SweepPlan, place: Place, started: float) -> TimeBudget 
 
     def first_stage_s(model: str) -> float | None:
         """Of this sweep's own trials, else as planned; with the start of its process, or what comes between two trials."""
-        if (measured := measured_in(runs_of(place.run_dir, model))) is not None:
+        if (measured := measured_in(runs_of(location.run_dir, model))) is not None:
             return TRIAL_S + measured.start_s + measured.stage_s(stage)
         planned = plan.course.first_stage_s(model, stage)
         return None if planned is None else PROCESS_S + planned

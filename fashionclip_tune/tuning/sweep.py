@@ -17,7 +17,7 @@ from fashionclip_tune.training.pretraining import pretrain_missing
 from fashionclip_tune.tuning.backend.cluster import nodes_at
 from fashionclip_tune.tuning.console.outcome import how_to_go_on, print_result, with_resume_hint, write_sweep_report
 from fashionclip_tune.tuning.console.plan_text import plan_lines
-from fashionclip_tune.tuning.persistence.location import Place, Results
+from fashionclip_tune.tuning.persistence.location import SweepCatalog, SweepLocation
 from fashionclip_tune.tuning.planning.dataset import copy_data, data_changes, text_changes
 from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
@@ -51,7 +51,7 @@ def sweep(
         UserError: anything that the user can put right.
     """
 
-    started, sweeps = time.monotonic(), Results(str(results))
+    started, sweeps = time.monotonic(), SweepCatalog(str(results))
     if refit is not None:
         return _refit(settings, sweeps, name, refit, console, started, dry_run=dry_run)
     if resume and (found := sweeps.to_resume(name)) is not None:
@@ -60,45 +60,45 @@ def sweep(
 
 
 def _start(
-    settings: SweepSettings, sweeps: Results, name: str, console: Console, started: float, *, dry_run: bool
+    settings: SweepSettings, sweeps: SweepCatalog, name: str, console: Console, started: float, *, dry_run: bool
 ) -> dict[str, Any] | None:
     say = _printer(console)
-    place = sweeps.place(name, settings.scratch)
+    location = sweeps.place(name, settings.scratch)
     plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
     older = older_trials(plan)
     plan = plan.after(older)
-    _print_plan(plan, place, console)
+    _print_plan(plan, location, console)
     if older:
         say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
     _prepare(plan, say)
-    with driving(place, say, is_new=True), with_resume_hint(how_to_go_on(place, plan.settings)):
-        return _drive(plan, place, console, started)
+    with driving(location, say, is_new=True), with_resume_hint(how_to_go_on(location, plan.settings)):
+        return _drive(plan, location, console, started)
 
 
 class _Reopened(NamedTuple):
     saved: dict[str, Any]
-    place: Place
+    location: SweepLocation
     plan: SweepPlan
 
 
 def _reopened(
-    settings: SweepSettings, sweeps: Results, name: str, saved: dict[str, Any], console: Console, *, dry_run: bool
+    settings: SweepSettings, sweeps: SweepCatalog, name: str, saved: dict[str, Any], console: Console, *, dry_run: bool
 ) -> _Reopened:
     """A sweep that was started before, planned as it was then, for the machine as it is now."""
     say = _printer(console)
     settings = stored_settings(saved["settings"], name).resumed(settings, name)
     _check_device(settings, name, dry_run=dry_run)
-    place = sweeps.place(name, settings.scratch, saved)
+    location = sweeps.place(name, settings.scratch, saved)
     plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
     _check_unchanged(saved, plan)
-    return _Reopened(saved, place, plan)
+    return _Reopened(saved, location, plan)
 
 
 def _resume(found: _Reopened, console: Console, started: float, *, dry_run: bool) -> dict[str, Any] | None:
-    (saved, place, plan), say = found, _printer(console)
-    _print_plan(plan, place, console)
+    (saved, location, plan), say = found, _printer(console)
+    _print_plan(plan, location, console)
     is_finished = saved["state"] == "FINISHED"
     if not is_finished:
         ended = sum(row["state"] != "RUNNING" for row in saved.get("trials", []))
@@ -107,18 +107,25 @@ def _resume(found: _Reopened, console: Console, started: float, *, dry_run: bool
         return None
     if is_finished:
         say("this sweep is finished: nothing to resume")
-        _fetch_result(place)
-        print_result(saved, place, plan.settings, console)
+        _fetch_result(location)
+        print_result(saved, location, plan.settings, console)
         return saved
-    with with_resume_hint(how_to_go_on(place, plan.settings)):
+    with with_resume_hint(how_to_go_on(location, plan.settings)):
         _prepare(plan, say)
-        with driving(place, say):
-            place.restore()
-            return _drive(plan, place, console, started)
+        with driving(location, say):
+            location.restore()
+            return _drive(plan, location, console, started)
 
 
 def _refit(
-    settings: SweepSettings, sweeps: Results, name: str | None, times: int, console: Console, started: float, *, dry_run: bool
+    settings: SweepSettings,
+    sweeps: SweepCatalog,
+    name: str | None,
+    times: int,
+    console: Console,
+    started: float,
+    *,
+    dry_run: bool,
 ) -> dict[str, Any] | None:
     say = _printer(console)
     if name is None:
@@ -126,42 +133,42 @@ def _refit(
     if (found := sweeps.to_resume(name)) is None:
         there = f"there are {', '.join(sweeps.names())}" if sweeps.names() else "there is none"
         raise UserError(f"--refit: no sweep {name} in {sweeps.location}: {there}")
-    saved, place, plan = _reopened(settings, sweeps, *found, console, dry_run=dry_run)
+    saved, location, plan = _reopened(settings, sweeps, *found, console, dry_run=dry_run)
     check_refit(saved, times)
-    if is_done(saved, place, times):
+    if is_done(saved, location, times):
         say("this refit is finished: nothing to train")
         if not dry_run:
-            _fetch_result(place)
-        for line in refit_lines(saved, place.readable):
+            _fetch_result(location)
+        for line in refit_lines(saved, location.readable):
             say(line)
         return None if dry_run else saved
     if dry_run:
-        return refit_winner(plan, saved, place, times, say, dry_run=True)
-    time_budget = time_budget_of(plan, place, started)
+        return refit_winner(plan, saved, location, times, say, dry_run=True)
+    time_budget = time_budget_of(plan, location, started)
 
     def is_late() -> bool:
         return time_budget is not None and time_budget.left_s() == 0
 
-    go_on = how_to_go_on(place, plan.settings, "--refit", str(times))
-    with driving(place, say), with_resume_hint(go_on):
-        if place.mirror is not None:
-            place.fetch_result()
-        durable, limited = durable_plan(plan, place, kept_at=()), limited_folder(plan, place)
+    go_on = how_to_go_on(location, plan.settings, "--refit", str(times))
+    with driving(location, say), with_resume_hint(go_on):
+        if location.mirror is not None:
+            location.fetch_result()
+        durable, limited = durable_plan(plan, location, kept_at=()), limited_folder(plan, location)
         try:
-            result = refit_winner(plan, saved, place, times, say, durable=durable, limited=limited, should_stop=is_late)
+            result = refit_winner(plan, saved, location, times, say, durable=durable, limited=limited, should_stop=is_late)
         except StoppedError as error:
             if is_late():
                 say(f"the time of this run is up; {go_on}")
                 return {**saved, "time_is_up": True}
             raise StoppedError(f"{error}; {go_on}") from error
-        write_sweep_report(place, say, plan.settings, finished=True)
+        write_sweep_report(location, say, plan.settings, finished=True)
     return result
 
 
-def _drive(plan: SweepPlan, place: Place, console: Console, started: float) -> dict[str, Any]:
-    result = drive(plan, place, console, time_budget_of(plan, place, started), limited_folder(plan, place))
-    print_result(result, place, plan.settings, console)
-    write_sweep_report(place, _printer(console), plan.settings, finished=result["state"] == "FINISHED")
+def _drive(plan: SweepPlan, location: SweepLocation, console: Console, started: float) -> dict[str, Any]:
+    result = drive(plan, location, console, time_budget_of(plan, location, started), limited_folder(plan, location))
+    print_result(result, location, plan.settings, console)
+    write_sweep_report(location, _printer(console), plan.settings, finished=result["state"] == "FINISHED")
     return result
 
 
@@ -169,9 +176,9 @@ def _printer(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(text, highlight=False, soft_wrap=True)
 
 
-def _print_plan(plan: SweepPlan, place: Place, console: Console) -> None:
-    two_tiers = f" (runs in {place.run_dir})" if place.mirror is not None else ""
-    print_lines(console, [f"sweep:    {place.shown}{two_tiers}", *plan_lines(plan)])
+def _print_plan(plan: SweepPlan, location: SweepLocation, console: Console) -> None:
+    two_tiers = f" (runs in {location.run_dir})" if location.mirror is not None else ""
+    print_lines(console, [f"sweep:    {location.shown}{two_tiers}", *plan_lines(plan)])
 
 
 def _prepare(plan: SweepPlan, say: Callable[[str], None]) -> None:
@@ -181,11 +188,11 @@ def _prepare(plan: SweepPlan, say: Callable[[str], None]) -> None:
         copy_data(plan.base)
 
 
-def _fetch_result(place: Place) -> None:
+def _fetch_result(location: SweepLocation) -> None:
     """Where the sweep lies at an address."""
-    if place.is_at_an_address:
-        with only_driver(place.run_dir):
-            place.fetch_result()
+    if location.is_at_an_address:
+        with only_driver(location.run_dir):
+            location.fetch_result()
 
 
 def _check_unchanged(saved: dict[str, Any], plan: SweepPlan) -> None:

@@ -19,7 +19,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from fashionclip_tune.config.project import ProjectConfig, override_paths
 from fashionclip_tune.config.stored import stored_config, with_stored
 from fashionclip_tune.errors import StorageError, UserError
-from fashionclip_tune.storage.folder import DurableFolder, read_journal
+from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.tuning.persistence.mirror import read_header
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.study.study import STUDY_NAME, settings, with_origin
@@ -35,7 +35,7 @@ def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
     """
     if plan.settings.warm_start is None:
         return []
-    folder = DurableFolder(plan.settings.warm_start)
+    folder = RemoteFolder(plan.settings.warm_start)
     saved = _about(folder)
     try:
         _check_comparable(saved.get("data_fingerprint") == plan.data_fingerprint, f"its data is not {plan.base.dataset_dir}")
@@ -52,7 +52,7 @@ def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
     return [with_origin(trial, saved["name"]) for trial in trials]
 
 
-def _about(folder: DurableFolder) -> dict[str, Any]:
+def _about(folder: RemoteFolder) -> dict[str, Any]:
     """What was fixed when the sweep was started."""
     if (header := read_header(folder)) is not None:
         return header
@@ -62,7 +62,7 @@ def _about(folder: DurableFolder) -> dict[str, Any]:
     raise UserError(f"{folder.location} is no sweep: it has no headers/ and no sweep.json that can be read")
 
 
-def _ended(folder: DurableFolder) -> list[FrozenTrial]:
+def _ended(folder: RemoteFolder) -> list[FrozenTrial]:
     """From the journal, whole or in the pieces of a durable side; a copy, since the sweep may be running."""
     is_whole = folder.exists("study.journal")
     content = folder.read("study.journal") if is_whole else read_journal(folder)

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from fashionclip_tune.data.shard_cache import Ahead, Content, CopyError, ShardStorage, copy_first
+from fashionclip_tune.data.shard_cache import CopyError, Prefetcher, ShardDigest, ShardStorage, copy_first
 from fashionclip_tune.data.shards import RemoteShard
 from fashionclip_tune.files import cache_dir
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
-def write(path: Path, num_bytes: int = 5_000) -> tuple[Path, Content]:
+def write(path: Path, num_bytes: int = 5_000) -> tuple[Path, ShardDigest]:
     data = os.urandom(num_bytes)
     path.write_bytes(data)
-    return path, Content(hashlib.blake2b(data, digest_size=16).hexdigest(), num_bytes)
+    return path, ShardDigest(hashlib.blake2b(data, digest_size=16).hexdigest(), num_bytes)
 
 
 def copies(folder: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def test_a_shard_that_is_not_what_its_index_says_is_refused_and_leaves_nothing(t
 
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CopyError, match=r"nowhere\.tar.*No such file"):
-        ShardStorage(tmp_path / "scratch").path(tmp_path / "nowhere.tar", Content("0" * 32, 1))
+        ShardStorage(tmp_path / "scratch").path(tmp_path / "nowhere.tar", ShardDigest("0" * 32, 1))
 
 
 def test_the_limit_holds_and_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_what_a_killed_process_left_half_copied_is_overwritten_or_removed(tmp_pa
     assert not left.exists()
 
 
-def _copy_all(scratch: Path, shards: list[tuple[Path, Content]], rounds: int) -> None:
+def _copy_all(scratch: Path, shards: list[tuple[Path, ShardDigest]], rounds: int) -> None:
     storage = ShardStorage(scratch, max_bytes=3_500)
     for number in range(rounds):
         shard, content = shards[(number * 7) % len(shards)]
@@ -162,16 +162,16 @@ def test_a_source_from_which_nothing_comes_is_given_up(tmp_path: Path) -> None:
     storage = ShardStorage(tmp_path / "scratch", stall_s=0.3)
     started = time.monotonic()
     with pytest.raises(CopyError, match=r"silent\.tar: no byte came for 0\.3 s"):
-        storage.path(tmp_path / "silent.tar", Content("0" * 32, 10))
+        storage.path(tmp_path / "silent.tar", ShardDigest("0" * 32, 10))
     with pytest.raises(CopyError, match=r"no byte came for 0\.3 s"):
-        storage.path(RemoteShard("pipe:sleep 60"), Content("1" * 32, 10))
+        storage.path(RemoteShard("pipe:sleep 60"), ShardDigest("1" * 32, 10))
     assert time.monotonic() - started < 5
 
 
 def test_whoever_waits_for_another_s_copy_hears_of_headway_and_gets_it(tmp_path: Path) -> None:
     """The other one writes slowly, but it writes."""
     data = os.urandom(3 << 20)
-    content = Content(hashlib.blake2b(data, digest_size=16).hexdigest(), len(data))
+    content = ShardDigest(hashlib.blake2b(data, digest_size=16).hexdigest(), len(data))
     (tmp_path / "data").write_bytes(data)
     slow = RemoteShard(f"pipe:for i in 0 1 2; do dd if={tmp_path}/data bs=1M skip=$i count=1 2>/dev/null; sleep 0.2; done")
     storage, calls = ShardStorage(cache_dir() / "s", stall_s=1.0), []
@@ -192,24 +192,24 @@ def test_a_url_is_copied_to_the_cache_and_an_error_of_the_server_is_one_line(ser
     assert copy.read_bytes() == shard.read_bytes()
     assert copy.is_relative_to(cache_dir())
     with pytest.raises(CopyError, match=r"/b\.tar"):
-        ShardStorage().path(RemoteShard(f"{url}/b.tar"), Content("0" * 32, 5))
+        ShardStorage().path(RemoteShard(f"{url}/b.tar"), ShardDigest("0" * 32, 5))
 
 
 @pytest.mark.filterwarnings("ignore")  # the server's own
 def test_a_shard_is_copied_from_object_storage_without_commands(tmp_path: Path, bucket: str, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     shard, content = write(tmp_path / "a.tar", 9_000_000)  # more than one request
-    DurableFolder(bucket).put_file("a b's.tar", shard)
+    RemoteFolder(bucket).put_file("a b's.tar", shard)
     copy = ShardStorage(tmp_path / "scratch").path(RemoteShard(f"{bucket}/a b's.tar"), content)
     assert copy.read_bytes() == shard.read_bytes()
     with pytest.raises(CopyError, match=r"/nowhere\.tar"):
-        ShardStorage(tmp_path / "scratch").path(RemoteShard(f"{bucket}/nowhere.tar"), Content("0" * 32, 5))
+        ShardStorage(tmp_path / "scratch").path(RemoteShard(f"{bucket}/nowhere.tar"), ShardDigest("0" * 32, 5))
 
 
 def test_shards_wanted_ahead_are_copied_in_their_order_and_an_error_stops_none(tmp_path: Path) -> None:
     shards = [write(tmp_path / f"{number}.tar") for number in range(3)]
-    ahead = Ahead(ShardStorage(tmp_path / "scratch"))
-    ahead.want([shards[0], (tmp_path / "nowhere.tar", Content("0" * 32, 1)), *shards[1:]])
+    ahead = Prefetcher(ShardStorage(tmp_path / "scratch"))
+    ahead.want([shards[0], (tmp_path / "nowhere.tar", ShardDigest("0" * 32, 1)), *shards[1:]])
     deadline = time.monotonic() + 10
     while len(copies(tmp_path / "scratch")) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -220,7 +220,7 @@ def test_shards_wanted_ahead_are_copied_in_their_order_and_an_error_stops_none(t
 def test_what_is_needed_first_is_copied_as_far_as_it_fits_and_it_is_told_how_far(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("fashionclip_tune.data.shard_cache._SHOWN_EVERY_S", 0.001)
     shards = [write(tmp_path / f"{number}.tar", 2_000) for number in range(4)]
-    lost = (tmp_path / "nowhere.tar", Content("0" * 32, 1))
+    lost = (tmp_path / "nowhere.tar", ShardDigest("0" * 32, 1))
     storage, told = ShardStorage(tmp_path / "scratch", max_bytes=6_001), list[tuple[int, int]]()
     copy_first(storage, [shards[0], lost, shards[0], *shards[1:]], lambda *progress: told.append(progress))
     assert {path.stem for path in copies(tmp_path / "scratch")} == {content.checksum for _, content in shards[:3]}
@@ -232,7 +232,7 @@ def test_what_is_needed_first_is_copied_as_far_as_it_fits_and_it_is_told_how_far
 
 
 def test_copying_ends_where_the_caller_asks_for_it(tmp_path: Path) -> None:
-    slow, fifo = tmp_path / "slow.tar", Content("1" * 32, 1_000)
+    slow, fifo = tmp_path / "slow.tar", ShardDigest("1" * 32, 1_000)
     os.mkfifo(slow)  # from which nothing comes: it is waited for
     waiting = [(slow, fifo), *(write(tmp_path / f"{number}.tar") for number in range(8))]
 

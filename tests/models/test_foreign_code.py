@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.architecture import check_model_options, without_numbers
+from fashionclip_tune.models.architecture import check_model_options, meta_model
 from fashionclip_tune.models.foreign_code import no_foreign_code
 from fashionclip_tune.models.named_model import named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
@@ -206,7 +206,7 @@ def test_a_folder_whose_text_tower_is_described_elsewhere_is_refused(tiny_config
 def test_a_text_tower_that_cannot_be_had_is_a_mistake_of_the_name(folder: Path) -> None:
     """No hub is reached here, so nobody knows what the text tower looks like."""
     change(folder / "open_clip_config.json", lambda content: text(content).update(hf_model_name="roberta-base"))
-    assert "cannot be built as it is described" in message(lambda: without_numbers(f"local-dir:{folder}"))
+    assert "cannot be built as it is described" in message(lambda: meta_model(f"local-dir:{folder}"))
 
 
 def test_elsewhere_transformers_is_as_it_was() -> None:

@@ -17,7 +17,7 @@ from fashionclip_tune.prepare.lookalikes import (
     same_across_splits,
     similar_across_splits,
 )
-from fashionclip_tune.prepare.photo_encoding import Looks, looks_of
+from fashionclip_tune.prepare.photo_encoding import ImageHashes, image_hashes
 
 
 def product_photo(seed: int) -> Image.Image:
@@ -39,21 +39,21 @@ def as_jpeg(image: Image.Image, quality: int = 90) -> bytes:
 
 
 def photo(number: int, split: str = "train", *, captions: tuple[str, ...] = ("A red shirt",), **given: object) -> ReportedPhoto:
-    looks = given.get("looks") or looks_of(as_jpeg(product_photo(number)))
-    assert isinstance(looks, Looks)
-    return ReportedPhoto(f"{number}.jpg", split, str(given.get("product", number)), captions, looks)
+    hashes = given.get("hashes") or image_hashes(as_jpeg(product_photo(number)))
+    assert isinstance(hashes, ImageHashes)
+    return ReportedPhoto(f"{number}.jpg", split, str(given.get("product", number)), captions, hashes)
 
 
 def test_the_same_photo_is_found_whatever_the_file() -> None:
     jpeg = as_jpeg(product_photo(0))
     with_comment = jpeg[:2] + b"\xff\xfe\x00\x05abc" + jpeg[2:]  # another file, the same pixels
-    looks = [looks_of(data) for data in (jpeg, as_jpeg(product_photo(1)), with_comment, jpeg)]
-    assert count_same(looks) == 2
-    found = same_across_splits(looks, [0, 0, 1, 2])
+    hashes = [image_hashes(data) for data in (jpeg, as_jpeg(product_photo(1)), with_comment, jpeg)]
+    assert count_same(hashes) == 2
+    found = same_across_splits(hashes, [0, 0, 1, 2])
     assert (found.photos, found.examples) == (2, ((0, 2), (0, 3)))
-    assert same_across_splits(looks, [1, 0, 1, 1]).photos == 0
-    assert same_across_splits(looks, [2, 0, 1, 1]).examples == ((2, 0),)
-    assert similar_across_splits(looks, [0, 0, 1, 2]).photos == 0
+    assert same_across_splits(hashes, [1, 0, 1, 1]).photos == 0
+    assert same_across_splits(hashes, [2, 0, 1, 1]).examples == ((2, 0),)
+    assert similar_across_splits(hashes, [0, 0, 1, 2]).photos == 0
 
 
 def test_nearly_the_same_photos_are_found_and_others_are_not() -> None:
@@ -68,24 +68,24 @@ def test_nearly_the_same_photos_are_found_and_others_are_not() -> None:
             "cropped": as_jpeg(image.crop((1, 1, width - 1, height - 1))),
         }
         for how, copy in copies.items():
-            found[how] += similar_across_splits([looks_of(as_jpeg(image)), looks_of(copy)], [0, 1]).photos
+            found[how] += similar_across_splits([image_hashes(as_jpeg(image)), image_hashes(copy)], [0, 1]).photos
     assert min(found.values()) >= 54, found
-    looks = [looks_of(as_jpeg(image)) for image in originals]
-    assert similar_across_splits(looks, [seed % 3 for seed in range(60)]).photos <= 1
+    hashes = [image_hashes(as_jpeg(image)) for image in originals]
+    assert similar_across_splits(hashes, [seed % 3 for seed in range(60)]).photos <= 1
 
 
 def test_another_colour_is_another_photo() -> None:
     image = product_photo(3)
     red, green, blue = image.split()
-    looks = [looks_of(as_jpeg(image)), looks_of(as_jpeg(Image.merge("RGB", (blue, red, green))))]
-    assert similar_across_splits(looks, [0, 1]).photos == 0
+    hashes = [image_hashes(as_jpeg(image)), image_hashes(as_jpeg(Image.merge("RGB", (blue, red, green))))]
+    assert similar_across_splits(hashes, [0, 1]).photos == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_similar_photos_equal_a_search_of_each_with_each(seed: int) -> None:
     rng = np.random.default_rng(seed)
     bases = rng.integers(0, 256, (6, 192))
-    looks: list[Looks] = []
+    looks: list[ImageHashes] = []
     for _ in range(160):
         which = rng.integers(6)
         bits = int(which) * 0x0123456789ABCDEF & (2**64 - 1)
@@ -93,17 +93,17 @@ def test_similar_photos_equal_a_search_of_each_with_each(seed: int) -> None:
             bits ^= 1 << int(bit)
         noise = rng.integers(-9, 10, 192) * rng.random()
         thumbnail = np.clip(bases[which] + noise, 0, 255).astype(np.uint8).tobytes()
-        looks.append(Looks(pixels=int(rng.integers(150)), gradients=bits, thumbnail=thumbnail))
+        looks.append(ImageHashes(pixels=int(rng.integers(150)), gradients=bits, thumbnail=thumbnail))
     splits = rng.integers(0, 3, 160).tolist()
 
-    def alike(a: Looks, b: Looks) -> bool:
+    def alike(a: ImageHashes, b: ImageHashes) -> bool:
         left, right = (np.frombuffer(x.thumbnail, np.uint8).astype(float).reshape(64, 3) for x in (a, b))
         contrast = min(np.abs(x - np.median(x, axis=0)).mean() for x in (left, right))
         near = np.abs(left - right).mean() <= MAX_COLOUR_DIFFERENCE * contrast
         return bool(near) and bin(a.gradients ^ b.gradients).count("1") <= MAX_DIFFERENT_BITS and a.pixels != b.pixels
 
     pairs = [(i, j) for j in range(160) for i in range(160) if splits[i] < splits[j] and alike(looks[i], looks[j])]
-    found = similar_across_splits(looks, splits)
+    found = similar_across_splits(hashes, splits)
     assert found.photos == len({second for _, second in pairs}) > 20
     assert set(found.examples) <= set(pairs)
     assert len(found.examples) == 3
@@ -111,9 +111,9 @@ def test_similar_photos_equal_a_search_of_each_with_each(seed: int) -> None:
 
 def test_a_catalogue_of_blank_photos_takes_no_time() -> None:
     """All in one bucket: what banding alone cannot help with."""
-    looks = [Looks(number, 0, bytes([number % 200 + 20] * 191 + [255])) for number in range(6_000)]
+    hashes = [ImageHashes(number, 0, bytes([number % 200 + 20] * 191 + [255])) for number in range(6_000)]
     started = time.monotonic()
-    similar_across_splits(looks, [number % 2 for number in range(6_000)])
+    similar_across_splits(hashes, [number % 2 for number in range(6_000)])
     assert time.monotonic() - started < 5
 
 
@@ -187,8 +187,8 @@ def test_foreign_captions_are_reported_with_the_rule() -> None:
 
 def test_duplicates_are_warned_of_with_examples() -> None:
     image = product_photo(0)
-    near = looks_of(as_jpeg(image, 60))
-    photos = [photo(0), photo(1), photo(2, "valid", looks=looks_of(as_jpeg(image))), photo(3, "test", looks=near)]
+    near = image_hashes(as_jpeg(image, 60))
+    photos = [photo(0), photo(1), photo(2, "valid", hashes=image_hashes(as_jpeg(image))), photo(3, "test", hashes=near)]
     report = report_on(photos)
     text = "\n".join(report.lines())
     assert "the same as one of an earlier split, so that scores will flatter: 1 (train: 0.jpg = valid: 2.jpg)" in text

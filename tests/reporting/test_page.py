@@ -24,7 +24,7 @@ from fashionclip_tune.reporting.costs import pareto_front
 from fashionclip_tune.reporting.gallery import make_gallery
 from fashionclip_tune.reporting.page import write_report
 from fashionclip_tune.reporting.sweep_view import read_trials, view_sweep
-from fashionclip_tune.storage.folder import DurableFolder, piece_name
+from fashionclip_tune.storage.folder import RemoteFolder, piece_name
 from tests.reporting.test_sweep_files import change_sweep, write_sweep  # tests/reporting/test_sweep_files.py
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_the_durable_side_of_a_sweep_has_the_same_page(small_sweep: Path, tmp_pa
     shutil.copytree(small_sweep, durable, ignore=shutil.ignore_patterns("checkpoints", "study.journal"))
     journal, offset = (small_sweep / "study.journal").read_bytes(), 0
     for line in journal.splitlines(keepends=True):
-        DurableFolder(durable).put(piece_name(offset, "000001-host", line), line)
+        RemoteFolder(durable).put(piece_name(offset, "000001-host", line), line)
         offset += len(line)
     expected = make_gallery(small_sweep, local.best)
     with pytest.raises(UserError, match="is no model"):

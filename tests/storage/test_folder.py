@@ -5,15 +5,15 @@ from pyarrow import fs
 
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.storage import folder as durable
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 
 
 @pytest.fixture(params=["folder", "object store"])
 def folder(request, tmp_path):
     """A folder, or a store that knows no folders, no renames and no appending."""
     if request.param == "folder":
-        return DurableFolder(tmp_path / "drive")
-    return DurableFolder("bucket/sweep", fs._MockFileSystem())
+        return RemoteFolder(tmp_path / "drive")
+    return RemoteFolder("bucket/sweep", fs._MockFileSystem())
 
 
 def test_what_was_put_is_listed_and_read_back(folder, tmp_path):
@@ -42,7 +42,7 @@ def test_nothing_there_is_no_error_but_when_it_is_read(folder, tmp_path):
 
 def test_a_file_is_emptied_before_it_is_deleted(tmp_path):
     """A drive's trash keeps what it was when it was deleted: a second name of the same file sees it."""
-    folder = DurableFolder(tmp_path / "drive")
+    folder = RemoteFolder(tmp_path / "drive")
     folder.put("state", b"x" * 1000)
     (tmp_path / "trash").hardlink_to(tmp_path / "drive" / "state")
     folder.remove("state")
@@ -50,7 +50,7 @@ def test_a_file_is_emptied_before_it_is_deleted(tmp_path):
 
 
 def test_a_file_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch):
-    folder = DurableFolder(tmp_path / "drive")
+    folder = RemoteFolder(tmp_path / "drive")
     folder.put("state", b"x" * 1_000_000)
     (tmp_path / "new").write_bytes(b"y" * 3_000_000)
     usage = namedtuple("usage", "total used free")
@@ -66,7 +66,7 @@ def test_a_file_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch):
 
 
 def test_a_hiccup_is_waited_out_in_reading_and_removing_too(tmp_path, monkeypatch):
-    folder, waits = DurableFolder(tmp_path / "drive"), []
+    folder, waits = RemoteFolder(tmp_path / "drive"), []
     folder.put("a/b", b"b")
 
     def hide():
@@ -103,19 +103,19 @@ def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
 
     drive.write_bytes(b"no folder")
     monkeypatch.setattr(durable.time, "sleep", mounted_again_at_the_third_wait)
-    DurableFolder(drive).put("a", b"a")
+    RemoteFolder(drive).put("a", b"a")
     assert (drive / "a").read_bytes() == b"a"
     assert waits == sorted(waits)
 
     (tmp_path / "other").write_bytes(b"no folder")
     with pytest.raises(StorageError, match=r"other cannot be written to \(b: .*--resume"):
-        DurableFolder(tmp_path / "other").put("b", b"b")
+        RemoteFolder(tmp_path / "other").put("b", b"b")
     assert len(waits) == 6
 
 
 def test_an_address_of_no_known_kind_is_refused():
     with pytest.raises(UserError, match="nfs://x/y cannot be opened"):
-        DurableFolder("nfs://x/y")
+        RemoteFolder("nfs://x/y")
 
 
 @pytest.fixture

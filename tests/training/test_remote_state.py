@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from fashionclip_tune.errors import StorageError, UnavailableError
 from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.storage.checkpoint import newest_checkpoint
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import TIMING
-from fashionclip_tune.training.remote_state import DurableRun
+from fashionclip_tune.training.remote_state import RemoteState
 from fashionclip_tune.training.train import run_training, train
 
 
@@ -48,8 +48,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint.weights_file)
 
 
-def durable(tmp_path: Path, config, *, sync_every_s: float = 0.0) -> DurableRun:
-    return DurableRun(DurableFolder(tmp_path / "drive"), "trials/a", config, sync_every_s=sync_every_s)
+def durable(tmp_path: Path, config, *, sync_every_s: float = 0.0) -> RemoteState:
+    return RemoteState(RemoteFolder(tmp_path / "drive"), "trials/a", config, sync_every_s=sync_every_s)
 
 
 def train_until_lost(config, tmp_path: Path, step: int) -> None:
@@ -85,14 +85,14 @@ def test_a_state_is_written_between_stages_too_and_only_the_newest_is_kept(tiny_
     config = tiny_config.with_overrides({"training.stage_examples": 80})  # 5 steps
     train_until_lost(config, tmp_path, step=5)
     run = durable(tmp_path, config)
-    assert {Path(name).parent.name for name in DurableFolder(tmp_path / "drive").sizes()} == {"step_00000005"}
+    assert {Path(name).parent.name for name in RemoteFolder(tmp_path / "drive").sizes()} == {"step_00000005"}
     (tmp_path / "drive" / "trials" / "a" / "state" / "step_00000005").rename(tmp_path / "hidden")
     with pytest.raises(LostError):  # stopped in the middle of the second stage
         run_training(config, tmp_path / "b", replace(run.watching(RunCallbacks()), on_checkpoint=lost_after(run, states=3)))
     assert {path.name for path in (tmp_path / "drive" / "trials" / "a" / "state").iterdir()} == {"step_00000003"}
 
 
-def lost_after(run: DurableRun, states: int):
+def lost_after(run: RemoteState, states: int):
     """The machine is lost when so many states are written."""
     left = iter(range(states - 1, -1, -1))
 
@@ -164,8 +164,8 @@ def test_a_state_of_other_base_weights_is_refused(tiny_config, tmp_path):
 def with_two_checkpoints(config, tmp_path):
     """A trained run: its durable side, with nothing there yet, and its last two checkpoints."""
     train(config, tmp_path / "run")
-    folder = DurableFolder(tmp_path / "drive")
-    return folder, DurableRun(folder, "trials/a", config), *sorted((tmp_path / "run" / "checkpoints").iterdir())
+    folder = RemoteFolder(tmp_path / "drive")
+    return folder, RemoteState(folder, "trials/a", config), *sorted((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(tiny_config, tmp_path, monkeypatch):
@@ -194,5 +194,5 @@ def test_weights_of_an_earlier_stage_make_room_for_the_next(tiny_config, tmp_pat
     monkeypatch.setattr("fashionclip_tune.storage.folder.time.sleep", lambda seconds: None)
     folder.keep_below(num_bytes - 2**10)
     with pytest.raises(StorageError, match="disk budget"):
-        DurableRun(folder, "trials/b", tiny_config).put_weights(newer)
+        RemoteState(folder, "trials/b", tiny_config).put_weights(newer)
     assert list(folder.sizes()) == ["trials/a/weights/step_00000010.safetensors"]

@@ -67,7 +67,7 @@ def ended(garments: Path, tmp_path: Path) -> Path:
     from rich.console import Console
 
     from fashionclip_tune.config.section import assignments
-    from fashionclip_tune.tuning.persistence.location import Place
+    from fashionclip_tune.tuning.persistence.location import SweepLocation
     from fashionclip_tune.tuning.persistence.record import sweep_header
     from fashionclip_tune.tuning.planning.plan import plan_sweep
     from fashionclip_tune.tuning.planning.settings import SweepSettings
@@ -82,7 +82,12 @@ def ended(garments: Path, tmp_path: Path) -> Path:
     best["metrics"] = {"recall_at_10": 0.5, "recall_at_5": 0.25}
     row = {"trial_id": "0000", "state": "COMPLETE", "stop_reason": "budget", "examples_seen": 96, "step": 6, "gain": None}
     row |= {"config": best["config"], **best["metrics"], "message": None, "duration_s": 1.0, "device_s": 1.0}
-    content = {**sweep_header(plan, Place(str(folder), folder, None)), "state": "FINISHED", "zero_shot": {}, "trials": [row]}
+    content = {
+        **sweep_header(plan, SweepLocation(str(folder), folder, None)),
+        "state": "FINISHED",
+        "zero_shot": {},
+        "trials": [row],
+    }
     (folder / "sweep.json").write_text(json.dumps({**content, "best": best}))
     return folder
 

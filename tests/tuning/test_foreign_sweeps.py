@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.tuning.console.outcome import how_to_go_on
-from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
 from fashionclip_tune.tuning.study.study import SweepStudy
 from tests.support.tampering import tampered
@@ -133,7 +133,7 @@ def test_what_reaches_out_is_to_be_said_again():
     there = stored.resumed(SweepSettings(address="10.0.0.1:6379", warm_start="s3://bucket/older", allow_remote=True), "it")
     assert (there.cluster, there.allow_remote) == ("10.0.0.1:6379", True)
     assert SweepSettings(address="local").cluster is None
-    said = how_to_go_on(Place("/results/it", Path("/results/it"), None), there)
+    said = how_to_go_on(SweepLocation("/results/it", Path("/results/it"), None), there)
     for flag in ("--address 10.0.0.1:6379", "--allow-remote", "--warm-start s3://bucket/older"):
         assert flag in said
     in_a_folder = stored_settings({"warm_start": "/results/older"}, "it")

@@ -14,7 +14,7 @@ from rich.console import Console
 from fashionclip_tune import train
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.storage.checkpoint import strip_training_state
-from fashionclip_tune.tuning.persistence.location import Place, Results
+from fashionclip_tune.tuning.persistence.location import SweepCatalog, SweepLocation
 from fashionclip_tune.tuning.persistence.record import sweep_header
 from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
@@ -63,7 +63,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(garments, tmp_path, disk,
     assert "otherwise" not in "".join(path.read_text() for path in disk.folder.rglob("warnings.log"))
 
 
-def all_but_the_winner(garments: Path, results: Path, scratch: Path | None) -> Place:
+def all_but_the_winner(garments: Path, results: Path, scratch: Path | None) -> SweepLocation:
     """A sweep whose one trial has ended, and whose driver was killed then; made without Ray."""
     settings = SweepSettings(
         data=str(garments),
@@ -75,7 +75,7 @@ def all_but_the_winner(garments: Path, results: Path, scratch: Path | None) -> P
         scratch=None if scratch is None else str(scratch),
     )
     plan = plan_sweep(settings, Console(quiet=True).print)
-    place = Results(str(results)).place("it", settings.scratch)
+    place = SweepCatalog(str(results)).place("it", settings.scratch)
     place.run_dir.mkdir(parents=True)
     header = sweep_header(plan, place)
     if place.mirror is not None:

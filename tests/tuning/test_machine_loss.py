@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 
@@ -79,7 +79,7 @@ def outcome(results: Path) -> dict:
     return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
 
 
-def wait_for_stages(sweep: DurableFolder, process: subprocess.Popen, *, trials: int, evaluations: int) -> None:
+def wait_for_stages(sweep: RemoteFolder, process: subprocess.Popen, *, trials: int, evaluations: int) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         stages = [name.split("/")[1] for name in sweep.sizes("trials") if "/evaluations/" in name]
@@ -102,7 +102,7 @@ def copy_under_way(drive: Path, copy: Path) -> None:
 class Watch(threading.Thread):
     """Looks at a sweep's durable folder while it runs: the most bytes at a time, and the most that each file had."""
 
-    def __init__(self, sweep: DurableFolder) -> None:
+    def __init__(self, sweep: RemoteFolder) -> None:
         super().__init__(daemon=True)
         self.sweep, self.most_bytes, self.files, self.over = sweep, 0, {}, threading.Event()
 
@@ -118,7 +118,7 @@ class Watch(threading.Thread):
 def whole(garments, tmp_path_factory) -> tuple[dict, Watch]:
     """A sweep that was never stopped: its outcome, and what it took of the durable folder."""
     folder = tmp_path_factory.mktemp("whole")
-    watch = Watch(DurableFolder(folder / "results" / "it"))
+    watch = Watch(RemoteFolder(folder / "results" / "it"))
     process = start(garments, folder / "steady", folder / "results")
     watch.start()
     end(process)
@@ -129,7 +129,7 @@ def whole(garments, tmp_path_factory) -> tuple[dict, Watch]:
 
 def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_path, whole):
     first = start(garments, tmp_path / "first", tmp_path / "drive")
-    wait_for_stages(DurableFolder(tmp_path / "drive" / "it"), first, trials=2, evaluations=3)
+    wait_for_stages(RemoteFolder(tmp_path / "drive" / "it"), first, trials=2, evaluations=3)
     copy_under_way(tmp_path / "drive", tmp_path / "elsewhere" / "results")
     lose(first, tmp_path / "drive", tmp_path / "first")
     shutil.copytree(garments, tmp_path / "elsewhere" / "shards")
@@ -169,7 +169,7 @@ def test_a_machine_that_runs_still_stops_when_another_goes_on(garments, tmp_path
 
 @pytest.mark.filterwarnings("ignore")  # the server's own
 def test_object_storage_is_a_durable_side_too(garments, tmp_path, bucket, whole, run_sweep):
-    sweep = DurableFolder(f"{bucket}/it")
+    sweep = RemoteFolder(f"{bucket}/it")
     first = start(garments, tmp_path / "first", bucket)
     wait_for_stages(sweep, first, trials=2, evaluations=3)
     lose(first, tmp_path / "first")

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.section import assignments
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.training.train import print_row, train
 from fashionclip_tune.tuning import refit
-from fashionclip_tune.tuning.persistence.location import Results
+from fashionclip_tune.tuning.persistence.location import SweepCatalog
 from fashionclip_tune.tuning.persistence.record import sweep_header
 from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
@@ -47,7 +47,7 @@ def settings(garments, tmp_path) -> SweepSettings:
         scratch=str(tmp_path / "making"),
         sync_every=0.0,
     )
-    place = Results(str(tmp_path / "drive")).place("it", settings.scratch)
+    place = SweepCatalog(str(tmp_path / "drive")).place("it", settings.scratch)
     header = sweep_header(plan_sweep(settings, Console(quiet=True).print), place)
     place.mirror.start(header)
     row = {**ROW, "config": CONFIG, **METRICS, "message": None, "duration_s": 1.0, "device_s": 1.0}
@@ -86,7 +86,7 @@ def test_a_refit_goes_on_on_another_machine(settings, tmp_path, monkeypatch):
     assert history(drive) == history(tmp_path / "never stopped")
     (local,) = (tmp_path / "second").glob("sweeps/*/refit/best/open_clip_model.safetensors")
     assert (drive / "best" / local.name).read_bytes() == local.read_bytes()
-    assert DurableFolder(drive).sizes("state") == {}
+    assert RemoteFolder(drive).sizes("state") == {}
 
     # A third machine, which has nothing of it, and the second one: it is done, and stays as it is.
     steps.clear()

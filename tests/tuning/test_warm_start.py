@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
@@ -67,7 +67,7 @@ def test_ended_trials_with_a_result_are_taken(older, garments, tmp_path):
 def test_of_a_sweep_that_has_a_durable_side_only_too(older, garments, tmp_path, location):
     """Its journal lies there in pieces, and what is rewritten for people is not needed."""
     drive = tmp_path / "drive"
-    mirror = SweepMirror(DurableFolder(drive), older)
+    mirror = SweepMirror(RemoteFolder(drive), older)
     mirror.start(json.loads((older / "sweep.json").read_text()))
     mirror.append_journal()
     expected = older_trials(planned(garments, tmp_path, warm_start=str(older)))

@@ -14,18 +14,18 @@ from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.reporting.page import write_report
 from fashionclip_tune.reporting.sweep_files import failure_lines, ranked, ties_with_best
 from fashionclip_tune.reporting.terminal import bad_sample_lines, print_lines, trials_table, winner_lines
-from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 
 
-def how_to_go_on(place: Place, settings: SweepSettings, *how: str) -> str:
+def how_to_go_on(location: SweepLocation, settings: SweepSettings, *how: str) -> str:
     """The command, to be copied: it goes on with these settings.
 
     Args:
         settings: in effect, as ``plan_sweep`` returns them.
         how: ``--refit N``; none: ``--resume``.
     """
-    results, _, name = place.shown.rpartition("/")
+    results, _, name = location.shown.rpartition("/")
     flags = [*(how or ("--resume",)), *settings.flags_to_go_on()]
     command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *flags]
     return f"go on with: {shlex.join(command)}"
@@ -53,8 +53,8 @@ def with_resume_hint(go_on: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, console: Console) -> None:
-    sweep_dir = place.readable
+def print_result(result: dict[str, Any], location: SweepLocation, settings: SweepSettings, console: Console) -> None:
+    sweep_dir = location.readable
     rows = ranked(result["trials"])
     ties = ties_with_best(sweep_dir, rows)
     console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
@@ -63,23 +63,23 @@ def print_result(result: dict[str, Any], place: Place, settings: SweepSettings, 
     print_lines(console, bad_sample_lines(sweep_dir))
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
-        console.print(f"{why}; {how_to_go_on(place, settings)}", highlight=False, soft_wrap=True)
+        console.print(f"{why}; {how_to_go_on(location, settings)}", highlight=False, soft_wrap=True)
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
 
 
-def write_sweep_report(place: Place, say: Callable[[str], None], settings: SweepSettings, *, finished: bool) -> None:
+def write_sweep_report(location: SweepLocation, say: Callable[[str], None], settings: SweepSettings, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
-    make_it = f"python sweeps/compare.py {place.readable} makes it"
+    make_it = f"python sweeps/compare.py {location.readable} makes it"
     try:
         with progress_bar("encoding photos for the report's gallery") as on_progress:
             allow_remote = bool(settings.allow_remote)
-            path = write_report([place.run_dir], gallery=finished, allow_remote=allow_remote, on_progress=on_progress)
-        if place.mirror is not None:
-            place.mirror.publish()
+            path = write_report([location.run_dir], gallery=finished, allow_remote=allow_remote, on_progress=on_progress)
+        if location.mirror is not None:
+            location.mirror.publish()
     except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there
         say(f"no report ({error}); {make_it}")
     except KeyboardInterrupt:
         say(f"no report yet; {make_it}")
         raise
     else:
-        say(f"report: {place.readable / path.name}")
+        say(f"report: {location.readable / path.name}")

@@ -83,7 +83,7 @@ def _range(ascending: Sequence[str]) -> str:
 
 
 def _memory_lines(plan: SweepPlan) -> list[str]:
-    kinds = list({kind.count: kind for kind in plan.allotment.alike.values()}.values())
+    kinds = list({kind.count: kind for kind in plan.allotment.groups.values()}.values())
     if plan.allotment.host_bytes is None:
         return []
     each = [

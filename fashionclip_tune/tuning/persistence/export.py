@@ -15,7 +15,7 @@ from fashionclip_tune.models.openclip import LoadedModel, export_openclip, load_
 from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.reporting.sweep_files import best_row
 from fashionclip_tune.storage.checkpoint import newest_weights
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.persistence.retention import durable_run
 from fashionclip_tune.tuning.trial import trial_dir
@@ -26,7 +26,7 @@ def export_best(
     rows: Sequence[Mapping[str, Any]],
     build: Callable[[dict[str, Any]], ProjectConfig],
     mirror: SweepMirror | None,
-    limited: DurableFolder | None = None,
+    limited: RemoteFolder | None = None,
 ) -> None:
     """Writes ``SWEEP/best/``, whole or not at all; nothing where no trial has a result.
 
@@ -50,7 +50,7 @@ def export_best(
     export_whole(loaded, sweep_dir / "best", limited)
 
 
-def export_whole(loaded: LoadedModel, folder: Path, limited: DurableFolder | None = None) -> None:
+def export_whole(loaded: LoadedModel, folder: Path, limited: RemoteFolder | None = None) -> None:
     """An OpenCLIP folder, in place of an older one, whole or not at all. ``limited``: as for ``export_best``."""
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)

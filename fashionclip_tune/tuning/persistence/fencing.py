@@ -15,14 +15,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fashionclip_tune.errors import StorageError
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 
 WRITERS = "writers"
 _LOOKED_EVERY_S = 3.0
 
 
 @dataclass(frozen=True)
-class Writer:
+class FencingToken:
     """A driver. Names sort in the order of starting; a later one goes before the others."""
 
     name: str
@@ -36,7 +36,7 @@ class Writer:
         return f"{self.host} (process {self.process}, started {self.started[:19].replace('T', ' ')} UTC)"
 
 
-def register(folder: DurableFolder, run_dir: Path) -> tuple[Writer, Writer | None]:
+def register(folder: RemoteFolder, run_dir: Path) -> tuple[FencingToken, FencingToken | None]:
     """This process as the writer; and the one before it, unless that has signed off or ran in this very folder.
 
     (There it would have kept the folder's lock.)
@@ -44,7 +44,7 @@ def register(folder: DurableFolder, run_dir: Path) -> tuple[Writer, Writer | Non
     before = _newest(folder)
     number = 1 + (int(before.partition("-")[0]) if before else 0)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    writer = Writer(f"{number:06d}-{secrets.token_hex(4)}", platform.node(), os.getpid(), now, str(run_dir))
+    writer = FencingToken(f"{number:06d}-{secrets.token_hex(4)}", platform.node(), os.getpid(), now, str(run_dir))
     folder.put(f"{WRITERS}/{writer.name}.json", json.dumps(asdict(writer)).encode())
     if before is None or folder.exists(f"{WRITERS}/{before}.ended"):
         return writer, None
@@ -52,20 +52,20 @@ def register(folder: DurableFolder, run_dir: Path) -> tuple[Writer, Writer | Non
     return writer, None if (there.host, there.run_dir) == (writer.host, writer.run_dir) else there
 
 
-def sign_off(folder: DurableFolder, writer: Writer) -> None:
+def sign_off(folder: RemoteFolder, writer: FencingToken) -> None:
     """Says that the process has ended; not worth a word where it cannot be said."""
     with suppress(StorageError):
         folder.put(f"{WRITERS}/{writer.name}.ended", b"ended\n")
 
 
-class StillOurs:
+class FencingCheck:
     """Called before something is written or removed; raises StorageError once a later writer is there.
 
     What is written is written beside what a later writer has, or again, so that a look now and then will do. What is removed
     is gone: there it looks each time.
     """
 
-    def __init__(self, folder: DurableFolder, name: str) -> None:
+    def __init__(self, folder: RemoteFolder, name: str) -> None:
         self._folder = folder
         self._name = name
         self._next_look = 0.0
@@ -82,12 +82,12 @@ class StillOurs:
         self._next_look = time.monotonic() + _LOOKED_EVERY_S
 
 
-def _newest(folder: DurableFolder) -> str | None:
+def _newest(folder: RemoteFolder) -> str | None:
     return max((Path(name).stem for name in folder.sizes(WRITERS) if name.endswith(".json")), default=None)
 
 
-def _read(folder: DurableFolder, name: str) -> Writer:
+def _read(folder: RemoteFolder, name: str) -> FencingToken:
     try:
-        return Writer(**json.loads(folder.read(f"{WRITERS}/{name}.json")))
+        return FencingToken(**json.loads(folder.read(f"{WRITERS}/{name}.json")))
     except (FileNotFoundError, ValueError, TypeError):  # torn
-        return Writer(name, "a machine of unknown name", 0, "", "")
+        return FencingToken(name, "a machine of unknown name", 0, "", "")

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.storage.urls import scheme_of
-from fashionclip_tune.tuning.persistence.fencing import WRITERS, Writer
+from fashionclip_tune.tuning.persistence.fencing import WRITERS, FencingToken
 from fashionclip_tune.tuning.persistence.mirror import HEADERS, SweepMirror, read_header
 
 _LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Place:
+class SweepLocation:
     """``run_dir`` is on local disk, complete while the sweep runs; ``shown`` is what the user calls the sweep."""
 
     shown: str
@@ -49,7 +49,7 @@ class Place:
                 f"drive mounted?), give another --name, or remove {self.run_dir}"
             )
 
-    def take_over(self) -> Writer | None:
+    def take_over(self) -> FencingToken | None:
         """Before anything is written to the durable side; returns who else may be at it still.
 
         Raises:
@@ -77,12 +77,12 @@ class Place:
         self.mirror.fetch_for_people()
 
 
-class Results:
+class SweepCatalog:
     """The folder of all sweeps."""
 
     def __init__(self, location: str) -> None:
         self.location = location if scheme_of(location) is not None else str(Path(location).absolute())
-        self._folder = DurableFolder(self.location)
+        self._folder = RemoteFolder(self.location)
 
     def to_resume(self, name: str | None) -> tuple[str, dict[str, Any]] | None:
         """The named sweep if it was started at all, or the latest unfinished one; and what is known of it."""
@@ -115,7 +115,7 @@ class Results:
             raise UserError(f"sweep {self.location}/{name} exists: add --resume to go on with it, or choose another --name")
         return name
 
-    def place(self, name: str, scratch: str | None, saved: dict[str, Any] | None = None) -> Place:
+    def place(self, name: str, scratch: str | None, saved: dict[str, Any] | None = None) -> SweepLocation:
         """Where a sweep is to run; one that was started in one folder stays there.
 
         Raises:
@@ -126,10 +126,10 @@ class Results:
         if (is_remote or (saved is not None and saved["two_tiers"])) and scratch is None:
             raise UserError(f"{shown} is to outlive this machine only: add --scratch DIR, a folder on local disk to run in")
         if scratch is None or (saved is not None and not saved["two_tiers"]):
-            return Place(shown, Path(shown), None)
+            return SweepLocation(shown, Path(shown), None)
         # Other results may hold a sweep of this name.
         run_dir = Path(scratch).absolute() / "sweeps" / f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
-        return Place(shown, run_dir, SweepMirror(DurableFolder(shown), run_dir))
+        return SweepLocation(shown, run_dir, SweepMirror(RemoteFolder(shown), run_dir))
 
     def _never_began(self, name: str) -> bool:
         """It was killed before or within its first files: its lock, its writer and its header's beginning are all there can be.

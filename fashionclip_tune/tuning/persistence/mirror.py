@@ -15,8 +15,8 @@ from typing import Any
 
 from fashionclip_tune.files import write_json
 from fashionclip_tune.reporting.sweep_files import FREED
-from fashionclip_tune.storage.folder import DurableFolder, piece_name, read_journal
-from fashionclip_tune.tuning.persistence.fencing import StillOurs, Writer, register, sign_off
+from fashionclip_tune.storage.folder import RemoteFolder, piece_name, read_journal
+from fashionclip_tune.tuning.persistence.fencing import FencingCheck, FencingToken, register, sign_off
 
 HEADERS = "headers"
 _FOR_PEOPLE = ("trials.csv", "report.html", "sweep.json")
@@ -28,25 +28,25 @@ _PER_TRIAL = ("config.json", "last_queries.npz", "bad_samples.csv", "warnings.lo
 class SweepMirror:
     """Keeps ``sweep_dir``, on local disk, so that ``folder`` is enough to go on from."""
 
-    def __init__(self, folder: DurableFolder, sweep_dir: Path) -> None:
+    def __init__(self, folder: RemoteFolder, sweep_dir: Path) -> None:
         self.folder = folder
         self._sweep_dir = sweep_dir
         self._journal = sweep_dir / "study.journal"
         self._mirrored_bytes = 0
         self._published_at = -math.inf
         self._published: dict[str, tuple[int, int]] = {}
-        self._writer: Writer | None = None
+        self._writer: FencingToken | None = None
 
     def is_started(self) -> bool:
         """Whether there is a sweep to go on with."""
         return read_header(self.folder) is not None
 
-    def take_over(self) -> Writer | None:
+    def take_over(self) -> FencingToken | None:
         """Makes this process the one that writes; returns the one before it where that may be running still."""
         self._writer, before = register(self.folder, self._sweep_dir)
-        still_ours = StillOurs(self.folder, self._writer.name)
-        self.folder.guard(still_ours)
-        still_ours()  # of two that start at once the earlier one may have seen nobody
+        fencing_check = FencingCheck(self.folder, self._writer.name)
+        self.folder.guard(fencing_check)
+        fencing_check()  # of two that start at once the earlier one may have seen nobody
         return before
 
     @property
@@ -187,7 +187,7 @@ class SweepMirror:
                 self._published[name] = version
 
 
-def read_header(folder: DurableFolder, sweep: str = "") -> dict[str, Any] | None:
+def read_header(folder: RemoteFolder, sweep: str = "") -> dict[str, Any] | None:
     """What does not change in the life of a sweep; None where there is none, or a torn one: nothing has come after it.
 
     Args:

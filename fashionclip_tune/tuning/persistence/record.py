@@ -18,20 +18,20 @@ from fashionclip_tune.evaluation.protocols import COVERAGE
 from fashionclip_tune.files import write_json
 from fashionclip_tune.reporting.sweep_files import FREED, best_row, read_sweep, write_trials_csv
 from fashionclip_tune.training.history import read_history
-from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.study.study import SweepStudy, message, scores_nothing, settings, stop_reason
 from fashionclip_tune.tuning.trial import METRIC, trial_dir
 
 
-def sweep_header(plan: SweepPlan, place: Place) -> dict[str, Any]:
+def sweep_header(plan: SweepPlan, location: SweepLocation) -> dict[str, Any]:
     """Of a sweep that goes on, as it was at its first start."""
-    if (place.run_dir / "sweep.json").is_file():
+    if (location.run_dir / "sweep.json").is_file():
         changing = ("state", "best", "zero_shot", "trials")
-        return {name: value for name, value in read_sweep(place.run_dir).items() if name not in changing}
+        return {name: value for name, value in read_sweep(location.run_dir).items() if name not in changing}
     packages = ("torch", "open_clip_torch", "ray", "optuna")
     return {
-        "name": place.shown.rpartition("/")[2],
+        "name": location.shown.rpartition("/")[2],
         "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         "metric": METRIC,
         "mode": "max",

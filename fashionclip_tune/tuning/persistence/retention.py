@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.reporting.sweep_files import ranked
 from fashionclip_tune.storage.checkpoint import remove_checkpoints, strip_training_state
-from fashionclip_tune.training.remote_state import DurableRun
+from fashionclip_tune.training.remote_state import RemoteState
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.planning.disk import KEPT_PER_MODEL
 from fashionclip_tune.tuning.trial import trial_dir
@@ -73,9 +73,9 @@ class Retention:
         return True
 
 
-def durable_run(mirror: SweepMirror, folder: Path, config: ProjectConfig) -> DurableRun:
+def durable_run(mirror: SweepMirror, folder: Path, config: ProjectConfig) -> RemoteState:
     """The durable side of a trial, for the driver."""
-    return DurableRun(mirror.folder, f"trials/{folder.name}", config)
+    return RemoteState(mirror.folder, f"trials/{folder.name}", config)
 
 
 def _num_bytes(folder: Path) -> int:

@@ -7,10 +7,10 @@ from filelock import FileLock
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.named_model import starting_point
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.history import Row
-from fashionclip_tune.training.remote_state import DurableRun
-from fashionclip_tune.tuning.persistence.fencing import StillOurs
+from fashionclip_tune.training.remote_state import RemoteState
+from fashionclip_tune.tuning.persistence.fencing import FencingCheck
 from fashionclip_tune.tuning.trial import DurablePlan
 
 
@@ -26,14 +26,14 @@ class RunSync:
             budget_bytes: of all that the sweep may hold there.
         """
         self._name = name
-        self._folder = DurableFolder(plan.location)
-        self._folder.guard(StillOurs(self._folder, plan.writer))
+        self._folder = RemoteFolder(plan.location)
+        self._folder.guard(FencingCheck(self._folder, plan.writer))
         if budget_bytes is not None:
             self._folder.keep_below(budget_bytes)
         self._kept_at = plan.kept_at
         self._run_dir = run_dir
         turn = FileLock(plan.turn) if plan.turn is not None else None
-        self.run = DurableRun(self._folder, name, starting_point(config), sync_every_s=plan.sync_every_s, turn=turn)
+        self.run = RemoteState(self._folder, name, starting_point(config), sync_every_s=plan.sync_every_s, turn=turn)
 
     def keep(self, row: Row) -> None:
         """The figures at once; the weights where the run may end with this report."""

@@ -18,7 +18,7 @@ _MIN_SHARED_MEMORY_BYTES = 512 * 10**6
 
 
 @dataclass(frozen=True)
-class Alike:
+class ShareGroup:
     """Trials with the same share, of one model or several: how many run side by side, and what they take of the host."""
 
     count: int
@@ -40,7 +40,7 @@ class Allotment:
 
     slots: Slots
     machine: Machine
-    alike: Mapping[int, Alike]
+    groups: Mapping[int, ShareGroup]
     """By the trials that fit one card by its memory. Empty: on a cluster, whose machines are not this one."""
     gpu: GpuMemory | None
     """None: on a CPU, or on a cluster."""
@@ -51,12 +51,12 @@ class Allotment:
 
     def at_a_time(self, config: ProjectConfig) -> int:
         """Trials like this one that run side by side, on all cards."""
-        if not self.alike:
+        if not self.groups:
             return self.slots.count
         fitting = _fitting(config, self.gpu, self.gpus_per_trial)
         # One that was not among the draws that the plan was made for, and needs more memory than they: as the nearest.
-        known = max((each for each in self.alike if each <= fitting), default=min(self.alike))
-        count = self.alike[known].count
+        known = max((each for each in self.groups if each <= fitting), default=min(self.groups))
+        count = self.groups[known].count
         return count if self.gpu is None or self.gpus_per_trial is not None else min(count, self.gpu.card.count * fitting)
 
     def most_at_a_time(self, configs: Sequence[ProjectConfig]) -> dict[str, int]:
@@ -69,7 +69,7 @@ class Allotment:
     @property
     def host_bytes(self) -> int | None:
         """At most: trials with different shares side by side take no more than as many as fit of one kind. None: not known."""
-        return max((each.host_bytes for each in self.alike.values()), default=None)
+        return max((each.host_bytes for each in self.groups.values()), default=None)
 
     def share_of(self, config: ProjectConfig) -> Share:
         """What Ray is asked for, and the part of the card that the trial's process keeps to."""
@@ -145,15 +145,15 @@ def allot(
     kinds: dict[int, list[ProjectConfig]] = {}
     for config in configs:
         kinds.setdefault(_fitting(config, gpu, gpus_per_trial), []).append(config)
-    alike, cut = _divide(kinds, slots.count, machine, cards)
+    groups, cut = _divide(kinds, slots.count, machine, cards)
     # Where there is no room for one a card, cards stay empty, whatever runs.
-    counts = [each.count for each in alike.values()]
+    counts = [each.count for each in groups.values()]
     count = min([max(counts), *(each for each in counts if each < cards)])
     if count < slots.count:
         slots = Slots(count, machine.cores / count if count <= machine.cores else 1.0, slots.gpus_per_trial, slots.num_gpus)
     if machine.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES and any(config.training.num_workers for config in configs):
         cuts.append("loader processes to none: /dev/shm is too small (docker: --shm-size=2g)")
-    return Allotment(slots, machine, alike, gpu, gpus_per_trial, (*cuts, *cut))
+    return Allotment(slots, machine, groups, gpu, gpus_per_trial, (*cuts, *cut))
 
 
 def _fitting(config: ProjectConfig, gpu: GpuMemory | None, gpus_per_trial: float | None) -> int:
@@ -163,7 +163,7 @@ def _fitting(config: ProjectConfig, gpu: GpuMemory | None, gpus_per_trial: float
 
 def _divide(
     kinds: Mapping[int, Sequence[ProjectConfig]], at_most: int, machine: Machine, cards: int
-) -> tuple[dict[int, Alike], list[str]]:
+) -> tuple[dict[int, ShareGroup], list[str]]:
     """Those that fit a card equally often get as many trials side by side as that, and as the host has memory for.
 
     As many as another kind have the same share, and so the same processes, which then keep the weights of all their models.
@@ -171,14 +171,14 @@ def _divide(
     by_count: dict[int, list[int]] = {}
     for fitting in kinds:
         by_count.setdefault(min(at_most, cards * fitting) if fitting else at_most, []).append(fitting)
-    alike: dict[int, Alike] = {}
+    groups: dict[int, ShareGroup] = {}
     cuts = []
     while by_count:
         count = max(by_count)
         fittings = by_count.pop(count)
         found = _that_fit([config for fitting in fittings for config in kinds[fitting]], count, machine, cards)
         if found.count == count:
-            alike |= dict.fromkeys(fittings, found)
+            groups |= dict.fromkeys(fittings, found)
             continue
         needed = plan_host_memory(found.configs, cores=max(1.0, machine.cores / count)).total_bytes(count)
         cuts.append(
@@ -186,10 +186,10 @@ def _divide(
             f"{machine.memory_bytes / GB:.1f} GB of host memory"
         )
         by_count[found.count] = fittings + by_count.get(found.count, [])
-    return alike, cuts
+    return groups, cuts
 
 
-def _that_fit(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, cards: int) -> Alike:
+def _that_fit(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, cards: int) -> ShareGroup:
     """As many of the wanted trials as the host has memory for, equally many on each card."""
 
     def host(count: int) -> HostMemory:
@@ -198,7 +198,7 @@ def _that_fit(configs: Sequence[ProjectConfig], wanted: int, machine: Machine, c
     check_room(host(1), machine.memory_bytes)
     counts = [count for count in range(wanted, 0, -1) if count <= cards or count == wanted or count % cards == 0]
     count = next((count for count in counts if host(count).room(machine.memory_bytes) >= count), 1)
-    return Alike(count, host(count), tuple(configs))
+    return ShareGroup(count, host(count), tuple(configs))
 
 
 @dataclass(frozen=True)

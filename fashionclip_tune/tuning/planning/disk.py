@@ -10,10 +10,10 @@ from filelock import FileLock
 
 from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.models.architecture import without_numbers
+from fashionclip_tune.models.architecture import meta_model
 from fashionclip_tune.models.towers import prepare_towers
 from fashionclip_tune.storage.checkpoint import keep_newest
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RoomFor, any_room
 from fashionclip_tune.tuning.planning.gpu_memory import is_described_here, weights_bytes
 
@@ -112,7 +112,7 @@ def _model_bytes(config: ProjectConfig) -> ModelBytes:
 def _counted(name: str, freeze: FreezeConfig) -> tuple[int, int]:
     """Bytes of all weights, and of the trained ones."""
     config = ProjectConfig(clip_model=name, freeze=freeze)
-    network = without_numbers(name)
+    network = meta_model(name)
     prepare_towers(network, config)
     trained = sum(each.numel() * each.element_size() for each in network.parameters() if each.requires_grad)
     return weights_bytes(config), trained
@@ -125,7 +125,7 @@ def room_within(budget_bytes: int | None, sweep_dir: Path, run_dir: Path) -> Roo
     """
     if budget_bytes is None:
         return any_room
-    folder = DurableFolder(sweep_dir)
+    folder = RemoteFolder(sweep_dir)
     folder.keep_below(budget_bytes)
     turn = FileLock(sweep_dir / ".disk.lock")
 

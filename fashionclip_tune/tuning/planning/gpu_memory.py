@@ -11,7 +11,7 @@ import torch
 from fashionclip_tune.config.options import Precision
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.architecture import has_known_text_tower, without_numbers
+from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
 from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.models.towers import prepare_towers
@@ -191,7 +191,7 @@ def _memory_settings(config: ProjectConfig) -> tuple[Any, ...]:
 
 
 def _estimate_bytes(config: ProjectConfig) -> int:
-    network = without_numbers(config.model_name)
+    network = meta_model(config.model_name)
     prepare_towers(network, config.with_overrides({"model.patch_dropout": 0.0}))  # an upper bound, whatever it drops
     assert config.training.micro_batch_size is not None
     estimate = estimate_memory(
@@ -226,5 +226,5 @@ def weights_bytes(config: ProjectConfig) -> int:
 
 @cache
 def _weights_bytes(name: str) -> int:
-    network = without_numbers(name)
+    network = meta_model(name)
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))

@@ -23,7 +23,7 @@ from fashionclip_tune.errors import (
     UserError,
 )
 from fashionclip_tune.training.callbacks import RunCallbacks
-from fashionclip_tune.training.remote_state import DurableRun
+from fashionclip_tune.training.remote_state import RemoteState
 from fashionclip_tune.tuning.backend import worker as trainable
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher, SweepJob
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
@@ -160,11 +160,11 @@ def test_a_trial_on_a_card_that_another_program_fills_stays_unfinished(
 def test_a_trial_whose_base_weights_are_not_here_waits_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As "storage" stops the sweep and records nothing; as a failure the trial would be lost, and each one after it."""
 
-    def fetch_state(self: DurableRun, run_dir: Path) -> bool:
+    def fetch_state(self: RemoteState, run_dir: Path) -> bool:
         raise UnavailableError("started from other weights: bring them")
 
     reported: list[dict[str, Any]] = []
-    monkeypatch.setattr(DurableRun, "fetch_state", fetch_state)
+    monkeypatch.setattr(RemoteState, "fetch_state", fetch_state)
     monkeypatch.setattr(trainable, "run_training", lambda *_, **__: pytest.fail("it must not begin anew"))
     monkeypatch.setattr(trainable.tune, "report", reported.append)
     durable = DurablePlan(str(tmp_path / "drive"), 60.0, (), "000001-a", str(tmp_path / "lock"))

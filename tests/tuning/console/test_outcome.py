@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.tuning.console.outcome import how_to_go_on
-from fashionclip_tune.tuning.persistence.location import Results
+from fashionclip_tune.tuning.persistence.location import SweepCatalog
 from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 
@@ -58,7 +58,7 @@ def test_the_command_that_goes_on_has_the_settings_in_effect(garments, tmp_path,
     given, _ = parsed([*FAST, "--space", "my space.py", *machine, *run])
     first = plan_sweep(given, Console(quiet=True).print).settings
     recorded = SweepSettings(**json.loads(json.dumps(asdict(first))))
-    results = Results("My Drive")
+    results = SweepCatalog("My Drive")
     place = results.place("it", first.scratch)
     said = how_to_go_on(place, first)
     assert said.startswith(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fashionclip_tune.errors import StorageError
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence import fencing as writer_module
-from fashionclip_tune.tuning.persistence.fencing import StillOurs, register, sign_off
+from fashionclip_tune.tuning.persistence.fencing import FencingCheck, register, sign_off
 
 
 @pytest.fixture(autouse=True)
@@ -17,21 +17,21 @@ def look_each_time(monkeypatch):
     monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 0.0)
 
 
-def on(host: str, monkeypatch, folder: DurableFolder, run_dir: str = "/scratch/it"):
+def on(host: str, monkeypatch, folder: RemoteFolder, run_dir: str = "/scratch/it"):
     monkeypatch.setattr(platform, "node", lambda: host)
     return register(folder, Path(run_dir))
 
 
 def test_the_one_before_writes_and_removes_no_more(tmp_path, monkeypatch):
-    lost, here = DurableFolder(tmp_path), DurableFolder(tmp_path)
+    lost, here = RemoteFolder(tmp_path), RemoteFolder(tmp_path)
     first, before = on("lost", monkeypatch, lost)
     assert before is None
-    lost.guard(StillOurs(lost, first.name))
+    lost.guard(FencingCheck(lost, first.name))
     lost.put("state", b"old")
     second, before = on("here", monkeypatch, here)
     assert before == first
     assert str(before).startswith("lost (process ")
-    here.guard(StillOurs(here, second.name))
+    here.guard(FencingCheck(here, second.name))
     for change in (lambda: lost.put("journal", b"x"), lambda: lost.remove("state")):
         with pytest.raises(StorageError, match=r"is written by another machine now, here \(process \d+, started 20"):
             change()
@@ -41,7 +41,7 @@ def test_the_one_before_writes_and_removes_no_more(tmp_path, monkeypatch):
 
 
 def test_who_has_signed_off_or_ran_in_this_folder_is_not_worth_a_word(tmp_path, monkeypatch):
-    folder = DurableFolder(tmp_path)
+    folder = RemoteFolder(tmp_path)
     first, _ = on("one", monkeypatch, folder)
     second, before = on("one", monkeypatch, folder)
     assert before is None
@@ -54,41 +54,41 @@ def test_who_has_signed_off_or_ran_in_this_folder_is_not_worth_a_word(tmp_path, 
 
 def test_two_scratch_folders_on_one_host_are_two_drivers(tmp_path, monkeypatch):
     """Neither has the lock of the other's folder."""
-    folder = DurableFolder(tmp_path)
+    folder = RemoteFolder(tmp_path)
     first, _ = on("one", monkeypatch, folder, "/scratch/it")
     assert on("one", monkeypatch, folder, "/other/it")[1] == first
 
 
 def test_of_two_that_start_at_once_one_goes_on(tmp_path, monkeypatch):
-    folders = [DurableFolder(tmp_path) for _ in range(2)]
+    folders = [RemoteFolder(tmp_path) for _ in range(2)]
     monkeypatch.setattr(writer_module, "_newest", lambda folder: None)  # neither sees the other
     writers = [on(f"host-{number}", monkeypatch, folder)[0] for number, folder in enumerate(folders)]
     monkeypatch.undo()
     refused = 0
     for folder, one in zip(folders, writers, strict=True):
         try:
-            StillOurs(folder, one.name)()
+            FencingCheck(folder, one.name)()
         except StorageError:
             refused += 1
     assert refused == 1
 
 
 def test_a_torn_file_still_says_that_there_is_a_later_one(tmp_path, monkeypatch):
-    folder = DurableFolder(tmp_path)
+    folder = RemoteFolder(tmp_path)
     first, _ = on("one", monkeypatch, folder)
     second, _ = on("two", monkeypatch, folder)
     path = tmp_path / "writers" / f"{second.name}.json"
     path.write_text(json.dumps({"name": second.name})[:5])
     with pytest.raises(StorageError, match="a machine of unknown name"):
-        StillOurs(folder, first.name)()
+        FencingCheck(folder, first.name)()
 
 
 def test_looks_are_rare(tmp_path, monkeypatch):
     monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 10.0)
-    folder, looks = DurableFolder(tmp_path), []
+    folder, looks = RemoteFolder(tmp_path), []
     first, _ = on("one", monkeypatch, folder)
     monkeypatch.setattr(writer_module, "_newest", lambda folder: looks.append(1))
-    check = StillOurs(folder, first.name)
+    check = FencingCheck(folder, first.name)
     for _ in range(100):
         check()
     assert len(looks) == 1
@@ -97,11 +97,11 @@ def test_looks_are_rare(tmp_path, monkeypatch):
 def test_nothing_is_removed_on_the_word_of_an_earlier_look(tmp_path, monkeypatch):
     """Between two looks the other machine has taken over, and it is to find the state that it goes on from."""
     monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 1000.0)
-    overtaken = DurableFolder(tmp_path)
+    overtaken = RemoteFolder(tmp_path)
     first, _ = on("one", monkeypatch, overtaken)
-    overtaken.guard(StillOurs(overtaken, first.name))
+    overtaken.guard(FencingCheck(overtaken, first.name))
     overtaken.put("state", b"old")
-    on("two", monkeypatch, DurableFolder(tmp_path))
+    on("two", monkeypatch, RemoteFolder(tmp_path))
     overtaken.put("journal", b"read past")  # a later writer's pieces go before it
     with pytest.raises(StorageError, match="is written by another machine now, two"):
         overtaken.remove("state")

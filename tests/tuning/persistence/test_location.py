@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.tuning.persistence.location import Results
+from fashionclip_tune.tuning.persistence.location import SweepCatalog
 from fashionclip_tune.tuning.session import driving
 
 
@@ -13,12 +13,12 @@ def write(results, name, *, state="RUNNING", created="2026-01-01"):
 
 
 def test_the_latest_unfinished_sweep_is_gone_on_with(tmp_path):
-    assert Results(str(tmp_path / "none")).to_resume(None) is None
+    assert SweepCatalog(str(tmp_path / "none")).to_resume(None) is None
     write(tmp_path, "old", created="2026-01-01")
     write(tmp_path, "newer", created="2026-01-03")
     write(tmp_path, "newest", created="2026-01-05", state="FINISHED")
     (tmp_path / "no sweep").mkdir()
-    results = Results(str(tmp_path))
+    results = SweepCatalog(str(tmp_path))
     assert results.to_resume(None)[0] == "newer"
     assert results.to_resume("old")[1]["created"] == "2026-01-01"
     assert results.to_resume("no sweep") is None
@@ -29,14 +29,14 @@ def test_of_a_sweep_in_two_folders_what_was_written_first_holds(tmp_path):
     (tmp_path / "it" / "headers").mkdir(parents=True)
     (tmp_path / "it" / "headers" / "000001-a.json").write_text('{"created": "2026-01-01"}')
     (tmp_path / "it" / "sweep.json").write_text('{"state": "RUNN')
-    _, saved = Results(str(tmp_path)).to_resume("it")
+    _, saved = SweepCatalog(str(tmp_path)).to_resume("it")
     assert (saved["state"], saved["created"], saved["two_tiers"]) == ("RUNNING", "2026-01-01", True)
     write(tmp_path, "it", state="FINISHED")
-    assert Results(str(tmp_path)).to_resume("it")[1]["state"] == "FINISHED"
+    assert SweepCatalog(str(tmp_path)).to_resume("it")[1]["state"] == "FINISHED"
 
 
 def test_names_of_new_sweeps(tmp_path):
-    results = Results(str(tmp_path))
+    results = SweepCatalog(str(tmp_path))
     assert results.new(None, may_be_begun=False) == "sweep-001"
     write(tmp_path, "sweep-001")
     assert results.new(None, may_be_begun=False) == "sweep-002"
@@ -59,18 +59,18 @@ def test_names_of_new_sweeps(tmp_path):
 
 
 def test_a_sweep_stays_in_as_many_folders_as_it_was_started_in(tmp_path):
-    results, scratch = Results(str(tmp_path / "results")), str(tmp_path / "scratch")
+    results, scratch = SweepCatalog(str(tmp_path / "results")), str(tmp_path / "scratch")
     one = results.place("it", None)
     assert (one.run_dir, one.mirror) == (tmp_path / "results" / "it", None)
     assert results.place("it", scratch, {"two_tiers": False}).mirror is None
     two = results.place("it", scratch)
     assert two.run_dir.is_relative_to(scratch)
     assert two.readable == tmp_path / "results" / "it"
-    assert Results(str(tmp_path / "others")).place("it", scratch).run_dir != two.run_dir
+    assert SweepCatalog(str(tmp_path / "others")).place("it", scratch).run_dir != two.run_dir
     with pytest.raises(UserError, match="add --scratch DIR"):
         results.place("it", None, {"two_tiers": True})
     with pytest.raises(UserError, match="add --scratch DIR"):
-        Results(f"file://{tmp_path}").place("it", None)
+        SweepCatalog(f"file://{tmp_path}").place("it", None)
 
 
 def started(place) -> str:
@@ -82,7 +82,7 @@ def started(place) -> str:
 
 def test_a_new_sweep_does_not_go_on_in_one_that_came_meanwhile(tmp_path):
     """Its settings are others, and its plan is made."""
-    results = Results(str(tmp_path))
+    results = SweepCatalog(str(tmp_path))
     one, two = results.place("one", None), results.place("two", str(tmp_path / "scratch"))
     write(tmp_path, "one")
     assert "one was started by another process meanwhile: give another --name" in started(one)
@@ -91,7 +91,7 @@ def test_a_new_sweep_does_not_go_on_in_one_that_came_meanwhile(tmp_path):
 
 
 def test_a_new_sweep_does_not_go_on_in_what_one_of_its_name_left_in_the_scratch_folder(tmp_path):
-    place = Results(str(tmp_path)).place("it", str(tmp_path / "scratch"))
+    place = SweepCatalog(str(tmp_path)).place("it", str(tmp_path / "scratch"))
     write(place.run_dir.parent, place.run_dir.name)
     assert f"{place.run_dir} has a sweep of this name, of which {tmp_path}/it knows nothing" in started(place)
     (place.run_dir / "sweep.json").unlink()

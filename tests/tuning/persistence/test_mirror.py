@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from fashionclip_tune.errors import StorageError
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.persistence.record import SweepRecord
 from fashionclip_tune.tuning.study.study import SweepStudy
@@ -20,7 +20,7 @@ def space(trial: optuna.Trial) -> dict:
 def mirrored(tmp_path: Path, machine: str) -> tuple[SweepMirror, Path]:
     """A machine that goes on with the sweep, if there is one."""
     run_dir = tmp_path / machine
-    mirror = SweepMirror(DurableFolder(tmp_path / "drive"), run_dir)
+    mirror = SweepMirror(RemoteFolder(tmp_path / "drive"), run_dir)
     if mirror.is_started():
         mirror.take_over()
     return mirror, run_dir

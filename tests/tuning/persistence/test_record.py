@@ -8,7 +8,7 @@ from rich.console import Console
 from fashionclip_tune.reporting.page import write_report
 from fashionclip_tune.reporting.terminal import comparison
 from fashionclip_tune.tuning.console.outcome import print_result
-from fashionclip_tune.tuning.persistence.location import Place
+from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.persistence.record import SweepRecord
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 from fashionclip_tune.tuning.study.study import SweepStudy
@@ -26,7 +26,7 @@ def test_a_sweep_of_which_no_trial_has_a_result_says_why(tmp_path):
     assert result["best"] is None
     written = io.StringIO()
     console = Console(file=written, width=200)
-    print_result(result, Place(str(tmp_path), tmp_path, None), SweepSettings(), console)
+    print_result(result, SweepLocation(str(tmp_path), tmp_path, None), SweepSettings(), console)
     for part in comparison([tmp_path]):
         console.print(part)
     assert written.getvalue().count("no trial has ended with a result") == 2

@@ -7,7 +7,7 @@ from filelock import FileLock
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.reporting.sweep_files import freed_line, read_sweep
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.persistence.record import SweepRecord
 from fashionclip_tune.tuning.persistence.retention import Retention
@@ -23,7 +23,7 @@ WEIGHTS = {"weights/step_00000008.safetensors": 300}
 class Sweep:
     def __init__(self, tmp_path: Path) -> None:
         self.run_dir, self.rows = tmp_path / "run", []
-        self.drive = DurableFolder(tmp_path / "drive")
+        self.drive = RemoteFolder(tmp_path / "drive")
         mirror = SweepMirror(self.drive, self.run_dir)
         self.retention = Retention(self.run_dir, lambda settings: ProjectConfig().with_overrides(settings), mirror)
 

@@ -6,7 +6,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.storage.checkpoint import checkpoint_steps
-from fashionclip_tune.storage.folder import DurableFolder
+from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.train import run_training, train
 from fashionclip_tune.tuning.persistence.export import export_whole
@@ -109,7 +109,7 @@ def test_a_checkpoint_over_the_budget_is_not_begun_and_an_older_one_goes_first(t
 
 def test_a_winner_over_the_budget_takes_the_place_of_the_one_before_or_is_refused(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("fashionclip_tune.storage.folder.time.sleep", lambda seconds: None)
-    loaded, folder = load_model(tiny_config), DurableFolder(tmp_path)
+    loaded, folder = load_model(tiny_config), RemoteFolder(tmp_path)
     export_whole(loaded, tmp_path / "best")
     num_bytes = sum(folder.sizes().values())
     monkeypatch.setattr("fashionclip_tune.tuning.persistence.export.export_openclip", lambda loaded, to: to.mkdir(parents=True))

@@ -96,7 +96,7 @@ def test_host_memory_is_that_of_what_really_runs_side_by_side() -> None:
     """On a notebook box (2 cores, 12.7 GB) at most 10 GB are planned for: two processes that only ever hold a ViT-B-32, or one
     that has held both of the others."""
     allotment = divided(NOTEBOOK)
-    small, large = allotment.alike[2], allotment.alike[1]
+    small, large = allotment.groups[2], allotment.groups[1]
     assert (small.models, small.count) == (("ViT-B-32",), 2)
     assert (large.models, large.count) == (("ViT-B-16", "ViT-B-16-SigLIP2-256"), 1)
     for_all = 10**9 + 400 * 10**6 + 256 * 2**20
@@ -114,7 +114,7 @@ def test_host_memory_cuts_what_runs_side_by_side() -> None:
     assert allotment.share_of(B32).gpus == 1.0
     assert "ViT-B-32: 2 trials side by side to 1: they would take 9." in allotment.cuts[0]
     # All have the card alone then, so that one process may have kept the weights of all three.
-    (host_bytes,) = {each.host_bytes for each in allotment.alike.values()}
+    (host_bytes,) = {each.host_bytes for each in allotment.groups.values()}
     b32, b16, siglip2 = 4 * 151.3e6, 4 * 149.6e6, 4 * 375.2e6
     assert host_bytes == pytest.approx(1.4e9 + 256 * 2**20 + 2.2e9 + 2 * 0.3e9 + b32 + b16 + 2 * siglip2, rel=1e-3)
     assert divided(max_concurrent=1).host_bytes == host_bytes
@@ -127,11 +127,11 @@ def test_two_cards_have_as_many_trials_each_and_stay_empty_where_the_host_has_no
     assert [divided(card=cards).at_a_time(config) for config in (B32, B16)] == [4, 2]
     # Room for three of the small ones: one a card, so that Ray's shares add up to no more.
     three = divided(Machine(4, int(20.5 * GB), GB), card=cards)
-    assert three.alike[2].count == 2
+    assert three.groups[2].count == 2
     assert three.share_of(B32).gpus == 1.0
     # Room for one of the large ones only: then no two trials run at all, whichever they are.
     one = divided(Machine(4, 13 * GB, GB), card=cards)
-    assert (one.slots.count, one.alike[1].count) == (1, 1)
+    assert (one.slots.count, one.groups[1].count) == (1, 1)
 
 
 def test_flags_are_cut_to_what_exists() -> None:

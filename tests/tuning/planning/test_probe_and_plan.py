@@ -9,7 +9,7 @@ import torch
 
 from fashionclip_tune.cli.main import main
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.models.architecture import without_numbers
+from fashionclip_tune.models.architecture import meta_model
 from fashionclip_tune.profiling import probe
 from fashionclip_tune.profiling import throughput as pace
 from fashionclip_tune.profiling.memory import MemoryEstimate
@@ -54,7 +54,7 @@ def probe_as_a_user_does(monkeypatch: pytest.MonkeyPatch) -> list[ProjectConfig]
     def paces(config: ProjectConfig, count: int, **_: object) -> list[float]:
         return [ALONE[config.model_name] * (0.6 if count == 2 else 1.0)] * count
 
-    monkeypatch.setattr(probe, "load_random_model", lambda config: SimpleNamespace(network=without_numbers(config.model_name)))
+    monkeypatch.setattr(probe, "load_random_model", lambda config: SimpleNamespace(network=meta_model(config.model_name)))
     monkeypatch.setattr(probe, "_estimate", lambda *_: MemoryEstimate(0, 0, 0, 0, 0, 0, 0))
     monkeypatch.setattr(probe, "_measure", peaks)
     monkeypatch.setattr(pace, "run_side_by_side", paces)

@@ -85,7 +85,7 @@ def test_another_colour_is_another_photo() -> None:
 def test_similar_photos_equal_a_search_of_each_with_each(seed: int) -> None:
     rng = np.random.default_rng(seed)
     bases = rng.integers(0, 256, (6, 192))
-    looks: list[ImageHashes] = []
+    hashes: list[ImageHashes] = []
     for _ in range(160):
         which = rng.integers(6)
         bits = int(which) * 0x0123456789ABCDEF & (2**64 - 1)
@@ -93,7 +93,7 @@ def test_similar_photos_equal_a_search_of_each_with_each(seed: int) -> None:
             bits ^= 1 << int(bit)
         noise = rng.integers(-9, 10, 192) * rng.random()
         thumbnail = np.clip(bases[which] + noise, 0, 255).astype(np.uint8).tobytes()
-        looks.append(ImageHashes(pixels=int(rng.integers(150)), gradients=bits, thumbnail=thumbnail))
+        hashes.append(ImageHashes(pixels=int(rng.integers(150)), gradients=bits, thumbnail=thumbnail))
     splits = rng.integers(0, 3, 160).tolist()
 
     def alike(a: ImageHashes, b: ImageHashes) -> bool:
@@ -102,7 +102,7 @@ def test_similar_photos_equal_a_search_of_each_with_each(seed: int) -> None:
         near = np.abs(left - right).mean() <= MAX_COLOUR_DIFFERENCE * contrast
         return bool(near) and bin(a.gradients ^ b.gradients).count("1") <= MAX_DIFFERENT_BITS and a.pixels != b.pixels
 
-    pairs = [(i, j) for j in range(160) for i in range(160) if splits[i] < splits[j] and alike(looks[i], looks[j])]
+    pairs = [(i, j) for j in range(160) for i in range(160) if splits[i] < splits[j] and alike(hashes[i], hashes[j])]
     found = similar_across_splits(hashes, splits)
     assert found.photos == len({second for _, second in pairs}) > 20
     assert set(found.examples) <= set(pairs)

@@ -5,7 +5,7 @@
     python benchmarks/search_record.py --data DIR --out benchmarks/search_curves_fpi60.csv
 
 Each setting trains alone, to the end of the budget that a sweep of this space and data would give it, and leaves a row
-of lists, a value a stage, the untouched model first. ``device_s`` are the processor seconds of this process, which other
+of lists, a value a stage, the zero-shot model first. ``device_s`` are the processor seconds of this process, which other
 work on the machine does not lengthen (one thread, no loader processes). Started again, it goes on after the last curve.
 """
 

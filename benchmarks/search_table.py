@@ -16,7 +16,7 @@ COLUMNS = ("setting", "parameters", *_LISTS)
 
 
 def append_curve(path: Path, number: int, parameters: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds a whole curve: ``rows`` have the values of ``_LISTS``, a row a stage, the untouched model first (without a loss)."""
+    """Adds a whole curve: ``rows`` have the values of ``_LISTS``, a row a stage, the zero-shot model first (without a loss)."""
     is_new = not path.exists()
     cells = [" ".join(_cell(name, row[name]) for row in rows) for name in _LISTS]
     with open(path, "a", newline="") as file:
@@ -111,7 +111,7 @@ class Surrogate:
 def _stage_noise(recall_NS: np.ndarray) -> np.ndarray:
     bends = recall_NS[:, :-2] - 2 * recall_NS[:, 1:-1] + recall_NS[:, 2:]
     spread = 1.4826 * np.median(np.abs(bends - np.median(bends, axis=0)), axis=0) / np.sqrt(6)
-    return np.array([0.0, *spread, spread[-1]])  # the untouched model is the same for all
+    return np.array([0.0, *spread, spread[-1]])  # the zero-shot model is the same for all
 
 
 def cross_validate(table: Table, distributions: Mapping[str, BaseDistribution], folds: int = 10) -> dict[str, np.ndarray]:

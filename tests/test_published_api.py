@@ -102,8 +102,8 @@ def test_the_published_example_runs_as_it_stands(aug_root: Path, drive: Path, ca
     assert all("train_recall_at_10" in row and row["num_pairs"] == 14 for row in rows)
     lines = capsys.readouterr().out.splitlines()
     # A busy machine takes long enough for lines of progress.
-    untouched, end, *outcome, best = [line for line in lines if not re.fullmatch(r".+: [\d,]+ of [\d,]+", line)]
-    assert "untouched weights" in untouched
+    zero_shot, end, *outcome, best = [line for line in lines if not re.fullmatch(r".+: [\d,]+ of [\d,]+", line)]
+    assert "zero-shot weights" in zero_shot
     assert f"recall_at_10 {rows[1]['recall_at_10']:.4f}" in end
     assert f"zero-shot {rows[0]['recall_at_10']:.4f}" in outcome[0]
     assert best == f"best weights: {drive / 'checkpoints' / 'best_00000020'}"

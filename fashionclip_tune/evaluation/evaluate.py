@@ -161,7 +161,7 @@ def cached_zero_shot(
     max_bad_share: float,
     on_progress: OnProgress = no_progress,
 ) -> Evaluation:
-    """``evaluate`` of untouched weights, computed once on this machine.
+    """``evaluate`` of zero-shot weights, computed once on this machine.
 
     Once for each (weights, preprocessing, data, protocol, arithmetic); trials that ask at the same time wait for the first.
     """

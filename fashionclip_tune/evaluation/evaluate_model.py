@@ -1,4 +1,4 @@
-"""``python -m fashionclip_tune evaluate``: a model's figures on a data set, beside those of its untouched weights."""
+"""``python -m fashionclip_tune evaluate``: a model's figures on a data set, beside those of its zero-shot weights."""
 
 import getpass
 import json
@@ -29,7 +29,7 @@ from fashionclip_tune.files import cache_dir
 from fashionclip_tune.models.named_model import named_model, starting_point
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.models.precision import plan_precision
-from fashionclip_tune.models.starts import loading_call
+from fashionclip_tune.models.starts import use_zero_shot
 from fashionclip_tune.progress import OnPhase
 
 _USES_NAME = "test_split_uses.jsonl"
@@ -54,31 +54,31 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Report:
-    """``figures`` and ``untouched`` (None: not known what the model started from) have a dict of metrics a protocol.
+    """``figures`` and ``zero_shot`` (None: not known what the model started from) have a dict of metrics a protocol.
 
-    ``tests``, of the gain over ``untouched``: None where not the same photos could be read.
+    ``tests``, of the gain over ``zero_shot``: None where not the same photos could be read.
     """
 
     about: dict[str, Any]
     figures: list[Metrics]
-    untouched: list[Metrics] | None
+    zero_shot: list[Metrics] | None
     tests: list[PairedTest | None]
     notes: list[str]
     bad_samples: tuple[BadSample, ...]
-    load_untouched: str | None = None
-    """The call that loads the weights that it started from."""
+    use_zero_shot: str = ""
+    """To be said where it is below zero-shot."""
 
     def as_json(self) -> dict[str, Any]:
         bad = [str(sample) for sample in self.bad_samples]
-        figures = {"figures": self.figures, "untouched": self.untouched, "gains": self._gains()}
+        figures = {"figures": self.figures, "untouched": self.zero_shot, "gains": self._gains()}
         return {**self.about, **figures, "notes": self.notes, "not_readable": bad}
 
     def _gains(self) -> list[dict[str, Any]] | None:
-        """Of recall_at_10 over the untouched weights, a protocol each."""
-        if self.untouched is None:
+        """Of recall_at_10 over the zero-shot weights, a protocol each."""
+        if self.zero_shot is None:
             return None
         gains = []
-        for metrics, before, test in zip(self.figures, self.untouched, self.tests, strict=True):
+        for metrics, before, test in zip(self.figures, self.zero_shot, self.tests, strict=True):
             recall, base = metrics["recall_at_10"], before["recall_at_10"]
             certainty = {"low": test.low, "high": test.high, "p_value": test.p_value} if test else {}
             gains.append({"absolute": recall - base, "relative": relative_gain(recall, base), **certainty})
@@ -105,15 +105,14 @@ class Report:
             recall, low, high = (metrics[f"recall_at_10{end}"] for end in ("", "_low", "_high"))
             line = f"{metrics['protocol']}: recall_at_10 {recall:.4f}, 95 % interval {low:.4f} to {high:.4f}"
             line += f" ({metrics['num_products']:,} products)"
-            if self.untouched is not None:
-                base = self.untouched[number]["recall_at_10"]
-                line += f"; untouched {base:.4f}, {gain(recall, base)}"
+            if self.zero_shot is not None:
+                base = self.zero_shot[number]["recall_at_10"]
+                line += f"; zero-shot {base:.4f}, {gain(recall, base)}"
                 if (test := self.tests[number]) is not None:
                     line += f", {'a tie' if test.is_tie else 'more than chance'} (p {test.p_value:.4f})"
             yield line
-            if self.untouched is not None and recall < self.untouched[number]["recall_at_10"]:
-                call = f", {self.load_untouched}" if self.load_untouched else ""
-                yield f"{metrics['protocol']}: the trained weights are below zero-shot: use the untouched ones{call}"
+            if self.zero_shot is not None and recall < self.zero_shot[number]["recall_at_10"]:
+                yield f"{metrics['protocol']}: {self.use_zero_shot}"
             if (asked := coverage_line(metrics)) is not None:
                 yield asked
         yield from self.notes
@@ -162,23 +161,23 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
         raise UserError("; ".join(not_measured.values()))
     protocols = [retrieval.protocol for _, retrieval in found]
     notes += [f"{name}: not measured: {reason}" for name, reason in not_measured.items()]
-    untouched, tests, load_untouched = None, list[PairedTest | None](), None
+    zero_shot, tests, advice = None, list[PairedTest | None](), ""
     if named.started_from is not None:
         try:
             start = starting_point(named.started_from)
-            load_untouched = loading_call(start.model_name, start.model.pretrained)
+            advice = use_zero_shot(start.model_name, start.model.pretrained)
             base = load_model(start)
             base.network.to(plan.device)
             same_photos = evaluation_set(shards.searched_for, base.preprocessing, storage, gallery=shards.searched_too)
-            encoding_before = partial(on_phase, "encoding photos with the untouched weights")
+            encoding_before = partial(on_phase, "encoding photos with the zero-shot weights")
             before = [
                 cached_zero_shot(base, same_photos, protocol=protocol, **settings, on_progress=encoding_before)
                 for protocol in protocols
             ]
-            untouched = [evaluation.metrics for evaluation in before]
+            zero_shot = [evaluation.metrics for evaluation in before]
             tests = [compare(ours, theirs.retrieval) for (_, ours), theirs in zip(found, before, strict=True)]
         except UserError as error:
-            notes.append(f"no figures of the untouched weights: {error}")
+            notes.append(f"no figures of the zero-shot weights: {error}")
     about = {
         "model": options.model,
         "architecture": named.loaded.name,
@@ -189,7 +188,7 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
         "precision": str(plan.autocast_dtype or "fp32"),
         "not_measured": not_measured,
     }
-    return Report(about, [metrics for metrics, _ in found], untouched, tests, notes, bad, load_untouched)
+    return Report(about, [metrics for metrics, _ in found], zero_shot, tests, notes, bad, advice)
 
 
 def _can_be_measured(protocol: RetrievalProtocol, photos: EvaluationSet, reasons: dict[str, str]) -> bool:

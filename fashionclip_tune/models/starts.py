@@ -77,6 +77,12 @@ def loading_call(name: str, pretrained: str | None) -> str | None:
     return f'{calls}("{start.openclip_name}")'
 
 
+def use_zero_shot(name: str, pretrained: str | None) -> str:
+    """What to say of weights that are worse than those they were trained from."""
+    call = loading_call(name, pretrained)
+    return "the trained weights are below zero-shot: use the zero-shot ones" + (f", {call}" if call else "")
+
+
 def find_start(name: str, pretrained: str | None) -> Start:
     """Where a model's weights come from; nothing is fetched but a description on the hub.
 

@@ -31,7 +31,7 @@ def architectures_at_equal_cost(
     """The device seconds that each architecture gets, those of the one that spent least, and the architectures, best first.
 
     An architecture's trials are counted one after the other in the order in which they started, side by side or not, so
-    that earlier ones are whole. Untouched weights are no result, though evaluating them takes time.
+    that earlier ones are whole. Zero-shot weights are no result, though evaluating them takes time.
 
     Args:
         rows: a sweep's trials, as in its ``sweep.json``.

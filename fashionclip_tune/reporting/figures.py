@@ -21,7 +21,7 @@ _LABELS = {
 
 
 def learning_curves(view: SweepView) -> go.Figure | None:
-    """recall_at_10 over photos seen, the untouched weights at 0; dashed lines are rungs, a cross is an early end."""
+    """recall_at_10 over examples seen, the zero-shot weights at 0; dashed lines are rungs, a cross is an early end."""
     figure = go.Figure()
     colour_of = colours(view)
     legend: set[str] = set()
@@ -50,7 +50,7 @@ def learning_curves(view: SweepView) -> go.Figure | None:
         return None
     for number, rung in enumerate(view.rungs, start=1):
         figure.add_vline(x=rung, line={"color": FAINT, "dash": "dash", "width": 1}, annotation_text=f"rung {number}")
-    return styled(figure, 430, "photos seen", "Recall@10")
+    return styled(figure, 430, "examples seen", "Recall@10")
 
 
 def importances(view: SweepView) -> go.Figure | None:

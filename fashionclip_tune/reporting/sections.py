@@ -139,7 +139,7 @@ def gains(view: SweepView) -> Iterator[str]:
         if row.get("untouched_recall_at_10") is not None:
             best_of.setdefault((row["config"]["clip_model"], row["config"].get("loss_function", "")), row)
     if not best_of:
-        yield "<p>The untouched weights have not been evaluated.</p>"
+        yield "<p>The zero-shot weights have not been evaluated.</p>"
         return
     rows = []
     for (model, loss), row in best_of.items():
@@ -153,7 +153,7 @@ def curves(view: SweepView) -> Iterator[str]:
     if (left_out := torn_line(view)) is not None:
         yield f"<p>{text(left_out)}</p>"
     yield (
-        '<p class="note">A line a trial from the untouched weights on, the best one thick. A cross: stopped before its '
+        '<p class="note">A line a trial from the zero-shot weights on, the best one thick. A cross: stopped before its '
         "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
     )
     elsewhere = "Of each line the last point is in the ranking; those before it are in <code>trials/*/evaluations/</code> only."

@@ -157,7 +157,7 @@ def zero_shot_lines(sweep: Mapping[str, Any], winner: str, metrics: Mapping[str,
         return []
     zero_shot, model = top["untouched_recall_at_10"], top["config"].get("clip_model", "?")
     pretrained = _pretrained(sweep, top)
-    below = f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {zero_shot:.4f} of the untouched weights of {model}"
+    below = f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {zero_shot:.4f} of the zero-shot weights of {model}"
     below += f" (model.pretrained = {pretrained})"
     refit = (sweep.get("refit") or {}).get("metrics", {})
     if refit.get("protocol") == protocol and refit.get("recall_at_10", 0.0) >= zero_shot:

@@ -28,7 +28,7 @@ _SHOWN_BAD, _INDENT = 10, 10
 
 
 def trials_table(rows: Sequence[Row], title: str, sweep_state: str, ties: Collection[str] = ()) -> Table:
-    """Trials in the given order, with half the width of their interval and the gain over their untouched weights.
+    """Trials in the given order, with half the width of their interval and the gain over their zero-shot weights.
 
     ``ties``: those that are not told apart from the best one.
     """
@@ -84,7 +84,7 @@ def bad_sample_lines(sweep_dir: Path) -> list[str]:
 
 
 def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str] = ()) -> list[str]:
-    """The best trial, its gain over its own untouched model, and how to load it."""
+    """The best trial, its gain over its own zero-shot model, and how to load it."""
     best = sweep["best"]
     if best is None:
         return ["no trial has ended with a result"]
@@ -101,7 +101,7 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
         lines.append(f"      {asked}")
     (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
     if (base := row.get("untouched_recall_at_10")) is not None:
-        lines.append(f"      untouched {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
+        lines.append(f"      zero-shot {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
     lines += zero_shot_lines(sweep, f"the winner, trial {best['trial_id']},", metrics)
     if ties:
         lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")

@@ -39,7 +39,7 @@ class RunCallbacks:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves. ``history`` has a row an evaluation, the untouched weights (step 0) first."""
+    """What a finished run leaves. ``history`` has a row an evaluation, the zero-shot weights (step 0) first."""
 
     out_dir: Path
     checkpoint: Path

@@ -57,7 +57,7 @@ class RunEvaluator:
             torch.cuda.reset_peak_memory_stats(plan.device)  # another run may have been here before
 
     def zero_shot(self) -> Metrics:
-        """Of the untouched weights, from the cache where it has them."""
+        """Of the zero-shot weights, from the cache where it has them."""
         return self._metrics(cached_zero_shot)
 
     def evaluate(self) -> Metrics:

@@ -162,7 +162,7 @@ COLUMNS = (
 def write_training_log(config: ProjectConfig, out_dir: Path, rows: Sequence[Row]) -> Path:
     """Writes ``evaluations/training_log.csv`` below ``out_dir``, a line an evaluation.
 
-    ``loss`` is the mean over the stage before an evaluation, and empty for the untouched weights.
+    ``loss`` is the mean over the stage before an evaluation, and empty for the zero-shot weights.
     """
     path = out_dir / "evaluations" / "training_log.csv"
     loss_type = "siglip_bce" if config.loss_function is LossFunctionOptions.SIGLIP else "clip_contrastive"

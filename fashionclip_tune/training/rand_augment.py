@@ -66,7 +66,7 @@ def draw_operations(batch_size: int, magnitude: float, share: float, generator: 
 
 
 def sampling_map(operations_BN: Tensor, magnitudes_BN: Tensor) -> Tensor:
-    """[B, 3, 3]: from where in the untouched photo each place of the result takes its pixel.
+    """[B, 3, 3]: from where in the original photo each place of the result takes its pixel.
 
     Homogeneous coordinates (x, y, 1), of which x and y are in [-1, 1]. The map leads back: through the last operation first.
     """

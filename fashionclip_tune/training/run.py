@@ -139,8 +139,8 @@ class Run:
             stack.callback(lambda: write_bad_samples(self._out_dir / "bad_samples.csv", self._bad_samples()))
             if not self._rows:
                 with self._device_time.counting():
-                    untouched = self._evaluator.zero_shot()
-                self._rows.append(self._row(untouched, None))
+                    zero_shot = self._evaluator.zero_shot()
+                self._rows.append(self._row(zero_shot, None))
             self._report(self._rows[-1], history)
             while trainer.step < total_steps:
                 stage_steps = self._run_plan.stage_steps

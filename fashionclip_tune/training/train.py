@@ -11,7 +11,7 @@ from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
 from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.precision import plan_precision
-from fashionclip_tune.models.starts import loading_call
+from fashionclip_tune.models.starts import use_zero_shot
 from fashionclip_tune.progress import phase_bars
 from fashionclip_tune.storage.checkpoint import best_checkpoint, newest_checkpoint
 from fashionclip_tune.training.callbacks import OnEval, RunCallbacks, TrainResult
@@ -124,7 +124,7 @@ def training_prep(config: ProjectConfig) -> PreparedTraining:
 
 def print_row(row: Row) -> None:
     """One line an evaluation."""
-    loss = "  (untouched weights)"
+    loss = "  (zero-shot weights)"
     if "loss" in row:
         loss = f"  loss {row['loss']:.4f}  {row['samples_per_second']:,.0f} samples/s"
     print(
@@ -142,6 +142,5 @@ def outcome_lines(config: ProjectConfig, result: TrainResult) -> list[str]:
         lines.append(asked)
     if last < zero_shot:
         start = starting_point(config)
-        call = loading_call(start.model_name, start.model.pretrained)
-        lines.append("the trained weights are below zero-shot: use the untouched ones" + (f", {call}" if call else ""))
+        lines.append(use_zero_shot(start.model_name, start.model.pretrained))
     return lines

@@ -159,9 +159,9 @@ def test_train_prints_each_evaluation_and_where_the_weights_are_and_resumes(
         ["recall_at_10", lines[1].split()[5] + ":"],
         ["weights:", str(tmp_path / "run" / "checkpoints" / "step_00000002")],
     ]
-    untouched, last = (float(line.split()[5]) for line in lines[:2])
-    assert f": instance among 20 photos, 20 texts; zero-shot {untouched:.4f}, gain " in lines[2]
-    assert float(lines[2].split("gain ")[1].split()[0]) == pytest.approx(last - untouched, abs=2e-4)
+    zero_shot, last = (float(line.split()[5]) for line in lines[:2])
+    assert f": instance among 20 photos, 20 texts; zero-shot {zero_shot:.4f}, gain " in lines[2]
+    assert float(lines[2].split("gain ")[1].split()[0]) == pytest.approx(last - zero_shot, abs=2e-4)
     assert "holds a run already" in refused(capsys, train_arguments())
     main(train_arguments("--resume"))
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [line.split()[:2] for line in lines[1:]]
@@ -177,10 +177,10 @@ def test_train_says_in_words_that_the_untouched_weights_were_better(
     ruin = ("--set", f"model.pretrained={weights}", "--set", "training.learning_rate=1", "--out", str(tmp_path / "worse"))
     main(train_arguments(*ruin))
     lines = capsys.readouterr().out.splitlines()
-    untouched, last = (float(line.split()[5]) for line in lines[:2])
-    assert last < untouched
+    zero_shot, last = (float(line.split()[5]) for line in lines[:2])
+    assert last < zero_shot
     call = f'open_clip.create_model_and_transforms("tiny-clip", pretrained="{weights}")'
-    assert lines[-2] == f"the trained weights are below zero-shot: use the untouched ones, {call}"
+    assert lines[-2] == f"the trained weights are below zero-shot: use the zero-shot ones, {call}"
 
 
 @pytest.mark.parametrize(

@@ -403,7 +403,7 @@ def test_photos_that_cannot_be_evaluated_are_listed_at_the_end_of_a_run(
     expected = [(damaged[0].name, "k3")]
     result = train(config, tmp_path / "run")
     assert [sample[:2] for sample in result.bad_samples] == expected
-    # The untouched weights' figure comes from the cache now, and what could not be read with it.
+    # The zero-shot weights' figure comes from the cache now, and what could not be read with it.
     again = train(config, tmp_path / "again")
     assert [sample[:2] for sample in again.bad_samples] == expected
 

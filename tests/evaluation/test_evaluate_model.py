@@ -162,7 +162,7 @@ def test_the_table_says_protocol_interval_gain_and_pool(
     assert (instance["protocol"], product["protocol"]) == ("instance", "product")
     line = next(line for line in out.splitlines() if line.startswith("instance: "))
     assert f"recall_at_10 {instance['recall_at_10']:.4f}, 95 % interval {instance['recall_at_10_low']:.4f} to " in line
-    assert "(10 products); untouched 0." in line
+    assert "(10 products); zero-shot 0." in line
     assert "gain " in line
     row = next(line for line in out.splitlines() if line.startswith("product") and "text to image" in line)
     assert row.split()[4:] == [

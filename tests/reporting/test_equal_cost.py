@@ -11,7 +11,7 @@ from fashionclip_tune.reporting.equal_cost import ArchitectureAtCost, architectu
 
 
 def trial(number: int, model: str, *stages: tuple[float, float], **row: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """``stages``: device seconds since the trial's start, and recall; the first is of the untouched weights."""
+    """``stages``: device seconds since the trial's start, and recall; the first is of the zero-shot weights."""
     history = [
         {"step": index, "examples_seen": 100 * index, "device_s": seconds, "recall_at_10": recall}
         for index, (seconds, recall) in enumerate(stages)

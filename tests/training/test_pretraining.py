@@ -45,8 +45,8 @@ def test_trained_weights_are_left_as_an_openclip_folder_even_after_a_killed_atte
     assert (getattr(theirs, "logit_bias", None) is not None) is biased
     assert (ours.preprocessing.mean, ours.preprocessing.resize_mode) == ((0.5, 0.5, 0.5), "squash")
 
-    untouched = load_model(ProjectConfig(clip_model=name, loss_function=loss).with_overrides({"model.pretrained": None}))
-    assert ours.weights_fingerprint != untouched.weights_fingerprint
+    zero_shot = load_model(ProjectConfig(clip_model=name, loss_function=loss).with_overrides({"model.pretrained": None}))
+    assert ours.weights_fingerprint != zero_shot.weights_fingerprint
 
 
 def test_weights_that_are_there_are_not_made_again(small_recipe: Path) -> None:

@@ -281,7 +281,7 @@ def test_in_another_thread_a_run_leaves_signals_alone(
 
 
 def out_of_memory_at(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
-    """The given evaluations (from 1, the untouched weights' apart) run out of memory."""
+    """The given evaluations (from 1, the zero-shot weights' apart) run out of memory."""
     evaluate, seen = run_metrics_module.evaluate, list[int]()
 
     def measured(*arguments: Any, **options: Any) -> dict[str, float]:
@@ -815,7 +815,7 @@ def test_the_published_example_runs_in_the_working_directory(
     assert [json.loads(path.read_text())["step"] for path in sorted(config.evaluation_dir.glob("*.json"))] == [0, 2]
     assert config.checkpoint_dir.parent == tmp_path
     lines = capsys.readouterr().out.splitlines()
-    assert "untouched weights" in lines[0]
+    assert "zero-shot weights" in lines[0]
     assert "recall_at_10" in lines[1]
     assert "zero-shot" in lines[2]
     assert lines[-1].startswith("best weights: ")

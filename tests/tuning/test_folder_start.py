@@ -61,9 +61,9 @@ def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
         report = run_evaluate(EvaluateOptions(model=str(model), data=garments, config=config), no_phases)
         assert report.notes == []
         assert report.figures[0]["recall_at_10"] == best["recall_at_10"]
-        assert report.untouched[0]["recall_at_10"] == best["untouched_recall_at_10"]
-    untouched = run_evaluate(EvaluateOptions(model=os.path.relpath(start), data=garments, config=config), no_phases)
-    assert untouched.figures[0]["recall_at_10"] == best["untouched_recall_at_10"] != best["recall_at_10"]
+        assert report.zero_shot[0]["recall_at_10"] == best["untouched_recall_at_10"]
+    zero_shot = run_evaluate(EvaluateOptions(model=os.path.relpath(start), data=garments, config=config), no_phases)
+    assert zero_shot.figures[0]["recall_at_10"] == best["untouched_recall_at_10"] != best["recall_at_10"]
 
     # It goes on from another folder than it was started in.
     code, out, err = run_sweep("--results", tmp_path, "--name", "it", "--refit", "2")

@@ -108,7 +108,7 @@ class SweepRecord:
         last: dict[str, Any] = history[-1] if history else {}
         if history and history[0]["step"] == 0:
             self._zero_shot.setdefault(config["clip_model"], recalls(history[0]))
-        untouched = history[0][METRIC] if history and history[0]["step"] == 0 else None
+        zero_shot = history[0][METRIC] if history and history[0]["step"] == 0 else None
         worthless = scores_nothing(trial)
         row = {
             "trial_id": f"{trial.number:04d}",
@@ -122,9 +122,9 @@ class SweepRecord:
             "recall_at_5": 0.0 if worthless else last.get("recall_at_5"),
             "recall_at_10_low": None if worthless else last.get("recall_at_10_low"),
             "recall_at_10_high": None if worthless else last.get("recall_at_10_high"),
-            "untouched_recall_at_10": untouched,
-            "gain": None if worthless or untouched is None else last[METRIC] - untouched,
-            "relative_gain": None if worthless or untouched is None else relative_gain(last[METRIC], untouched),
+            "untouched_recall_at_10": zero_shot,
+            "gain": None if worthless or zero_shot is None else last[METRIC] - zero_shot,
+            "relative_gain": None if worthless or zero_shot is None else relative_gain(last[METRIC], zero_shot),
             "max_recall_at_10": max((row[METRIC] for row in history), default=None),
             "recall_change": None if worthless or len(history) < 2 else last[METRIC] - history[-2][METRIC],
             "samples_per_second": last.get("samples_per_second"),

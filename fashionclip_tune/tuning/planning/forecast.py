@@ -29,7 +29,7 @@ class ModelPace:
 
     samples_per_second: float
     start_s: float
-    """Until the untouched weights are evaluated."""
+    """Until the zero-shot weights are evaluated."""
     evaluation_s: float
     """Of a stage, with its checkpoint."""
     source: str

@@ -1,4 +1,6 @@
-"""Exceptions that a user is meant to read."""
+"""Exceptions that a user is meant to read, and the words for how a trial ended."""
+
+from enum import Enum
 
 
 class UserError(ValueError):
@@ -34,3 +36,34 @@ class StoppedError(RuntimeError):
 
 class LoaderError(RuntimeError):
     """A loader process is stuck or gone; the message names what it was reading."""
+
+
+class StopReason(str, Enum):
+    """Why a trial is at an end, as journal, ``sweep.json`` and TensorBoard say it; at rung N it is ``rung_N``."""
+
+    BUDGET = "budget"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    BAD_DATA = "bad_data"
+    ERROR = "error"
+    STORAGE = "storage"
+    """Of no trial that has ended: it goes on when there is room, and so is not recorded."""
+    INTERRUPTED = "interrupted"
+    """Likewise: its driver was told to end."""
+
+    __str__ = str.__str__  # else a journal has the name of the class, too
+
+
+SCORES_NOTHING = (StopReason.DIVERGED, StopReason.OUT_OF_MEMORY)
+"""Ends that are the settings' fault, whatever had been reached before."""
+_RUNG = "rung_"
+
+
+def stop_at_rung(rung: int) -> str:
+    """The reason of a trial that was stopped at a rung; the lowest one is 1."""
+    return f"{_RUNG}{rung}"
+
+
+def rung_of(stop_reason: str | None) -> int | None:
+    """At which rung a trial was stopped; None: for another reason, or not at all."""
+    return int(stop_reason.removeprefix(_RUNG)) if stop_reason is not None and stop_reason.startswith(_RUNG) else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
 from fashionclip_tune.reporting import figures as plots
 from fashionclip_tune.reporting.html import figure_or_nothing, plot, table, text, wide
@@ -191,7 +192,7 @@ def budget(view: SweepView) -> Iterator[str]:
         return
     spent, whole = sum(row["examples_seen"] for row in ended), len(ended) * view.budget_examples
     hours = sum(row["duration_s"] for row in ended) / 3600
-    stopped = sum((row["stop_reason"] or "").startswith("rung_") for row in ended)
+    stopped = sum(rung_of(row["stop_reason"]) is not None for row in ended)
     yield (
         f"<p>Trials that have ended: {len(ended)}, stopped at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
         f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"

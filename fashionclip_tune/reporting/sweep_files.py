@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import SCORES_NOTHING, UserError
 from fashionclip_tune.evaluation.encode import EncodingSpeed
 from fashionclip_tune.evaluation.evaluate import gain
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
@@ -74,7 +74,7 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 
 def has_failed(row: Row) -> bool:
     """Whether a trial ended without a result: with a mistake, for want of memory or diverged. People are to be told why."""
-    return bool(row["state"] == "FAIL" or row["stop_reason"] in ("diverged", "out_of_memory"))
+    return bool(row["state"] == "FAIL" or row["stop_reason"] in SCORES_NOTHING)
 
 
 def failure_lines(rows: Sequence[Row]) -> list[str]:

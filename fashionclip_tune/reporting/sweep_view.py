@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.reporting.sweep_files import Row, best_row, compare_trials, has_failed, ranked, read_sweep
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
@@ -78,7 +79,7 @@ class SweepView:
     def rungs(self) -> list[int]:
         """Where trials were judged, in examples: what was passed, and where someone was stopped."""
         passed = {rung for trial in self.trials for rung in trial.user_attrs.get("passed_rungs", [])}
-        stopped = {row["examples_seen"] for row in self.content["trials"] if (row["stop_reason"] or "").startswith("rung_")}
+        stopped = {row["examples_seen"] for row in self.content["trials"] if rung_of(row["stop_reason"]) is not None}
         return sorted(passed | stopped)
 
     def encoding_speed(self, clip_model: str, what: str) -> float | None:

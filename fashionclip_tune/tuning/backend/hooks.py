@@ -16,8 +16,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.errors import StorageError
-from fashionclip_tune.tuning.backend.stop_signal import INTERRUPTED, StopSignal
+from fashionclip_tune.errors import SCORES_NOTHING, StopReason, StorageError, stop_at_rung
+from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
 from fashionclip_tune.tuning.schedulers import NO_STOPPING, StoppingRule
@@ -117,13 +117,13 @@ class StudySearcher(_NotPickled, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
         self._gpus.pop(trial_id, None)
-        if number is None or (result or {}).get("stop_reason") == INTERRUPTED or self._stop.cannot_record:
+        if number is None or (result or {}).get("stop_reason") == StopReason.INTERRUPTED or self._stop.cannot_record:
             return
         with self._stop.on_storage_error():
             if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
-                self._study.end(number, TrialState.FAIL, "error", "the trial's process died repeatedly")
+                self._study.end(number, TrialState.FAIL, StopReason.ERROR, "the trial's process died repeatedly")
             else:
-                self._study.end(number, TrialState.COMPLETE, "budget")
+                self._study.end(number, TrialState.COMPLETE, StopReason.BUDGET)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""
@@ -147,9 +147,9 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
         return str(TrialScheduler.STOP)
 
     def _decide(self, plan: TrialPlan, result: dict[str, Any]) -> str:
-        if result.get("stop_reason") == "storage":  # not the trial's fault: it goes on when there is room
+        if result.get("stop_reason") == StopReason.STORAGE:  # not the trial's fault: it goes on when there is room
             raise StorageError(result["message"])
-        if result.get("stop_reason") == INTERRUPTED:
+        if result.get("stop_reason") == StopReason.INTERRUPTED:
             return str(TrialScheduler.STOP)
         if "stop_reason" in result:
             self._study.end(plan.number, _state_at(result["stop_reason"]), result["stop_reason"], result["message"])
@@ -158,7 +158,7 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
         self._study.record_stage(plan.number, examples_seen, value)
         if not math.isfinite(value):
             said = f"recall_at_10 is {value} after {examples_seen} examples"
-            self._study.end(plan.number, _state_at("diverged"), "diverged", said)
+            self._study.end(plan.number, _state_at(StopReason.DIVERGED), StopReason.DIVERGED, said)
             return str(TrialScheduler.STOP)
         rungs = self._rule.rungs
         if examples_seen not in rungs or examples_seen in self._study.passed_rungs(plan.number):
@@ -167,13 +167,13 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
         if self._rule.survives(self._study.curve(plan.number), earlier):
             self._study.pass_rung(plan.number, examples_seen)
             return str(TrialScheduler.CONTINUE)
-        self._study.end(plan.number, TrialState.PRUNED, f"rung_{rungs.index(examples_seen) + 1}")
+        self._study.end(plan.number, TrialState.PRUNED, stop_at_rung(rungs.index(examples_seen) + 1))
         return str(TrialScheduler.STOP)
 
 
 def _state_at(stop_reason: str) -> TrialState:
     """Divergence and lack of memory are the settings' fault, and TPE learns from pruned trials; the rest says nothing."""
-    return TrialState.PRUNED if stop_reason in ("diverged", "out_of_memory") else TrialState.FAIL
+    return TrialState.PRUNED if stop_reason in SCORES_NOTHING else TrialState.FAIL
 
 
 class Announcer(_NotPickled, Callback):

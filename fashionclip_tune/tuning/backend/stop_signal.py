@@ -21,8 +21,6 @@ from ray.tune.experiment import Trial
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.files import is_full
 
-INTERRUPTED = "interrupted"
-"""What a stopped trial reports as its stop_reason: Ray is through with it, the study is not."""
 _ASKED_EVERY_S = 0.5
 
 

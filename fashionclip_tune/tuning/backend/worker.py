@@ -15,14 +15,14 @@ from ray import tune
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import run_shards
-from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, UnavailableError
+from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StopReason, UnavailableError
 from fashionclip_tune.files import is_full
 from fashionclip_tune.profiling.memory import CONTEXT_BYTES
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.device import free_memory, ran_out_of_memory
 from fashionclip_tune.training.history import Row
 from fashionclip_tune.training.train import run_training
-from fashionclip_tune.tuning.backend.stop_signal import INTERRUPTED, StopPoll
+from fashionclip_tune.tuning.backend.stop_signal import StopPoll
 from fashionclip_tune.tuning.persistence.run_sync import RunSync
 from fashionclip_tune.tuning.planning.disk import room_within
 from fashionclip_tune.tuning.trial import METRIC, TrialPlan
@@ -84,26 +84,27 @@ def run_trial(ray_config: dict[str, Any]) -> None:
         gc.freeze()  # in a new process: what was imported stays, and searching it took 0.14 s a trial
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    stop_reason, message = "", ""
+    stop_reason: StopReason | None = None
+    message = ""
     try:
         with _alone_in(trial_dir):
             _train(plan, config, trial_dir, reported)
     except StoppedError as error:
-        stop_reason, message = INTERRUPTED, str(error)
+        stop_reason, message = StopReason.INTERRUPTED, str(error)
     except DivergedError as error:
-        stop_reason, message = "diverged", str(error)
+        stop_reason, message = StopReason.DIVERGED, str(error)
     except OutOfMemoryError as error:
-        stop_reason, message = "out_of_memory", str(error)
+        stop_reason, message = StopReason.OUT_OF_MEMORY, str(error)
     except Exception as error:
         if (missing := _what_is_missing(error, config)) is not None:
-            stop_reason, message = "storage", missing
+            stop_reason, message = StopReason.STORAGE, missing
         elif isinstance(error, BadDataError):
-            stop_reason, message = "bad_data", str(error)
+            stop_reason, message = StopReason.BAD_DATA, str(error)
         else:
             (trial_dir / "error.log").write_text(traceback.format_exc())
-            stop_reason, message = "error", f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
-    if stop_reason:
-        tune.report({**reported, "stop_reason": stop_reason, "message": message})
+            stop_reason, message = StopReason.ERROR, f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
+    if stop_reason is not None:
+        tune.report({**reported, "stop_reason": str(stop_reason), "message": message})
 
 
 @contextmanager

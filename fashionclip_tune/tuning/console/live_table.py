@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fashionclip_tune.errors import StopReason, rung_of
 from fashionclip_tune.reporting.sweep_files import has_failed, loss_label, ranked
 
 Row = Mapping[str, Any]
@@ -180,11 +181,10 @@ def _fitting(row: Row, room: int) -> str:
     """A trial's state in one line of the table."""
     long = short = _state(row)
     reason = row["stop_reason"] or ""
-    if reason.startswith("rung_"):
-        rung = reason.replace("_", " ")
-        long, short = f"{rung}: others of its model were ahead", f"{rung}, behind"
+    if (rung := rung_of(reason)) is not None:
+        long, short = f"rung {rung}: others of its model were ahead", f"rung {rung}, behind"
     elif reason:
-        short = "whole budget" if reason == "budget" else reason.replace("_", " ")
+        short = "whole budget" if reason == StopReason.BUDGET else reason.replace("_", " ")
     text = long if len(long) <= room else short
     return text if len(text) <= room else text[: max(0, room - 1)] + "…"
 
@@ -194,10 +194,9 @@ def _state(row: Row) -> str:
     reason = row["stop_reason"] or ""
     if row["state"] == "RUNNING":
         return "running"
-    if reason == "budget":
+    if reason == StopReason.BUDGET:
         return "COMPLETE: whole budget"
-    if reason.startswith("rung_"):
-        rung = reason.removeprefix("rung_")
+    if (rung := rung_of(reason)) is not None:
         return f"stopped at rung {rung}: others of its model were ahead after {row['examples_seen']:,} photos"
     return f"{row['state']} {reason}" + (f": {row['message']}" if row["message"] else "")
 

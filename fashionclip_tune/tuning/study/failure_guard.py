@@ -7,6 +7,7 @@ from itertools import takewhile
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from fashionclip_tune.errors import StopReason
 from fashionclip_tune.tuning.study.study import message, stop_reason
 
 _IN_A_ROW = 3
@@ -38,7 +39,7 @@ def _untrained_failure(trial: FrozenTrial) -> tuple[str | None, str] | None:
     if trial.state != TrialState.FAIL or _has_trained(trial):
         return None
     reason = stop_reason(trial)
-    return reason, (message(trial) or "").partition(":")[0] if reason == "error" else ""
+    return reason, (message(trial) or "").partition(":")[0] if reason == StopReason.ERROR else ""
 
 
 def _has_trained(trial: FrozenTrial) -> bool:

@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from fashionclip_tune.errors import StorageError
+from fashionclip_tune.errors import SCORES_NOTHING, StopReason, StorageError
 from fashionclip_tune.tuning.study.policy import ModelQuota
 
 Space = Callable[[optuna.trial.Trial], dict[str, Any]]
@@ -30,7 +30,6 @@ _SETTINGS, _PASSED_RUNGS, _END, _ORIGIN = "settings", "passed_rungs", "end", "or
 _ADDED_OLDER = "added_older_trials"
 # Ends that the sampler is to keep away from. Optuna ranks a trial that breaks a constraint behind all others; by its value
 # alone one that broke late would come before those that were stopped early.
-_TO_AVOID = ("diverged", "out_of_memory")
 _CONSTRAINT = "ends"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -117,7 +116,7 @@ class SweepStudy:
         try:
             return draw()
         except Exception as error:  # of the user's space
-            self.end(number, TrialState.FAIL, "error", f"{type(error).__name__}: {error}")
+            self.end(number, TrialState.FAIL, StopReason.ERROR, f"{type(error).__name__}: {error}")
             return None
 
     def _draw_again(self, trial: FrozenTrial, space: Space) -> dict[str, Any]:
@@ -185,7 +184,7 @@ class SweepStudy:
     def end(self, number: int, state: TrialState, stop_reason: str, message: str = "") -> None:
         """Ends a trial once, with its last stage's value. TPE avoids where one diverged or ran out of memory."""
         if not self._frozen(number).state.is_finished():
-            end = {"state": state.name, "stop_reason": stop_reason, "message": message}
+            end = {"state": state.name, "stop_reason": str(stop_reason), "message": message}
             self._open(number).set_user_attr(_END, end)
             self._tell_end(number)
 
@@ -194,7 +193,7 @@ class SweepStudy:
         trial = self._frozen(number)
         state = TrialState[trial.user_attrs[_END]["state"]]
         values = trial.intermediate_values
-        if stop_reason(trial) in _TO_AVOID and not trial.constraints:
+        if stop_reason(trial) in SCORES_NOTHING and not trial.constraints:
             self._open(number).set_constraint(_CONSTRAINT, 1.0)
         last = values[max(values)] if values else math.nan
         if state == TrialState.COMPLETE and math.isnan(last):
@@ -243,7 +242,7 @@ def _drop_torn_line(journal: Path) -> None:
 
 
 def stop_reason(trial: FrozenTrial) -> str | None:
-    """budget, rung_N, diverged, bad_data, out_of_memory or error; None while it runs."""
+    """A ``StopReason`` or ``rung_N``; None while it runs."""
     return dict(trial.user_attrs.get(_END, {})).get("stop_reason")
 
 
@@ -259,7 +258,7 @@ def settings(trial: FrozenTrial) -> dict[str, Any]:
 
 def scores_nothing(trial: FrozenTrial) -> bool:
     """Whether it ended in a way that counts as 0, whatever it had reached before."""
-    return stop_reason(trial) in _TO_AVOID
+    return stop_reason(trial) in SCORES_NOTHING
 
 
 def origin(trial: FrozenTrial) -> dict[str, Any] | None:

@@ -56,8 +56,8 @@ def main() -> None:
     with user_errors():
         overrides = {"hardware.threads": 1, "training.num_workers": 0, **assignments(arguments.set)}
         settings = SweepSettings(data=arguments.data, space=arguments.space, device="cpu", overrides=overrides)
-        plan = plan_sweep(settings, print)
-        pretrain_missing(list(plan.check.config_of_model), print)
+        plan = plan_sweep(settings)
+        pretrain_missing(list(plan.check.config_of_model))
         done = num_curves(arguments.out)
         for number, point in enumerate(draw_points(plan.draw, arguments.settings, arguments.seed)):
             if number < done:

@@ -82,7 +82,7 @@ def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -
     from fashionclip_tune.training.train import train
     from fashionclip_tune.tuning.planning.plan import plan_sweep
 
-    plan = plan_sweep(settings_of(arguments), lambda text: None)
+    plan = plan_sweep(settings_of(arguments))
     base = plan.base.to_dict()
 
     def trainable(config: dict[str, Any]) -> None:

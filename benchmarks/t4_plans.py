@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scratch=str(Path(folder) / "scratch"),
         )
         host = Machine(given.cores, int(given.memory_gb * GB), 4 * GB)
-        plan = planning.plan_sweep(settings, print, dry_run=True, machine=host)
+        plan = planning.plan_sweep(settings, dry_run=True, machine=host)
     lines = plan_lines(plan)
     first = next(number for number, line in enumerate(lines) if line.startswith("trials:"))
     print("\n".join(lines[first:]))  # those before are about the space, and data that is not there

@@ -1,5 +1,6 @@
-"""How far something has come that takes longer than a moment: a bar on a terminal, elsewhere a line now and then."""
+"""What a person sees while something works: how far it has come (a bar, or lines), and the package's messages."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,29 @@ def phase_bars(console: Console | None = None) -> Iterator[OnPhase]:
             progress.update(task, completed=done, total=total)
 
         yield on_phase
+
+
+@contextmanager
+def messages_on(console: Console) -> Iterator[None]:
+    """Within, what the package logs (``INFO`` and above) is printed, a line a message; without, logging decides."""
+    logger, handler = logging.getLogger("fashionclip_tune"), _ConsoleHandler(console)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), highlight=False, soft_wrap=True, markup=False)
 
 
 class _Lines:

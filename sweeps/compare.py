@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from fashionclip_tune.cli.flags import Parser, user_errors
-from fashionclip_tune.progress import progress_bar
+from fashionclip_tune.progress import messages_on, progress_bar
 
 
 def make_parser() -> Parser:
@@ -36,16 +36,10 @@ def main() -> None:
                 print_lines(console, [part])
             else:
                 console.print(part)
-        notes: list[str] = []
-        with progress_bar("encoding photos") as on_progress:
+        with messages_on(console), progress_bar("encoding photos", console) as on_progress:
             path = write_report(
-                given.sweeps,
-                gallery=not given.no_gallery,
-                allow_remote=given.allow_remote,
-                on_progress=on_progress,
-                say=notes.append,
+                given.sweeps, gallery=not given.no_gallery, allow_remote=given.allow_remote, on_progress=on_progress
             )
-        print_lines(console, notes)
         print(f"report: {path}")
 
 

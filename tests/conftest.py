@@ -3,7 +3,7 @@
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,30 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASHIONCLIP_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Sequence[str]:
+    """What the package has logged so far in the test."""
+    caplog.set_level("INFO", "fashionclip_tune")
+    return Logged(caplog)
+
+
+class Logged(Sequence[str]):
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    def __len__(self) -> int:
+        return len(self._messages())
+
+    def __getitem__(self, place):
+        return self._messages()[place]
+
+    def __eq__(self, other: object) -> bool:
+        return self._messages() == other
+
+    def _messages(self) -> list[str]:
+        return [record.getMessage() for record in self._caplog.records if record.name.startswith("fashionclip_tune")]
 
 
 @pytest.fixture(scope="session")

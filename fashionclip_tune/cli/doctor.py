@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from fashionclip_tune.errors import UserError
@@ -22,21 +21,21 @@ def add_doctor(commands: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    if look(parsed.results, parsed.scratch, parsed.device, print):
+    said, wrong = look(parsed.results, parsed.scratch, parsed.device)
+    print(*said, sep="\n")
+    if wrong:
         sys.exit(2)
 
 
-def look(results: str, scratch: str | None, device: str | None, say: Callable[[str], None]) -> list[str]:
-    """Says what is found, and returns what is wrong that a sweep cannot run with."""
+def look(results: str, scratch: str | None, device: str | None) -> tuple[list[str], list[str]]:
+    """What is found, line by line, and what of it a sweep cannot run with."""
     from fashionclip_tune.machine.doctor import judge, judge_object_store, lines, problems
     from fashionclip_tune.machine.facts import folders_of, gather
 
     findings = judge(gather(folders_of(results, scratch)), device=device or "auto")
     if "://" in results:
         findings.append(judge_object_store(results))
-    for line in lines(findings):
-        say(line)
-    return [finding.text for finding in problems(findings)]
+    return list(lines(findings)), [finding.text for finding in problems(findings)]
 
 
 def refuse_problems(results: str, scratch: str | None, device: str | None) -> None:
@@ -45,5 +44,9 @@ def refuse_problems(results: str, scratch: str | None, device: str | None) -> No
     Raises:
         UserError: what is wrong, and what to do about it.
     """
-    if wrong := look(results, scratch, device, lambda line: print(line) if line.startswith("warning") else None):
+    said, wrong = look(results, scratch, device)
+    for line in said:
+        if line.startswith("warning"):
+            print(line)
+    if wrong:
         raise UserError(f"{'; '.join(wrong)} (python -m fashionclip_tune doctor says more)")

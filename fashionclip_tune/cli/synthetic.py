@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.progress import progress_bar
+from fashionclip_tune.progress import messages_on, progress_bar
 
 
 def add_synthesize(commands: Any) -> None:
@@ -46,6 +48,7 @@ def _pretrain(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
     from fashionclip_tune.training.pretraining import pretrain_missing
 
-    pretrain_missing(TINY_MODELS, print)
+    with messages_on(Console()):
+        pretrain_missing(TINY_MODELS)
     for name in TINY_MODELS:
         print(f"{name}: {pretrained_tiny_dir(name)}")

@@ -2,9 +2,10 @@
 
 import html
 import json
+import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from fashionclip_tune.reporting.gallery import Gallery, make_gallery
 from fashionclip_tune.reporting.html import answers, plot, section, table, text
 from fashionclip_tune.reporting.sweep_view import SweepView, view_sweep
 
+_log = logging.getLogger(__name__)
+
 REPORT_NAME = "report.html"
 _HEAD_LENGTH = 100_000
 # Whatever a browser would fetch, run or open from elsewhere is refused; plotly compiles its shaders' code at run time.
@@ -30,16 +33,15 @@ def write_report(
     gallery: bool = True,
     allow_remote: bool = False,
     on_progress: OnProgress = no_progress,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Writes ``report.html`` into the first sweep's folder, beside the others' figures where several are given.
+
+    It logs which files could not be read, why photos are missing, and what the report that was there had and this one has not.
 
     Args:
         gallery: encode the validation photos with each winner's weights and show what it finds.
         allow_remote: for these photos URLs and commands are followed; that a sweep's own files allow it counts for nothing.
         on_progress: called with the numbers of photos encoded for it and in total.
-        say: told which files could not be read, why photos are missing, and what the report that was there had and this one has
-            not.
 
     Raises:
         UserError: a folder is no sweep.
@@ -49,15 +51,15 @@ def write_report(
     path = sweep_dirs[0] / REPORT_NAME
     unfinished = path.with_name(f".{REPORT_NAME}.tmp")
     for line in filter(None, map(sections.torn_line, views)):
-        say(line)
+        _log.warning(line)
     had, has = _contents_of(path), _contents(views, galleries)
     if gone := [part for part in had if part not in has]:
         why = [f" ({view.name}: {shown})" for view, shown in zip(views, galleries, strict=True) if isinstance(shown, str)]
-        say(f"the {REPORT_NAME} that was there had {', '.join(gone)}; this one has not{''.join(why)}")
+        _log.warning(f"the {REPORT_NAME} that was there had {', '.join(gone)}; this one has not{''.join(why)}")
     elif gallery:
         for view, shown in zip(views, galleries, strict=True):
             if isinstance(shown, str):
-                say(f"{view.name}: what the winner finds is not shown: {shown}")
+                _log.warning(f"{view.name}: what the winner finds is not shown: {shown}")
     try:
         unfinished.write_text(page(views, galleries), encoding="utf-8")
         unfinished.replace(path)

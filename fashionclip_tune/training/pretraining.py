@@ -1,8 +1,9 @@
 """Pretrains the tiny towers once, so that a default sweep truly fine-tunes: a zero-shot level, something to forget."""
 
+import logging
 import multiprocessing
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,19 @@ from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.train import run_training
 
+_log = logging.getLogger(__name__)
+
 _SHOWN_EVERY_S = 0.5
 _COUNT_STEPS_IN = f"{__name__}:_count_steps_in"
 
 
-def pretrain_missing(models: Sequence[str], say: Callable[[str], None]) -> None:
+def pretrain_missing(models: Sequence[str]) -> None:
     """Makes the weights of those tiny models that have none yet, one process a model, about a minute on two cores."""
     missing = [name for name in models if name in TINY_MODELS and not pretrained_tiny_dir(name).is_dir()]
     if not missing:
         return
     what = f"pretraining {' and '.join(missing)}"
-    say(f"{what} on synthetic garments: once, about a minute on two cores")
+    _log.info(f"{what} on synthetic garments: once, about a minute on two cores")
     recipe = GarmentRecipe(
         collection="pretraining",
         num_products=PRETRAINING_PRODUCTS,

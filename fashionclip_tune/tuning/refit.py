@@ -4,6 +4,7 @@ A cosine schedule that has ended cannot be continued, so this is a run of its ow
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from fashionclip_tune.tuning.planning.disk import room_within
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.trial import DurablePlan
 
+_log = logging.getLogger(__name__)
+
 
 def refit_winner(
     plan: SweepPlan,
     saved: Mapping[str, Any],
     location: SweepLocation,
     times: int,
-    say: Callable[[str], None],
     *,
     durable: DurablePlan | None = None,
     limited: RemoteFolder | None = None,
@@ -59,7 +61,9 @@ def refit_winner(
     sweep_dir = location.readable if dry_run else location.run_dir
     best, folder = saved["best"], sweep_dir / "refit"
     config = _refit_config(plan, best["config"], times)
-    say(f"refit:    trial {best['trial_id']}, {config.model_name}, {config.training.budget_examples:,} examples, in {folder}")
+    _log.info(
+        f"refit:    trial {best['trial_id']}, {config.model_name}, {config.training.budget_examples:,} examples, in {folder}"
+    )
     _check_same_length(folder, config)
     if dry_run:
         return dict(saved)
@@ -87,11 +91,11 @@ def refit_winner(
     sweep = {**read_sweep(sweep_dir), "refit": refit}
     write_json(sweep_dir / "sweep.json", sweep)
     for line in refit_lines(sweep, sweep_dir):
-        say(line)
+        _log.info(line)
     if location.mirror is not None:
         location.mirror.publish_run(folder)
         location.mirror.publish()
-        say(f"      kept in {location.shown}/refit/best")
+        _log.info(f"      kept in {location.shown}/refit/best")
     if sync is not None:
         sync.run.forget_state()
     return sweep

@@ -1,6 +1,7 @@
 """One life of a sweep: its driver, alone at its folder, from the journal as it is to the last event."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import DurablePlan
 from fashionclip_tune.tuning.warm_start import older_trials
 
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
-def driving(location: SweepLocation, say: Callable[[str], None], *, is_new: bool = False) -> Iterator[None]:
+def driving(location: SweepLocation, *, is_new: bool = False) -> Iterator[None]:
     """On this machine no other driver may be at it; one on another machine is told to stop.
 
     ``is_new``: the sweep was not there when it was planned.
@@ -41,7 +44,9 @@ def driving(location: SweepLocation, say: Callable[[str], None], *, is_new: bool
         if is_new:
             location.check_is_new()
         if (before := location.take_over()) is not None:
-            say(f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next")
+            _log.warning(
+                f"note:     {before} did not say that it had ended; if it still runs, it stops where it would write next"
+            )
         yield
         location.let_go()
 
@@ -156,7 +161,7 @@ def drive(
     with suppress(OSError):  # of the cache: the sweep itself is whole
         keep_measured(location.run_dir, plan.fitted_configs, plan.allotment.at_a_time, plan.num_valid)
     time_is_up = time_budget is not None and time_budget.is_over and not completed
-    _say_why(console, stop, time_budget if time_is_up else None, result)
+    _log_why(stop, time_budget if time_is_up else None, result)
     return {**result, "time_is_up": True} if time_is_up else result
 
 
@@ -177,18 +182,14 @@ def _open_study(plan: SweepPlan, location: SweepLocation, header: dict[str, Any]
     )
 
 
-def _say_why(console: Console, stop: StopSignal, over: TimeBudget | None, result: dict[str, Any]) -> None:
+def _log_why(stop: StopSignal, over: TimeBudget | None, result: dict[str, Any]) -> None:
     """Why it ended early, and what was freed. ``over``: the budget of the time that is up."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     if over is not None and over.refusal is not None:
-        say(over.refusal)
+        _log.info(over.refusal)
     if stop.reason is not None:
-        say(f"stopped: {stop.reason}")
+        _log.info(f"stopped: {stop.reason}")
     if (freed := freed_line(result)) is not None:
-        say(freed)
+        _log.info(freed)
 
 
 def durable_plan(plan: SweepPlan, location: SweepLocation, kept_at: tuple[int, ...]) -> DurablePlan | None:

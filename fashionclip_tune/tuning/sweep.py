@@ -1,7 +1,7 @@
 """A sweep from its settings to its winner: start, resume, finish."""
 
+import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from fashionclip_tune.errors import StoppedError, UnavailableError, UserError
 from fashionclip_tune.models.openclip import fetch_weights
 from fashionclip_tune.models.starts import find_start
+from fashionclip_tune.progress import messages_on
 from fashionclip_tune.reporting.sweep_files import refit_lines
 from fashionclip_tune.reporting.terminal import print_lines
 from fashionclip_tune.training.pretraining import pretrain_missing
@@ -24,6 +25,8 @@ from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_sett
 from fashionclip_tune.tuning.refit import check_refit, is_done, refit_winner
 from fashionclip_tune.tuning.session import drive, driving, durable_plan, limited_folder, only_driver, time_budget_of
 from fashionclip_tune.tuning.warm_start import older_trials
+
+_log = logging.getLogger(__name__)
 
 
 def sweep(
@@ -52,28 +55,28 @@ def sweep(
     """
 
     started, sweeps = time.monotonic(), SweepCatalog(str(results))
-    if refit is not None:
-        return _refit(settings, sweeps, name, refit, console, started, dry_run=dry_run)
-    if resume and (found := sweeps.to_resume(name)) is not None:
-        return _resume(_reopened(settings, sweeps, *found, console, dry_run=dry_run), console, started, dry_run=dry_run)
-    return _start(settings, sweeps, sweeps.new(name, may_be_begun=resume), console, started, dry_run=dry_run)
+    with messages_on(console):
+        if refit is not None:
+            return _refit(settings, sweeps, name, refit, started, dry_run=dry_run)
+        if resume and (found := sweeps.to_resume(name)) is not None:
+            return _resume(_reopened(settings, sweeps, *found, dry_run=dry_run), console, started, dry_run=dry_run)
+        return _start(settings, sweeps, sweeps.new(name, may_be_begun=resume), console, started, dry_run=dry_run)
 
 
 def _start(
     settings: SweepSettings, sweeps: SweepCatalog, name: str, console: Console, started: float, *, dry_run: bool
 ) -> dict[str, Any] | None:
-    say = _printer(console)
     location = sweeps.place(name, settings.scratch)
-    plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
+    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run)
     older = older_trials(plan)
     plan = plan.after(older)
     _print_plan(plan, location, console)
     if older:
-        say(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
+        _log.info(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
-    _prepare(plan, say)
-    with driving(location, say, is_new=True), with_resume_hint(how_to_go_on(location, plan.settings)):
+    _prepare(plan)
+    with driving(location, is_new=True), with_resume_hint(how_to_go_on(location, plan.settings)):
         return _drive(plan, location, console, started)
 
 
@@ -83,36 +86,33 @@ class _Reopened(NamedTuple):
     plan: SweepPlan
 
 
-def _reopened(
-    settings: SweepSettings, sweeps: SweepCatalog, name: str, saved: dict[str, Any], console: Console, *, dry_run: bool
-) -> _Reopened:
+def _reopened(settings: SweepSettings, sweeps: SweepCatalog, name: str, saved: dict[str, Any], *, dry_run: bool) -> _Reopened:
     """A sweep that was started before, planned as it was then, for the machine as it is now."""
-    say = _printer(console)
     settings = stored_settings(saved["settings"], name).resumed(settings, name)
     _check_device(settings, name, dry_run=dry_run)
     location = sweeps.place(name, settings.scratch, saved)
-    plan = plan_sweep(settings, say, find_nodes=lambda: nodes_at(settings.cluster, say), dry_run=dry_run)
+    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run)
     _check_unchanged(saved, plan)
     return _Reopened(saved, location, plan)
 
 
 def _resume(found: _Reopened, console: Console, started: float, *, dry_run: bool) -> dict[str, Any] | None:
-    (saved, location, plan), say = found, _printer(console)
+    saved, location, plan = found
     _print_plan(plan, location, console)
     is_finished = saved["state"] == "FINISHED"
     if not is_finished:
         ended = sum(row["state"] != "RUNNING" for row in saved.get("trials", []))
-        say(f"so far:   {ended} of {plan.num_trials} trials have ended; the plan above is that of the whole sweep")
+        _log.info(f"so far:   {ended} of {plan.num_trials} trials have ended; the plan above is that of the whole sweep")
     if dry_run:
         return None
     if is_finished:
-        say("this sweep is finished: nothing to resume")
+        _log.info("this sweep is finished: nothing to resume")
         _fetch_result(location)
         print_result(saved, location, plan.settings, console)
         return saved
     with with_resume_hint(how_to_go_on(location, plan.settings)):
-        _prepare(plan, say)
-        with driving(location, say):
+        _prepare(plan)
+        with driving(location):
             location.restore()
             return _drive(plan, location, console, started)
 
@@ -122,58 +122,52 @@ def _refit(
     sweeps: SweepCatalog,
     name: str | None,
     times: int,
-    console: Console,
     started: float,
     *,
     dry_run: bool,
 ) -> dict[str, Any] | None:
-    say = _printer(console)
     if name is None:
         raise UserError("--refit wants the name of a finished sweep: --name NAME")
     if (found := sweeps.to_resume(name)) is None:
         there = f"there are {', '.join(sweeps.names())}" if sweeps.names() else "there is none"
         raise UserError(f"--refit: no sweep {name} in {sweeps.location}: {there}")
-    saved, location, plan = _reopened(settings, sweeps, *found, console, dry_run=dry_run)
+    saved, location, plan = _reopened(settings, sweeps, *found, dry_run=dry_run)
     check_refit(saved, times)
     if is_done(saved, location, times):
-        say("this refit is finished: nothing to train")
+        _log.info("this refit is finished: nothing to train")
         if not dry_run:
             _fetch_result(location)
         for line in refit_lines(saved, location.readable):
-            say(line)
+            _log.info(line)
         return None if dry_run else saved
     if dry_run:
-        return refit_winner(plan, saved, location, times, say, dry_run=True)
+        return refit_winner(plan, saved, location, times, dry_run=True)
     time_budget = time_budget_of(plan, location, started)
 
     def is_late() -> bool:
         return time_budget is not None and time_budget.left_s() == 0
 
     go_on = how_to_go_on(location, plan.settings, "--refit", str(times))
-    with driving(location, say), with_resume_hint(go_on):
+    with driving(location), with_resume_hint(go_on):
         if location.mirror is not None:
             location.fetch_result()
         durable, limited = durable_plan(plan, location, kept_at=()), limited_folder(plan, location)
         try:
-            result = refit_winner(plan, saved, location, times, say, durable=durable, limited=limited, should_stop=is_late)
+            result = refit_winner(plan, saved, location, times, durable=durable, limited=limited, should_stop=is_late)
         except StoppedError as error:
             if is_late():
-                say(f"the time of this run is up; {go_on}")
+                _log.info(f"the time of this run is up; {go_on}")
                 return {**saved, "time_is_up": True}
             raise StoppedError(f"{error}; {go_on}") from error
-        write_sweep_report(location, say, plan.settings, finished=True)
+        write_sweep_report(location, plan.settings, finished=True)
     return result
 
 
 def _drive(plan: SweepPlan, location: SweepLocation, console: Console, started: float) -> dict[str, Any]:
     result = drive(plan, location, console, time_budget_of(plan, location, started), limited_folder(plan, location))
     print_result(result, location, plan.settings, console)
-    write_sweep_report(location, _printer(console), plan.settings, finished=result["state"] == "FINISHED")
+    write_sweep_report(location, plan.settings, finished=result["state"] == "FINISHED")
     return result
-
-
-def _printer(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(text, highlight=False, soft_wrap=True)
 
 
 def _print_plan(plan: SweepPlan, location: SweepLocation, console: Console) -> None:
@@ -181,9 +175,9 @@ def _print_plan(plan: SweepPlan, location: SweepLocation, console: Console) -> N
     print_lines(console, [f"sweep:    {location.shown}{two_tiers}", *plan_lines(plan)])
 
 
-def _prepare(plan: SweepPlan, say: Callable[[str], None]) -> None:
+def _prepare(plan: SweepPlan) -> None:
     """Weights, and copies of shards where trials run here: once, before trials would make them side by side."""
-    _prepare_models(plan, say)
+    _prepare_models(plan)
     if plan.settings.cluster is None:
         copy_data(plan.base)
 
@@ -218,7 +212,7 @@ def _check_device(settings: SweepSettings, name: str, *, dry_run: bool) -> None:
         )
 
 
-def _prepare_models(plan: SweepPlan, say: Any) -> None:
+def _prepare_models(plan: SweepPlan) -> None:
     """Makes or fetches weights."""
     configs = plan.check.config_of_model
     for config in configs.values():
@@ -227,8 +221,8 @@ def _prepare_models(plan: SweepPlan, say: Any) -> None:
                 f"model.pretrained = {config.model.pretrained} holds one model's weights, the space has {', '.join(configs)}: "
                 f"add --set clip_model={config.model_name}"
             )
-    pretrain_missing([name for name, config in configs.items() if config.model.pretrained == "default"], say)
+    pretrain_missing([name for name, config in configs.items() if config.model.pretrained == "default"])
     for name, config in configs.items():
         if find_start(name, config.model.pretrained).tag is not None:
-            say(f"weights of {name}: from {config.model_cache_dir}, else from the hub")
+            _log.info(f"weights of {name}: from {config.model_cache_dir}, else from the hub")
         fetch_weights(config)

@@ -125,7 +125,7 @@ def test_pretraining_that_is_killed_leaves_no_process(
 from fashionclip_tune.training import pretraining
 if __name__ == "__main__":
     pretraining.PRETRAINING_PRODUCTS = 100
-    pretraining.pretrain_missing(["tiny-clip", "tiny-sig"], print)
+    pretraining.pretrain_missing(["tiny-clip", "tiny-sig"])
 """
     process = python(code)
     assert named(wait_until(mark, lambda found: named(found, "spawn_main") == 2, 60), "spawn_main") == 2

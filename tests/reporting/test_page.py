@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import median
@@ -175,17 +176,16 @@ def test_the_durable_side_of_a_sweep_has_the_same_page(small_sweep: Path, tmp_pa
     assert page == Page(write_report([tmp_path / "local" / "small"])).rows, "sizes of weights, too"
 
 
-def test_torn_evaluations_are_left_out_of_the_page_and_named(small_sweep: Path, tmp_path: Path) -> None:
+def test_torn_evaluations_are_left_out_of_the_page_and_named(small_sweep: Path, tmp_path: Path, logged: Sequence[str]) -> None:
     """As a drive may have them after the loss of a machine."""
     folder = shutil.copytree(small_sweep, tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
     whole = view_sweep(folder)
     (torn,) = folder.glob("trials/0002-*/evaluations/step_00000006.json")
     torn.write_bytes(torn.read_bytes()[:100])
-    said: list[str] = []
-    page = Page(write_report([folder], say=said.append))
+    page = Page(write_report([folder]))
     name = torn.relative_to(folder)
-    assert said[0] == f"small: left out, as torn files: {name}"
-    assert said[0] in page.text
+    assert logged[0] == f"small: left out, as torn files: {name}"
+    assert logged[0] in page.text
     view = view_sweep(folder)
     assert view.curves == {**whole.curves, "0002": whole.curves["0002"][:-1]}
     recalls = [cells for cells in page.rows if cells[:1] == ["0002"] and "text to image" in cells]
@@ -193,22 +193,21 @@ def test_torn_evaluations_are_left_out_of_the_page_and_named(small_sweep: Path, 
     assert f"{view.rows[0]['recall_at_10']:.4f}" in page.text
 
 
-def test_a_report_that_has_less_than_the_one_before_says_what(small_sweep: Path, tmp_path: Path) -> None:
+def test_a_report_that_has_less_than_the_one_before_says_what(small_sweep: Path, tmp_path: Path, logged: Sequence[str]) -> None:
     folder = shutil.copytree(small_sweep, tmp_path / "small")
-    said: list[str] = []
-    write_report([folder], say=said.append)
-    assert said == []
+    write_report([folder])
+    assert logged == []
     (folder / "study.journal").unlink()
-    write_report([folder], say=said.append, gallery=False)
-    assert said == [
+    write_report([folder], gallery=False)
+    assert logged == [
         "the report.html that was there had the study of small, the winner's photos of small; this one has not "
         "(small: left out by --no-gallery)"
     ]
-    write_report([folder], say=said.append, gallery=False)
-    assert len(said) == 1, "it has as much as that one"
+    write_report([folder], gallery=False)
+    assert len(logged) == 1, "it has as much as that one"
     (folder / "report.html").write_bytes(b"\xff of another program")
-    write_report([folder], say=said.append, gallery=False)
-    assert len(said) == 1
+    write_report([folder], gallery=False)
+    assert len(logged) == 1
 
 
 def test_a_running_sweep_is_not_disturbed_by_a_gallery(small_sweep: Path, tmp_path: Path) -> None:

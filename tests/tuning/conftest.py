@@ -64,7 +64,6 @@ def sweep_json(sweep_dir: Path) -> dict:
 @pytest.fixture
 def ended(garments: Path, tmp_path: Path) -> Path:
     """A sweep with two trials as it ends, made without Ray: its header, and a winner that is a setting alone."""
-    from rich.console import Console
 
     from fashionclip_tune.config.section import assignments
     from fashionclip_tune.tuning.persistence.location import SweepLocation
@@ -77,7 +76,7 @@ def ended(garments: Path, tmp_path: Path) -> Path:
     fixed = assignments(["model.pretrained=none", "training.batch_size=16"])
     sizes = {"num_trials": 2, "budget_examples": 96, "grace_examples": 48, "samples_per_second": 100.0}
     settings = SweepSettings(data=str(garments), overrides=fixed, **sizes)
-    plan = plan_sweep(settings, Console(quiet=True).print)
+    plan = plan_sweep(settings)
     best = {"trial_id": "0000", "config": {"clip_model": "tiny-sig", "loss_function": "siglip", "training.learning_rate": 1e-3}}
     best["metrics"] = {"recall_at_10": 0.5, "recall_at_5": 0.25}
     row = {"trial_id": "0000", "state": "COMPLETE", "stop_reason": "budget", "examples_seen": 96, "step": 6, "gain": None}

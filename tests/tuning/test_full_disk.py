@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from rich.console import Console
 
 from fashionclip_tune import train
 from fashionclip_tune.config.section import assignments
@@ -74,7 +73,7 @@ def all_but_the_winner(garments: Path, results: Path, scratch: Path | None) -> S
         samples_per_second=100.0,
         scratch=None if scratch is None else str(scratch),
     )
-    plan = plan_sweep(settings, Console(quiet=True).print)
+    plan = plan_sweep(settings)
     place = SweepCatalog(str(results)).place("it", settings.scratch)
     place.run_dir.mkdir(parents=True)
     header = sweep_header(plan, place)

@@ -48,7 +48,7 @@ def settings(garments, tmp_path) -> SweepSettings:
         sync_every=0.0,
     )
     place = SweepCatalog(str(tmp_path / "drive")).place("it", settings.scratch)
-    header = sweep_header(plan_sweep(settings, Console(quiet=True).print), place)
+    header = sweep_header(plan_sweep(settings), place)
     place.mirror.start(header)
     row = {**ROW, "config": CONFIG, **METRICS, "message": None, "duration_s": 1.0, "device_s": 1.0}
     best = {"trial_id": "0000", "config": CONFIG, "metrics": METRICS}

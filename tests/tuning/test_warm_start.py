@@ -27,10 +27,6 @@ def space(trial):
 """
 
 
-def say(text):
-    pass
-
-
 @pytest.fixture
 def older(garments, tmp_path):
     """A sweep as ``sweep`` leaves it, its trials' results made up: COMPLETE, PRUNED, FAIL and one that is unfinished."""
@@ -52,7 +48,7 @@ def older(garments, tmp_path):
 def planned(data, tmp_path, **changed):
     sizes = {"num_trials": 8, "budget_examples": 144, "samples_per_second": 100.0}  # a stated rate is not measured
     chosen = SweepSettings(data=str(data), space=str(tmp_path / "mine.py"), device="cpu", **sizes)
-    return plan_sweep(replace(chosen, **changed), say)
+    return plan_sweep(replace(chosen, **changed))
 
 
 def test_ended_trials_with_a_result_are_taken(older, garments, tmp_path):

@@ -2,7 +2,6 @@
 
 import logging
 import socket
-from collections.abc import Callable
 
 import ray
 
@@ -13,20 +12,20 @@ from fashionclip_tune.tuning.planning.slots import Node
 _CONNECT_TIMEOUT_S = 10
 
 
-def nodes_at(address: str | None, say: Callable[[str], None]) -> list[Node] | None:
-    """The machines of the cluster at an address; None: a sweep on this machine. ``say``: told where a Ray lets anyone in.
+def nodes_at(address: str | None) -> list[Node] | None:
+    """The machines of the cluster at an address; None: a sweep on this machine. Logs a warning of an open one.
 
     Raises:
         UserError: nothing answers there.
     """
     if address is None:
-        warn_of_open("the Ray that this process is connected to", say)
+        warn_of_open("the Ray that this process is connected to")
         return None
-    return cluster_nodes(address, say)
+    return cluster_nodes(address)
 
 
-def cluster_nodes(address: str, say: Callable[[str], None]) -> list[Node]:
-    """The machines of a running cluster. ``say``: told where it lets anyone in.
+def cluster_nodes(address: str) -> list[Node]:
+    """The machines of a running cluster. Where it lets anyone in, a warning is logged.
 
     Raises:
         UserError: nothing answers there.
@@ -41,7 +40,7 @@ def cluster_nodes(address: str, say: Callable[[str], None]) -> list[Node]:
         raise UserError(f"--address {address}: no Ray cluster answers ({reason}); start one with: ray start --head") from error
     try:
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        warn_of_open(f"the Ray cluster at {address}", say)
+        warn_of_open(f"the Ray cluster at {address}")
     finally:
         ray.shutdown()
     return [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in resources if found.get("CPU", 0) >= 1]

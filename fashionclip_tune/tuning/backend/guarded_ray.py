@@ -4,11 +4,12 @@ Whoever reaches a Ray runs code as its user. Ours listens on this machine's loop
 which is in the environment of the driver and of Ray's processes and nowhere else; its folder is closed to other users.
 """
 
+import logging
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import grpc
 import ray
 from ray import _raylet
 from ray._private import ray_constants
+
+_log = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 32
 _ANSWERS_WITHIN_S = 10.0
@@ -95,10 +98,10 @@ def _closed_folder() -> Iterator[Path]:
         shutil.rmtree(closed, ignore_errors=True)  # a process that is ending may still write
 
 
-def warn_of_open(name: str, say: Callable[[str], None]) -> None:
-    """Says so in a line, where a Ray that this process is connected to lets in whoever reaches it. ``name``: for that line."""
+def warn_of_open(name: str) -> None:
+    """Logs a warning where a Ray that this process is connected to lets in whoever reaches it. ``name``: for that line."""
     if ray.is_initialized() and asks_for_token(ray.get_runtime_context().gcs_address) is False:
-        say(
+        _log.warning(
             f"warning:  {name} asks for no token: whoever reaches it runs code there as its user; "
             "start it with RAY_AUTH_MODE=token (docs/machines.md)"
         )

@@ -1,8 +1,9 @@
 """What a person is told of a sweep when its driver ends: the ranking, the winner, how to go on, the report."""
 
+import logging
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,8 @@ from fashionclip_tune.reporting.sweep_files import failure_lines, ranked, ties_w
 from fashionclip_tune.reporting.terminal import bad_sample_lines, print_lines, trials_table, winner_lines
 from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.settings import SweepSettings
+
+_log = logging.getLogger(__name__)
 
 
 def how_to_go_on(location: SweepLocation, settings: SweepSettings, *how: str) -> str:
@@ -67,7 +70,7 @@ def print_result(result: dict[str, Any], location: SweepLocation, settings: Swee
     console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
 
 
-def write_sweep_report(location: SweepLocation, say: Callable[[str], None], settings: SweepSettings, *, finished: bool) -> None:
+def write_sweep_report(location: SweepLocation, settings: SweepSettings, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
     make_it = f"python sweeps/compare.py {location.readable} makes it"
     try:
@@ -77,9 +80,9 @@ def write_sweep_report(location: SweepLocation, say: Callable[[str], None], sett
         if location.mirror is not None:
             location.mirror.publish()
     except (OSError, StorageError) as error:  # a full disk: the sweep's own files are there
-        say(f"no report ({error}); {make_it}")
+        _log.warning(f"no report ({error}); {make_it}")
     except KeyboardInterrupt:
-        say(f"no report yet; {make_it}")
+        _log.warning(f"no report yet; {make_it}")
         raise
     else:
-        say(f"report: {location.readable / path.name}")
+        _log.info(f"report: {location.readable / path.name}")

@@ -1,6 +1,7 @@
 """The data that a sweep is about: found, indexed, looked over, and compared with what it was."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from fashionclip_tune.files import cache_dir
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.storage.urls import scheme_of
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
+
+_log = logging.getLogger(__name__)
 
 _SHOWN = 4
 
@@ -67,17 +70,17 @@ def data_location(data: str | None) -> Path | str:
     return Path(data).absolute() if scheme_of(data) is None else data
 
 
-def load_data(config: ProjectConfig, shards: RunShards, say: Callable[[str], None]) -> tuple[ShardIndex, ShardIndex]:
+def load_data(config: ProjectConfig, shards: RunShards) -> tuple[ShardIndex, ShardIndex]:
     """The indexes of the training and the evaluation shards, with a warning of what is wrong with the data."""
     storage = storage_of(config)
     with progress_bar("indexing shards, once") as on_progress:
         train, valid = (cached_index(some, storage, on_progress=on_progress) for some in (shards.train, shards.valid))
     if bad := (*train.bad, *valid.bad):
-        say(f"warning: {len(bad)} samples cannot be used ({count_kinds(bad)}), such as {bad[0]}")
+        _log.warning(f"warning: {len(bad)} samples cannot be used ({count_kinds(bad)}), such as {bad[0]}")
     if (gaps := gaps_in_captions(train, valid)) is not None:
-        say(f"warning: {gaps}")
+        _log.warning(f"warning: {gaps}")
     if leaking := leaking_products(train, valid):
-        say(
+        _log.warning(
             f"warning: {len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter"
         )
     return train, valid

@@ -1,5 +1,6 @@
 """What a sweep will do, worked out and checked before anything is started."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from fashionclip_tune.tuning.planning.throughput import model_paces
 from fashionclip_tune.tuning.schedulers import StoppingRule, stopping_rule
 from fashionclip_tune.tuning.study import study
 from fashionclip_tune.tuning.study.policy import ModelQuota, plan_quota
+
+_log = logging.getLogger(__name__)
 
 _MAX_STARTUP_TRIALS = 6
 _SYNC_EVERY_MINUTES = 15.0
@@ -138,7 +141,6 @@ def startup_trials(num_trials: int) -> int:
 
 def plan_sweep(
     settings: SweepSettings,
-    say: Callable[[str], None],
     *,
     find_nodes: Callable[[], Sequence[Node] | None] = lambda: None,
     dry_run: bool = False,
@@ -155,10 +157,10 @@ def plan_sweep(
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     flags = checked_flags(settings)
-    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine), say)
+    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine))
     if found.space.name == "openclip" and found.site.device == "cpu":
-        say("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
-    return _sized(settings, flags, found, say)
+        _log.info("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
+    return _sized(settings, flags, found)
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,11 @@ class _Found:
     check: SpaceCheck
 
 
-def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, say: Callable[[str], None]) -> _Found:
+def _find(settings: SweepSettings, flags: CheckedFlags, site: Site) -> _Found:
     space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
     base = _base_config(settings, space, site.device, flags.seed, data_location(settings.data))
     shards = run_shards(base)
-    train, valid = load_data(base, shards, say)
+    train, valid = load_data(base, shards)
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         refuse_shared(drawn, f"space {space.file}")
@@ -194,7 +196,7 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, say: Callabl
     return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check)
 
 
-def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Callable[[str], None]) -> SweepPlan:
+def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> SweepPlan:
     """The plan for what was found: each trial's part of the machine, its examples, the hours and the disk."""
     check = found.check
     if settings.num_trials is None and check.num_points is not None:
@@ -207,7 +209,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, say: Cal
     models, parameter = check.models(), check.model_parameter
     quota = plan_quota(settings.min_trials_per_model, parameter=parameter, models=models, num_trials=num_trials)
     rate, num_valid = settings.samples_per_second, len(found.valid)
-    paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate, say=say)
+    paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate)
     course = Course(
         num_trials,
         allotment,

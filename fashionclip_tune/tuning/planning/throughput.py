@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import platform
 import statistics
 import tempfile
@@ -24,6 +25,8 @@ from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import read_history
 from fashionclip_tune.training.train import run_training
 from fashionclip_tune.tuning.planning.forecast import ModelPace
+
+_log = logging.getLogger(__name__)
 
 # Forward and backward pass of a photo and a caption; a T4 makes 15 to 25 TFLOPS of it in fp16. Estimates, not measured.
 _GFLOP = {"ViT-B-32": 44, "ViT-B-16": 123, "ViT-B-16-SigLIP2-256": 174}
@@ -52,7 +55,6 @@ def model_paces(
     *,
     num_valid: int,
     stated: float | None,
-    say: Callable[[str], None],
 ) -> list[ModelPace] | None:
     """Of each configuration, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for a T4.
 
@@ -66,7 +68,7 @@ def model_paces(
     for kind, config in zip(kinds, configs, strict=True):
         alone = first.setdefault(config.model_name, config)
         if kind not in by_kind:
-            by_kind[kind] = pace = _pace(config, alone, at_a_time(config), num_valid, stated, say)
+            by_kind[kind] = pace = _pace(config, alone, at_a_time(config), num_valid, stated)
             by_model.setdefault(config.model_name, []).extend([pace] if pace is not None else [])
     if not all(by_model.values()):
         return None
@@ -80,7 +82,6 @@ def _pace(
     at_a_time: int,
     num_valid: int,
     stated: float | None,
-    say: Callable[[str], None],
 ) -> ModelPace | None:
     """``to_measure``: one of this model, where a tiny tower is measured now."""
     device = config.device.partition(":")[0]
@@ -95,7 +96,7 @@ def _pace(
     if device == "cpu" and config.model_name in TINY_MODELS:
         alone = _path(to_measure, 0, num_valid)
         if not alone.is_file():
-            say(f"measuring how fast {config.model_name} trains here: once, some seconds")
+            _log.info(f"measuring how fast {config.model_name} trains here: once, some seconds")
             try:
                 write_json(alone, asdict(_measure(to_measure)))
             except RuntimeError:  # bad data and the like: the sweep will say it, trial by trial

@@ -34,7 +34,7 @@ def test_slots_of_a_cluster_fit_its_machines():
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_an_address_where_nobody_answers_is_said_at_once(address):
     with pytest.raises(UserError, match=rf"--address {address}: no Ray cluster answers.*ray start --head"):
-        nodes_at(address, print)
+        nodes_at(address)
 
 
 @pytest.fixture

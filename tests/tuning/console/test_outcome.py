@@ -11,7 +11,6 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 import ray
-from rich.console import Console
 
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.tuning.console.outcome import how_to_go_on
@@ -56,7 +55,7 @@ def test_the_command_that_goes_on_has_the_settings_in_effect(garments, tmp_path,
     )
     run = ("--disk-budget-gb", "2", "--allow-remote", "--time-budget", "0.1", "--seed", "3")
     given, _ = parsed([*FAST, "--space", "my space.py", *machine, *run])
-    first = plan_sweep(given, Console(quiet=True).print).settings
+    first = plan_sweep(given).settings
     recorded = SweepSettings(**json.loads(json.dumps(asdict(first))))
     results = SweepCatalog("My Drive")
     place = results.place("it", first.scratch)
@@ -78,16 +77,16 @@ def test_the_command_that_goes_on_has_the_settings_in_effect(garments, tmp_path,
     monkeypatch.chdir(tmp_path / "elsewhere")
     again, own = parsed(shlex.split(said)[5:])
     assert own == {"name": "it", "results": str(tmp_path / "My Drive"), "dry_run": False, "resume": True, "refit": None}
-    assert plan_sweep(recorded.resumed(again, "it"), Console(quiet=True).print).settings == first
+    assert plan_sweep(recorded.resumed(again, "it")).settings == first
 
     (tmp_path / "elsewhere" / "mine.py").write_text(SPACE)
     less, _ = parsed(["--scratch", "disk", "--space", "mine.py", "--max-concurrent", "2"])
-    later = plan_sweep(recorded.resumed(less, "it"), Console(quiet=True).print).settings
+    later = plan_sweep(recorded.resumed(less, "it")).settings
     assert later.time_budget is None
     monkeypatch.chdir(tmp_path)
     again, own = parsed(shlex.split(how_to_go_on(place, later, "--refit", "2"))[5:])
     assert (own["refit"], own["resume"]) == (2, False)
-    assert plan_sweep(recorded.resumed(again, "it"), Console(quiet=True).print).settings == later
+    assert plan_sweep(recorded.resumed(again, "it")).settings == later
 
 
 def test_each_setting_is_said_again_or_recorded():

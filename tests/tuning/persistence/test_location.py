@@ -75,7 +75,7 @@ def test_a_sweep_stays_in_as_many_folders_as_it_was_started_in(tmp_path):
 
 def started(place) -> str:
     """What a driver is told that planned a new sweep at ``place`` when there was none."""
-    with pytest.raises(UserError) as refused, driving(place, print, is_new=True):
+    with pytest.raises(UserError) as refused, driving(place, is_new=True):
         pytest.fail("it must not begin")
     return str(refused.value)
 
@@ -90,12 +90,11 @@ def test_a_new_sweep_does_not_go_on_in_one_that_came_meanwhile(tmp_path):
     assert "two was started by another process meanwhile: give another --name" in started(two)
 
 
-def test_a_new_sweep_does_not_go_on_in_what_one_of_its_name_left_in_the_scratch_folder(tmp_path):
+def test_a_new_sweep_does_not_go_on_in_what_one_of_its_name_left_in_the_scratch_folder(tmp_path, logged):
     place = SweepCatalog(str(tmp_path)).place("it", str(tmp_path / "scratch"))
     write(place.run_dir.parent, place.run_dir.name)
     assert f"{place.run_dir} has a sweep of this name, of which {tmp_path}/it knows nothing" in started(place)
     (place.run_dir / "sweep.json").unlink()
-    said = []
-    with driving(place, said.append, is_new=True):
+    with driving(place, is_new=True):
         assert place.mirror.writer.startswith("000001-")
-    assert said == []
+    assert logged == []

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +189,7 @@ def test_a_t4s_rates_are_estimates_and_say_so_until_better_is_known(monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def pace_of(config: ProjectConfig, at_a_time: int = 1, stated: float | None = None) -> ModelPace:
-        paces = model_paces([config], lambda config: at_a_time, num_valid=454, stated=stated, say=print)
+        paces = model_paces([config], lambda config: at_a_time, num_valid=454, stated=stated)
         assert paces is not None
         return paces[0]
 
@@ -201,7 +202,7 @@ def test_a_t4s_rates_are_estimates_and_say_so_until_better_is_known(monkeypatch:
     assert pace_of(recomputed).samples_per_second == pytest.approx(0.75 * alone.samples_per_second)
     assert pace_of(B32, stated=99.0).samples_per_second == 99
     unknown = ProjectConfig(clip_model="RN50", device="cuda")
-    assert model_paces([B32, unknown], lambda config: 1, num_valid=9, stated=None, say=print) is None
+    assert model_paces([B32, unknown], lambda config: 1, num_valid=9, stated=None) is None
     with monkeypatch.context() as patch:
         patch.setattr(rates, "known_pace", lambda config: rates_pace(300.0, 360.0))
         assert pace_of(B32).samples_per_second == 300
@@ -243,23 +244,24 @@ def test_an_earlier_sweep_is_measured_by_kind_of_trial(
     frozen = same.with_overrides({"freeze.text_tower": True})
     keep_measured(small_sweep, [same, frozen], lambda config: 2, 20)
     assert len(list((tmp_path / "rates").iterdir())) == 1
-    paces = model_paces([same], lambda config: 2, num_valid=20, stated=None, say=pytest.fail)
+    paces = model_paces([same], lambda config: 2, num_valid=20, stated=None)
     assert paces is not None
     assert paces[0].source == "measured in an earlier sweep"
 
 
-def test_a_tiny_tower_is_measured_once(tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_tower_is_measured_once(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: Sequence[str]
+) -> None:
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
-    said: list[str] = []
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr(rates, "progress_bar", lambda what: nullcontext(lambda *progress: told.append((what, *progress))))
     config = tiny_config.with_overrides({"training.budget_examples": None, "training.stage_examples": None})
     for _ in range(2):
-        paces = model_paces([config], lambda config: 2, num_valid=20, stated=None, say=said.append)
+        paces = model_paces([config], lambda config: 2, num_valid=20, stated=None)
         assert paces is not None
         assert 10 < paces[0].samples_per_second < 100_000
         assert paces[0].source == "measured in a short run"
-    assert len(said) == 1
+    assert len(logged) == 1
     steps = 2 * 512 // 16
     assert told == [("measuring how fast tiny-clip trains here", step, steps) for step in range(steps)]
 

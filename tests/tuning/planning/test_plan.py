@@ -13,7 +13,7 @@ def cache_dir(garments: Path, **settings) -> Path:
     chosen = SweepSettings(
         data=str(garments), space="tiny", budget_examples=1152, device="cpu", samples_per_second=100.0, **settings
     )
-    return plan_sweep(chosen, lambda text: None).base.model_cache_dir
+    return plan_sweep(chosen).base.model_cache_dir
 
 
 def test_base_weights_are_kept_on_the_local_disk_unless_they_are_here(garments, tmp_path, monkeypatch):
@@ -26,13 +26,12 @@ def test_base_weights_are_kept_on_the_local_disk_unless_they_are_here(garments, 
     assert cache_dir(garments, scratch=scratch) == tmp_path / "drive" / "openclip_cache"
 
 
-def test_a_sweep_says_that_captions_have_a_gap(many_captions):
+def test_a_sweep_says_that_captions_have_a_gap(many_captions, logged):
     settings = SweepSettings(
         data=str(many_captions), space="tiny", budget_examples=1152, device="cpu", samples_per_second=100.0
     )
-    said = []
-    plan_sweep(settings, said.append)
-    (line,) = (line for line in said if "gap" in line)
+    plan_sweep(settings)
+    (line,) = (line for line in logged if "gap" in line)
     assert line.startswith("warning: 1 photo has a gap in the numbers of its captions, such as clip_dataset_train")
 
 
@@ -49,7 +48,7 @@ def test_fewer_trials_run_side_by_side_where_the_disk_has_no_room_for_more(garme
             max_concurrent=2,
             disk_budget_gb=disk_budget_gb,
         )
-        return plan_sweep(settings, lambda text: None, machine=machine)
+        return plan_sweep(settings, machine=machine)
 
     free = planned(None)
     two, one = (free.disk.local_bytes(counts) / 1e9 for counts in (free.at_a_time, dict.fromkeys(free.at_a_time, 1)))

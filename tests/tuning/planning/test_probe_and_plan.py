@@ -40,7 +40,7 @@ def t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def planned(garments: Path, **changes: object) -> SweepPlan:
     settings = SweepSettings(data=str(garments), space="openclip", preset="quick", **changes)
-    return plan_sweep(settings, lambda text: None, dry_run=True)
+    return plan_sweep(settings, dry_run=True)
 
 
 def probe_as_a_user_does(monkeypatch: pytest.MonkeyPatch) -> list[ProjectConfig]:
@@ -103,7 +103,7 @@ def test_where_memory_depends_on_what_is_drawn_each_share_has_its_line_and_its_h
     )
     monkeypatch.setattr(shares, "_estimate_bytes", lambda config: (5 if config.freeze.text_tower else 9) * GB)
     settings = SweepSettings(data=str(garments), space=str(file), budget_examples=576)
-    plan = plan_sweep(settings, lambda text: None, dry_run=True)
+    plan = plan_sweep(settings, dry_run=True)
     lines = plan_lines(plan)
     (trials,) = [line for line in lines if line.startswith("trials:")]
     assert "at most 3 side by side" in trials

@@ -58,13 +58,15 @@ def phase_bars(console: Console | None = None) -> Iterator[OnPhase]:
 def messages_on(console: Console) -> Iterator[None]:
     """Within, what the package logs (``INFO`` and above) is printed, a line a message; without, logging decides."""
     logger, handler = logging.getLogger("fashionclip_tune"), _ConsoleHandler(console)
-    before = logger.level
+    level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # any library may have given the root logger a handler, which would print it again
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+        logger.propagate = propagates
         logger.removeHandler(handler)
 
 

@@ -1,6 +1,7 @@
 """What is seen of long work, on a terminal and elsewhere."""
 
 import io
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from fashionclip_tune import progress as progress_bars
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import run_shards
-from fashionclip_tune.progress import phase_bars, progress_bar
+from fashionclip_tune.progress import messages_on, phase_bars, progress_bar
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.train import run_training
 
@@ -98,3 +99,19 @@ def test_a_run_tells_of_the_shards_that_it_waits_for(tiny_config: ProjectConfig,
     assert phases[:2] == ["indexing shards", "copying shards"]
     assert [(done, total) for what, done, total in told if what == "copying shards"][-1] == (num_shards, num_shards)
     assert len(list((tmp_path / "scratch" / "shards").glob("*.tar"))) == num_shards
+
+
+def test_messages_of_the_package_are_printed_once_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where a library has given the root logger a handler, as open_clip does."""
+    console, written = console_for(terminal=False)
+    logger, root = logging.getLogger("fashionclip_tune.tuning.sweep"), logging.StreamHandler()
+    logging.getLogger().addHandler(root)
+    try:
+        with messages_on(console):
+            logger.info("[red]weights[/red] of ViT-B-32: " + "a long path " * 20)
+            logger.debug("of no interest")
+        logger.info("nobody asked")
+    finally:
+        logging.getLogger().removeHandler(root)
+    assert written.getvalue() == "[red]weights[/red] of ViT-B-32: " + "a long path " * 20 + "\n"
+    assert capfd.readouterr() == ("", "")

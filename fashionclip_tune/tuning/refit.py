@@ -16,7 +16,6 @@ from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import load_model, load_weights
 from fashionclip_tune.reporting.sweep_files import read_sweep, refit_lines
 from fashionclip_tune.storage.checkpoint import newest_weights
-from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import Row
 from fashionclip_tune.training.train import print_row, run_training
@@ -26,7 +25,6 @@ from fashionclip_tune.tuning.persistence.record import recalls
 from fashionclip_tune.tuning.persistence.run_sync import RunSync
 from fashionclip_tune.tuning.planning.disk import room_within
 from fashionclip_tune.tuning.planning.plan import SweepPlan
-from fashionclip_tune.tuning.trial import DurablePlan
 
 _log = logging.getLogger(__name__)
 
@@ -37,16 +35,12 @@ def refit_winner(
     location: SweepLocation,
     times: int,
     *,
-    durable: DurablePlan | None = None,
-    limited: RemoteFolder | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains in ``SWEEP/refit/``, goes on there if it was stopped, and leaves ``refit/best/`` as an OpenCLIP folder.
 
     Args:
-        durable: where its state and its figures are kept as well, as those of a trial.
-        limited: the sweep's folder in the results, where it may not grow over a budget.
         should_stop: as of ``RunCallbacks``.
 
     Returns:
@@ -67,6 +61,7 @@ def refit_winner(
     _check_same_length(folder, config)
     if dry_run:
         return dict(saved)
+    limited, durable = location.keep_below(plan.disk_budget_bytes), location.durable_plan(plan.sync_every_s)
     sync = RunSync(durable, config, folder, "refit", plan.disk_budget_bytes) if durable is not None else None
     if sync is not None:
         sync.run.fetch_state(folder)
@@ -85,7 +80,7 @@ def refit_winner(
     assert weights is not None
     loaded = load_model(starting_point(config))
     load_weights(loaded.network, weights)
-    export_whole(loaded, folder / "best", limited if durable is None else None)
+    export_whole(loaded, folder / "best", limited)
     known = {name: row[name] for name in ("step", "examples_seen", "duration_s")}
     refit = {"trial_id": best["trial_id"], "times": times, **known, "metrics": recalls(row)}
     sweep = {**read_sweep(sweep_dir), "refit": refit}
@@ -122,9 +117,7 @@ def is_done(saved: Mapping[str, Any], location: SweepLocation, times: int) -> bo
 
 
 def _refit_config(plan: SweepPlan, settings: Mapping[str, Any], times: int) -> ProjectConfig:
-    examples = plan.base.training.budget_examples
-    assert examples is not None
-    alone = {"training.budget_examples": times * examples, "hardware.device_share": 1.0}
+    alone = {"training.budget_examples": times * plan.budget_examples, "hardware.device_share": 1.0}
     return plan.build(settings).with_overrides(alone)
 
 

@@ -28,7 +28,6 @@ from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.planning.throughput import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
 from fashionclip_tune.tuning.study.study import SweepStudy
-from fashionclip_tune.tuning.trial import DurablePlan
 from fashionclip_tune.tuning.warm_start import older_trials
 
 _log = logging.getLogger(__name__)
@@ -106,28 +105,22 @@ class _Bookkeeping:
         return self.record(state)
 
 
-def drive(
-    plan: SweepPlan, location: SweepLocation, console: Console, time_budget: TimeBudget | None, limited: RemoteFolder | None
-) -> dict[str, Any]:
+def drive(plan: SweepPlan, location: SweepLocation, console: Console, time_budget: TimeBudget | None) -> dict[str, Any]:
     """Runs what is left of a sweep, and returns the content of sweep.json: FINISHED, or INTERRUPTED.
-
-    ``limited``: as ``limited_folder`` gives it.
 
     Raises:
         StorageError: something could not be recorded; the sweep can be resumed after room was made.
     """
-    header, stop = sweep_header(plan, location), StopSignal()
+    header, stop, limited = sweep_header(plan, location), StopSignal(), location.keep_below(plan.disk_budget_bytes)
     study = _open_study(plan, location, header)
     books = _Bookkeeping(plan, location, study, header, stop)
     started = books.record("RUNNING")
-    assert plan.settings.budget_examples
-    assert plan.settings.grace_examples
     with Progress(
         console,
         num_trials=plan.num_trials,
         side_by_side=plan.slots.count,
-        budget_examples=plan.settings.budget_examples,
-        stage_examples=plan.settings.grace_examples,
+        budget_examples=plan.budget_examples,
+        stage_examples=plan.stage_examples,
         expected_examples=plan.forecast.examples / plan.num_trials,
     ) as progress:
         progress.show(started)  # Ray takes some seconds until it begins
@@ -141,7 +134,7 @@ def drive(
                 slots=plan.slots,
                 rule=plan.rule,
                 share_of=plan.allotment.share_of,
-                durable=durable_plan(plan, location, plan.may_end_at),
+                durable=location.durable_plan(plan.sync_every_s, plan.may_end_at),
                 disk_budget_bytes=plan.disk_budget_bytes,
                 time_budget=time_budget,
             ),
@@ -154,7 +147,7 @@ def drive(
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
             raise StorageError(stop.reason)
-        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited if location.mirror is None else None)
+        result = books.finish("FINISHED" if completed else "INTERRUPTED", limited)
         progress.show(result)
     if location.mirror is not None:
         location.mirror.publish()
@@ -192,28 +185,10 @@ def _log_why(stop: StopSignal, over: TimeBudget | None, result: dict[str, Any]) 
         _log.info(freed)
 
 
-def durable_plan(plan: SweepPlan, location: SweepLocation, kept_at: tuple[int, ...]) -> DurablePlan | None:
-    if location.mirror is None:
-        return None
-    return DurablePlan(
-        location.shown, plan.sync_every_s, kept_at, location.mirror.writer, str(location.run_dir / ".durable.lock")
-    )
-
-
-def limited_folder(plan: SweepPlan, location: SweepLocation) -> RemoteFolder | None:
-    """The sweep's folder in the results, which refuses what would pass ``--disk-budget-gb``; None: there is no limit."""
-    if plan.disk_budget_bytes is None:
-        return None
-    folder = location.mirror.folder if location.mirror is not None else RemoteFolder(location.run_dir)
-    folder.keep_below(plan.disk_budget_bytes)
-    return folder
-
-
 def time_budget_of(plan: SweepPlan, location: SweepLocation, started: float) -> TimeBudget | None:
-    minutes, stage = plan.settings.time_budget, plan.base.training.stage_examples
+    minutes, stage = plan.settings.time_budget, plan.stage_examples
     if minutes is None:
         return None
-    assert stage is not None
 
     def first_stage_s(model: str) -> float | None:
         """Of this sweep's own trials, else as planned; with the start of its process, or what comes between two trials."""

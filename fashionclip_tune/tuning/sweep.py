@@ -23,7 +23,7 @@ from fashionclip_tune.tuning.planning.dataset import copy_data, data_changes, te
 from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
 from fashionclip_tune.tuning.refit import check_refit, is_done, refit_winner
-from fashionclip_tune.tuning.session import drive, driving, durable_plan, limited_folder, only_driver, time_budget_of
+from fashionclip_tune.tuning.session import drive, driving, only_driver, time_budget_of
 from fashionclip_tune.tuning.warm_start import older_trials
 
 _log = logging.getLogger(__name__)
@@ -151,9 +151,8 @@ def _refit(
     with driving(location), with_resume_hint(go_on):
         if location.mirror is not None:
             location.fetch_result()
-        durable, limited = durable_plan(plan, location, kept_at=()), limited_folder(plan, location)
         try:
-            result = refit_winner(plan, saved, location, times, durable=durable, limited=limited, should_stop=is_late)
+            result = refit_winner(plan, saved, location, times, should_stop=is_late)
         except StoppedError as error:
             if is_late():
                 _log.info(f"the time of this run is up; {go_on}")
@@ -164,7 +163,7 @@ def _refit(
 
 
 def _drive(plan: SweepPlan, location: SweepLocation, console: Console, started: float) -> dict[str, Any]:
-    result = drive(plan, location, console, time_budget_of(plan, location, started), limited_folder(plan, location))
+    result = drive(plan, location, console, time_budget_of(plan, location, started))
     print_result(result, location, plan.settings, console)
     write_sweep_report(location, plan.settings, finished=result["state"] == "FINISHED")
     return result

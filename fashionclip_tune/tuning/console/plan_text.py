@@ -13,9 +13,7 @@ _LABEL_WIDTH = 10
 
 def plan_lines(plan: SweepPlan) -> list[str]:
     """One line a subject, some with continuations."""
-    budget, stage = plan.base.training.budget_examples, plan.base.training.stage_examples
-    assert budget is not None
-    assert stage is not None
+    budget, stage = plan.budget_examples, plan.stage_examples
     lines = [
         f"space:    {plan.space.name}: {'; '.join(plan.check.parameters)} (100 draws are valid configurations)",
         f"models:   {', '.join(plan.check.config_of_model)}; losses: {', '.join(plan.check.losses)}"
@@ -110,9 +108,7 @@ def _time_lines(plan: SweepPlan) -> list[str]:
     if forecast.hours is None:
         known_by = "`python -m fashionclip_tune probe` measures it, --samples-per-second states it"
         return [*lines, f"time:     not known before the first stages: no rate is known here ({known_by})"]
-    assert forecast.hours_low is not None
-    assert forecast.hours_high is not None
-    low, middle, high = (_duration(hours) for hours in (forecast.hours_low, forecast.hours, forecast.hours_high))
+    low, middle, high = (_duration(forecast.hours * (1 + part * forecast.error)) for part in (-1, 0, 1))
     lines.append(f"time:     {middle} ({low} to {high})")
     return [*lines, *_labelled("rates:", [_rate_line(model, paces) for model, paces in plan.course.paces_of_models().items()])]
 

@@ -13,6 +13,7 @@ from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.storage.urls import scheme_of
 from fashionclip_tune.tuning.persistence.fencing import WRITERS, FencingToken
 from fashionclip_tune.tuning.persistence.mirror import HEADERS, SweepMirror, read_header
+from fashionclip_tune.tuning.trial import DurablePlan
 
 _LOCK = ".lock"
 
@@ -34,6 +35,24 @@ class SweepLocation:
     def is_at_an_address(self) -> bool:
         """Its durable side is no folder that a person could look into."""
         return scheme_of(self.shown) is not None
+
+    def durable_plan(self, sync_every_s: float, kept_at: tuple[int, ...] = ()) -> DurablePlan | None:
+        """For a trial, or a refit: None where the sweep lies in one folder. After ``take_over``."""
+        if self.mirror is None:
+            return None
+        return DurablePlan(self.shown, sync_every_s, kept_at, self.mirror.writer, str(self.run_dir / ".durable.lock"))
+
+    def keep_below(self, budget_bytes: int | None) -> RemoteFolder | None:
+        """Refuses what would grow the sweep's folder in the results over a budget; None: there is no limit.
+
+        Returns:
+            The folder, to be asked for room, where the sweep lies in one only: a mirror asks itself.
+        """
+        if budget_bytes is None:
+            return None
+        folder = self.mirror.folder if self.mirror is not None else RemoteFolder(self.run_dir)
+        folder.keep_below(budget_bytes)
+        return folder if self.mirror is None else None
 
     def check_is_new(self) -> None:
         """Raises UserError where a sweep has come here since it was looked for.

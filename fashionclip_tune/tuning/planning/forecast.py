@@ -97,8 +97,8 @@ class Forecast:
     """By model; where its configurations differ, the median of the draws."""
     hours: float | None = None
     """None: of one model no rate is known."""
-    hours_low: float | None = None
-    hours_high: float | None = None
+    error: float = 0.0
+    """By how much they may be off, as a share."""
 
 
 def forecast(course: Course, budget: int, stage: int) -> Forecast:
@@ -121,9 +121,8 @@ def forecast(course: Course, budget: int, stage: int) -> Forecast:
     if course.paces is None:
         return expected
     means = {model: examples[model] / count for model, count in counts.items() if count}
-    hours = _hours(course, means, budget, stage)
     error = _ESTIMATE_ERROR if any(pace.is_estimate for pace in course.paces) else _MEASURED_ERROR
-    return replace(expected, hours=hours, hours_low=(1 - error) * hours, hours_high=(1 + error) * hours)
+    return replace(expected, hours=_hours(course, course.paces, means, budget, stage), error=error)
 
 
 def _ended(rule: StoppingRule, count: float, older: int) -> np.ndarray[Any, Any]:
@@ -143,11 +142,10 @@ def _reaching(rule: StoppingRule, count: float) -> np.ndarray[Any, Any]:
     return np.array(reaching)
 
 
-def _hours(course: Course, mean_examples: Mapping[str, float], budget: int, stage: int) -> float:
+def _hours(course: Course, paces: Sequence[ModelPace], mean_examples: Mapping[str, float], budget: int, stage: int) -> float:
     """The work divided by the trials at a time, and what is idle while the last round, or the longest trial, ends."""
-    assert course.paces is not None
     work_s, shared_s, each_s, longest_s = 0.0, 0.0, 0.0, 0.0
-    for config, count, pace in zip(course.configs, course.counts, course.paces, strict=True):
+    for config, count, pace in zip(course.configs, course.counts, paces, strict=True):
         if count:
             trial_s, at_a_time = pace.trial_s(mean_examples[config.model_name], stage), course.allotment.at_a_time(config)
             part_s = count * (TRIAL_S + trial_s) / at_a_time

@@ -46,7 +46,10 @@ _SYNC_EVERY_MINUTES = 15.0
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that can be started: everything is found, checked and sized."""
+    """A sweep that can be started: everything is found, checked and sized.
+
+    ``settings`` are as the user said them, completed for the record; what is decided by them has fields of its own.
+    """
 
     settings: SweepSettings
     space: SearchSpace
@@ -55,6 +58,10 @@ class SweepPlan:
     allotment: Allotment
     gpu: GpuMemory | None
     num_trials: int
+    budget_examples: int
+    stage_examples: int
+    """Of a trial; each stage ends with an evaluation."""
+    sync_every_s: float
     seed: int
     rule: StoppingRule
     quota: ModelQuota | None
@@ -70,9 +77,7 @@ class SweepPlan:
 
     @cached_property
     def forecast(self) -> Forecast:
-        assert self.base.training.budget_examples is not None
-        assert self.base.training.stage_examples is not None
-        return forecast(self.course, self.base.training.budget_examples, self.base.training.stage_examples)
+        return forecast(self.course, self.budget_examples, self.stage_examples)
 
     def after(self, older: Sequence[optuna.trial.FrozenTrial]) -> "SweepPlan":
         """This plan for a sweep that starts with an older one's trials, if any."""
@@ -119,15 +124,9 @@ class SweepPlan:
         return None if self.settings.disk_budget_gb is None else int(self.settings.disk_budget_gb * GB)
 
     @property
-    def sync_every_s(self) -> float:
-        assert self.settings.sync_every is not None
-        return 60 * self.settings.sync_every
-
-    @property
     def may_end_at(self) -> tuple[int, ...]:
         """Examples seen at which a trial may come to its end."""
-        assert self.base.training.budget_examples is not None
-        return (*self.rule.rungs, self.base.training.budget_examples)
+        return (*self.rule.rungs, self.budget_examples)
 
     @property
     def num_startup_trials(self) -> int:
@@ -232,6 +231,9 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> Sweep
         allotment=allotment,
         gpu=found.site.gpu,
         num_trials=num_trials,
+        budget_examples=budget,
+        stage_examples=stage,
+        sync_every_s=60 * (_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every),
         seed=flags.seed,
         rule=stopping_rule(
             flags.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=flags.reduction_factor

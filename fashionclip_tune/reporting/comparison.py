@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.evaluation.evaluate import counted_as
-from fashionclip_tune.reporting.sweep_files import Row, best_row, compare_trials, read_sweep
+from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, compare_trials, read_sweep, recall_of
 
 NOT_COMPARABLE = "counted on other photos or in another way, recalls are not comparable: best first within each only"
 
@@ -16,7 +16,7 @@ class Standing:
     """The best trial of a sweep. ``behind``: its distance to the first one of its group; of that one nothing."""
 
     sweep: str
-    row: Row
+    row: TrialRow
     counted: str
     behind: str
 
@@ -43,7 +43,7 @@ def _told_apart(name: str, path: Sequence[str], of_that_name: Sequence[Sequence[
     return str(Path(*path[-length:]))
 
 
-def counting_of(sweep: Mapping[str, Any], row: Row) -> tuple[str, str]:
+def counting_of(sweep: Mapping[str, Any], row: TrialRow) -> tuple[str, str]:
     """What a recall is to be compared within: the photos that were searched (their fingerprint), and how it was counted."""
     photos = str(sweep.get("data_fingerprint", "")).rpartition(":")[2]
     return photos, counted_as(row) if row.get("protocol") else ""
@@ -65,13 +65,13 @@ def standings(sweep_dirs: Sequence[Path]) -> list[list[Standing]]:
     groups = []
     for counting in dict.fromkeys(countings):
         group = [each for each, own in zip(known, countings, strict=True) if own == counting]
-        group.sort(key=lambda each: -each[3]["recall_at_10"])
+        group.sort(key=lambda each: -recall_of(each[3]))
         _, first_dir, _, first = group[0]
         behind = ["", *(_behind(first_dir, first, folder, row) for _, folder, _, row in group[1:])]
         groups.append([Standing(each[0], each[3], words[counting], by) for each, by in zip(group, behind, strict=True)])
     return groups
 
 
-def _behind(first_dir: Path, first: Row, folder: Path, row: Row) -> str:
+def _behind(first_dir: Path, first: TrialRow, folder: Path, row: TrialRow) -> str:
     test = compare_trials(first_dir, first, folder, row)
     return "other queries" if test is None else f"{test.difference:.4f}, {'tie' if test.is_tie else 'real'}"

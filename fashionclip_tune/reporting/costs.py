@@ -11,7 +11,7 @@ from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import figure_or_nothing, panels, table, text
-from fashionclip_tune.reporting.sweep_files import Row
+from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _MEGABYTE = 1_000_000
@@ -22,7 +22,7 @@ class Cost:
     """One kind of cost of all trials that have one, or, with ``more_is_better``, a speed."""
 
     title: str
-    of_trials: Sequence[tuple[float, Row]]
+    of_trials: Sequence[tuple[float, TrialRow]]
     more_is_better: bool = False
 
 
@@ -46,7 +46,7 @@ def costs(view: SweepView) -> Iterator[str]:
 def _of_each_model(shared: Sequence[Cost]) -> str:
     """What all trials of a model have in common, and the best of them."""
     of_model = [{row["config"]["clip_model"]: value for value, row in cost.of_trials} for cost in shared]
-    best: dict[str, Row] = {}
+    best: dict[str, TrialRow] = {}
     for cost in shared:
         for _, row in cost.of_trials:
             best.setdefault(row["config"]["clip_model"], row)
@@ -73,7 +73,7 @@ def _kinds(view: SweepView) -> Iterator[Cost]:
     yield Cost("weights file, MB", _of_models(rows, _weights_mb(view)))
 
 
-def _of_models(rows: Sequence[Row], value_of: dict[str, float | None]) -> list[tuple[float, Row]]:
+def _of_models(rows: Sequence[TrialRow], value_of: dict[str, float | None]) -> list[tuple[float, TrialRow]]:
     found = ((value_of.get(row["config"]["clip_model"]), row) for row in rows)
     return [(value, row) for value, row in found if value is not None]
 
@@ -102,7 +102,7 @@ def _computed_mb(model: str) -> float | None:
 def pareto(view: SweepView, cost: Cost) -> go.Figure:
     """Quality against one cost; the line joins the trials that no other one beats in both."""
     figure = go.Figure()
-    front = pareto_front([(each, row["recall_at_10"]) for each, row in cost.of_trials], more_is_better=cost.more_is_better)
+    front = pareto_front([(each, recall_of(row)) for each, row in cost.of_trials], more_is_better=cost.more_is_better)
     figure.add_scatter(
         x=[each for each, _ in front],
         y=[recall for _, recall in front],
@@ -125,7 +125,7 @@ def pareto(view: SweepView, cost: Cost) -> go.Figure:
         )
     styled(figure, 320, cost.title, "Recall@10")
     figure.update_xaxes(range=(0, 1.08 * max(each for each, _ in cost.of_trials)))  # from 0: noise is to look small
-    figure.update_yaxes(range=_around([row["recall_at_10"] for _, row in cost.of_trials]))
+    figure.update_yaxes(range=_around([recall_of(row) for _, row in cost.of_trials]))
     return figure
 
 

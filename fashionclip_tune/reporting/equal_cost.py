@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from fashionclip_tune.reporting.sweep_files import Row
-from fashionclip_tune.training.history import read_whole_rows
+from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of
+from fashionclip_tune.training.history import Row, read_whole_rows
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ArchitectureAtCost:
 
 
 def architectures_at_equal_cost(
-    rows: Sequence[Row], histories: Mapping[str, Sequence[Row]]
+    rows: Sequence[TrialRow], histories: Mapping[str, Sequence[Row]]
 ) -> tuple[float, list[ArchitectureAtCost]]:
     """The device seconds that each architecture gets, those of the one that spent least, and the architectures, best first.
 
@@ -38,7 +38,7 @@ def architectures_at_equal_cost(
         histories: each one's evaluations by ``trial_id``, as ``read_whole_rows`` gives them; ``device_s`` of each counts from
             the trial's start.
     """
-    by_model: dict[str, list[Row]] = {}
+    by_model: dict[str, list[TrialRow]] = {}
     for row in sorted((row for row in rows if histories.get(row["trial_id"])), key=lambda row: str(row["trial_id"])):
         by_model.setdefault(row["config"]["clip_model"], []).append(row)
     spent = {model: sum(histories[row["trial_id"]][-1]["device_s"] for row in trials) for model, trials in by_model.items()}
@@ -48,7 +48,7 @@ def architectures_at_equal_cost(
 
 
 def _within(
-    limit_s: float, model: str, trials: Sequence[Row], histories: Mapping[str, Sequence[Row]], spent_s: float
+    limit_s: float, model: str, trials: Sequence[TrialRow], histories: Mapping[str, Sequence[Row]], spent_s: float
 ) -> ArchitectureAtCost:
     started_s, num_trials = 0.0, 0
     scores: dict[str, float] = {}
@@ -59,14 +59,13 @@ def _within(
         reached = [stage for stage in history if started_s + stage["device_s"] <= limit_s and stage["examples_seen"] > 0]
         if reached and row["state"] != "FAIL":
             # A trial that is whole has the score that it ended with: 0 if it diverged.
-            last = row if reached[-1] is history[-1] else reached[-1]
-            scores[row["trial_id"]] = last["recall_at_10"]
+            scores[row["trial_id"]] = recall_of(row) if reached[-1] is history[-1] else reached[-1]["recall_at_10"]
         started_s, num_trials = started_s + history[-1]["device_s"], num_trials + 1
     best = max(scores, key=lambda trial_id: scores[trial_id], default=None)
     return ArchitectureAtCost(model, None if best is None else scores[best], best, num_trials, spent_s)
 
 
-def equal_cost_table(sweep_dir: Path, rows: Sequence[Row]) -> Table | None:
+def equal_cost_table(sweep_dir: Path, rows: Sequence[TrialRow]) -> Table | None:
     """For people; None where there is one architecture only."""
     histories = {row["trial_id"]: _recorded(sweep_dir, row) for row in rows}
     limit_s, found = architectures_at_equal_cost(rows, histories)
@@ -81,7 +80,7 @@ def equal_cost_table(sweep_dir: Path, rows: Sequence[Row]) -> Table | None:
     return table
 
 
-def _recorded(sweep_dir: Path, row: Row) -> list[dict[str, Any]]:
+def _recorded(sweep_dir: Path, row: TrialRow) -> list[dict[str, Any]]:
     """A trial's evaluations, those that its row knows of."""
     for folder in sweep_dir.glob(f"trials/{row['trial_id']}-*"):
         return [stage for stage in read_whole_rows(folder)[0] if stage["examples_seen"] <= row["examples_seen"]]

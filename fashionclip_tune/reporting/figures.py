@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fashionclip_tune.reporting.comparison import Standing
-from fashionclip_tune.reporting.sweep_files import Row
+from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
@@ -135,11 +135,9 @@ def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
     found = [(each.sweep + f"<br>{each.counted}" * (len(groups) > 1), each.row) for group in groups for each in group]
     if not found:
         return None
-    recalls = [row["recall_at_10"] for _, row in found]
-    above, below = (
-        [abs((row.get(f"recall_at_10_{end}") or row["recall_at_10"]) - row["recall_at_10"]) for _, row in found]
-        for end in ("high", "low")
-    )
+    recalls = [recall_of(row) for _, row in found]
+    above = [(row.get("recall_at_10_high") or recall) - recall for (_, row), recall in zip(found, recalls, strict=True)]
+    below = [recall - (row.get("recall_at_10_low") or recall) for (_, row), recall in zip(found, recalls, strict=True)]
     figure = go.Figure(
         go.Scatter(
             x=recalls,
@@ -155,7 +153,7 @@ def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
     return styled(figure, 130 + 40 * len(found), "Recall@10 of the best trial, 95 % interval", None)
 
 
-def described(row: Row) -> str:
+def described(row: TrialRow) -> str:
     config = row["config"]
     rate = f", lr {config['training.learning_rate']:.1e}" if "training.learning_rate" in config else ""
     return f"trial {row['trial_id']}: {config['clip_model']}, {config.get('loss_function', '')}{rate}"

@@ -19,7 +19,7 @@ from fashionclip_tune.evaluation.protocols import Pool, retrieve
 from fashionclip_tune.models.named_model import named_model
 from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.progress import OnProgress, no_progress
-from fashionclip_tune.reporting.sweep_files import Row, read_sweep
+from fashionclip_tune.reporting.sweep_files import TrialRow, read_sweep
 from fashionclip_tune.storage.checkpoint import newest_weights
 
 TOP = 10
@@ -61,7 +61,9 @@ class Gallery:
     disagreeing: tuple[Query, ...]
 
 
-def make_gallery(sweep_dir: Path, best: Row, on_progress: OnProgress = no_progress, *, allow_remote: bool = False) -> Gallery:
+def make_gallery(
+    sweep_dir: Path, best: TrialRow, on_progress: OnProgress = no_progress, *, allow_remote: bool = False
+) -> Gallery:
     """Encodes the validation photos with the weights of a sweep's best trial, which takes as long as one evaluation.
 
     Args:

@@ -6,7 +6,7 @@ from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
 from fashionclip_tune.reporting import figures as plots
 from fashionclip_tune.reporting.html import figure_or_nothing, plot, table, text, wide
-from fashionclip_tune.reporting.sweep_files import Row, end_of, freed_line, loss_label, refit_lines, zero_shot_lines
+from fashionclip_tune.reporting.sweep_files import TrialRow, end_of, freed_line, loss_label, refit_lines, zero_shot_lines
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _KS = (1, 5, 10)
@@ -42,7 +42,7 @@ def winner(view: SweepView) -> Iterator[str]:
             else "zero-shot is inside its interval"
         )
         relative = "" if best["relative_gain"] is None else f" ({best['relative_gain']:+.1%})"
-        good = "good" if low is not None and low > base else "bad" if best["gain"] < 0 else ""
+        good = "good" if low is not None and low > base else "bad" if (best["gain"] or 0) < 0 else ""
         cards.append(("Gain over zero-shot", f"{best['gain']:+.4f}", f"from {base:.4f}{relative}; {apart}", good))
     compared = sum(test is not None for test in view.tests.values())
     figure = f"{len(view.ties)} ties" if len(view.ties) > 1 else "1 tie" if view.ties else "yes" if compared else "unknown"
@@ -135,7 +135,7 @@ def _all_recalls(view: SweepView) -> str:
 
 def gains(view: SweepView) -> Iterator[str]:
     """As the published table: a row a model and loss, each with its best trial."""
-    best_of: dict[tuple[str, str], Row] = {}
+    best_of: dict[tuple[str, str], TrialRow] = {}
     for row in view.rows:
         if row.get("untouched_recall_at_10") is not None:
             best_of.setdefault((row["config"]["clip_model"], row["config"].get("loss_function", "")), row)
@@ -203,7 +203,7 @@ def budget(view: SweepView) -> Iterator[str]:
         yield f"<p>Disk: {text(freed)}.</p>"
 
 
-def failures(rows: Sequence[Row]) -> Iterator[str]:
+def failures(rows: Sequence[TrialRow]) -> Iterator[str]:
     cells = [
         [row["trial_id"], text(row["config"].get("clip_model", "")), (row["stop_reason"] or "").replace("_", " "),
          f"{row['examples_seen']:,}", text(row.get("message") or "")]

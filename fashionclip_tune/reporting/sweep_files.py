@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from fashionclip_tune.errors import SCORES_NOTHING, UserError
 from fashionclip_tune.evaluation.encode import EncodingSpeed
@@ -15,7 +15,47 @@ from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.models.starts import loading_call
 from fashionclip_tune.storage.checkpoint import weights_at
 
-Row = Mapping[str, Any]
+
+class TrialSettings(TypedDict):
+    """Of a trial that ``sweep.json`` names."""
+
+    trial_id: str
+    config: dict[str, Any]
+    """What the space drew and ``--set`` fixed, by dotted path."""
+
+
+class _LastEvaluation(TypedDict):
+    state: str
+    stop_reason: str | None
+    message: str | None
+    step: int
+    examples_seen: int
+    recall_at_10: float | None
+    recall_at_5: float | None
+    samples_per_second: float | None
+    duration_s: float
+    device_s: float
+
+
+class TrialRow(TrialSettings, _LastEvaluation, total=False):
+    """A trial in ``sweep.json`` and ``trials.csv``. Those below are missing in files of older versions, or None."""
+
+    recall_at_10_low: float | None
+    recall_at_10_high: float | None
+    untouched_recall_at_10: float | None
+    gain: float | None
+    relative_gain: float | None
+    max_recall_at_10: float | None
+    recall_change: float | None
+    images_encoded_per_second: float | None
+    texts_encoded_per_second: float | None
+    protocol: str | None
+    num_gallery_images: int | None
+    num_gallery_texts: int | None
+    metrics: dict[str, Any]
+    """While the sweep runs: of the last evaluation."""
+
+
 _COLUMNS = (
     "trial_id",
     "state",
@@ -60,24 +100,29 @@ def read_sweep(sweep_dir: Path) -> dict[str, Any]:
     return sweep
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
+def recall_of(row: TrialRow) -> float:
+    """The recall_at_10 of a trial's last evaluation; 0 before its first."""
+    return row["recall_at_10"] or 0.0
+
+
+def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Trials with a score, best first; equal ones in the order in which they started."""
     scored = [row for row in rows if row["recall_at_10"] is not None and row["state"] != "FAIL"]
-    return sorted(scored, key=lambda row: (-row["recall_at_10"], row["trial_id"]))
+    return sorted(scored, key=lambda row: (-recall_of(row), row["trial_id"]))
 
 
-def best_row(rows: Sequence[Row]) -> Row | None:
+def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
     """The ended trial with the highest recall_at_10 at its last evaluation, among those that have a result."""
     ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED") and not has_failed(row)]
     return ended[0] if ended else None
 
 
-def has_failed(row: Row) -> bool:
+def has_failed(row: TrialRow) -> bool:
     """Whether a trial ended without a result: with a mistake, for want of memory or diverged. People are to be told why."""
     return bool(row["state"] == "FAIL" or row["stop_reason"] in SCORES_NOTHING)
 
 
-def failure_lines(rows: Sequence[Row]) -> list[str]:
+def failure_lines(rows: Sequence[TrialRow]) -> list[str]:
     """Of each trial that failed, how and why."""
     failed = (row for row in rows if has_failed(row))
     return [f"failed: trial {row['trial_id']} ({row['stop_reason']}): {row['message']}" for row in failed]
@@ -88,23 +133,25 @@ def loss_label(loss: str | None) -> str:
     return {"contrastive": "InfoNCE", "siglip": "sigmoid"}.get(loss or "", loss or "")
 
 
-def end_of(row: Row, sweep_state: str) -> str:
+def end_of(row: TrialRow, sweep_state: str) -> str:
     """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
     return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused"))
 
 
-def write_trials_csv(rows: Sequence[Row], path: Path) -> None:
+def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:
     """One row a trial, one column a setting that any trial has."""
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
     unfinished = path.with_name(f".{path.name}.tmp")
     with open(unfinished, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_COLUMNS, *settings])
-        writer.writerows([*(row[name] for name in _COLUMNS), *(row["config"].get(name) for name in settings)] for row in rows)
+        writer.writerows(
+            [*(dict(row)[name] for name in _COLUMNS), *(row["config"].get(name) for name in settings)] for row in rows
+        )
     unfinished.replace(path)
 
 
-def last_queries(sweep_dir: Path, row: Row) -> tuple[Retrieval, dict[str, Any]] | None:
+def last_queries(sweep_dir: Path, row: TrialRow) -> tuple[Retrieval, dict[str, Any]] | None:
     """The queries of a trial's last evaluation, and of what they are; None where they were not kept."""
     for path in sweep_dir.glob(f"trials/{row['trial_id']}-*/{QUERIES_FILE}"):
         try:
@@ -115,7 +162,7 @@ def last_queries(sweep_dir: Path, row: Row) -> tuple[Retrieval, dict[str, Any]] 
     return None
 
 
-def compare_trials(first_dir: Path, first: Row, second_dir: Path, second: Row) -> PairedTest | None:
+def compare_trials(first_dir: Path, first: TrialRow, second_dir: Path, second: TrialRow) -> PairedTest | None:
     """What one trial is better by in recall_at_10; None where they were not evaluated on the same queries."""
     one, other = last_queries(first_dir, first), last_queries(second_dir, second)
     if one is None or other is None or one[1]["data"] != other[1]["data"]:
@@ -123,7 +170,7 @@ def compare_trials(first_dir: Path, first: Row, second_dir: Path, second: Row) -
     return compare(one[0], other[0])
 
 
-def ties_with_best(sweep_dir: Path, rows: Sequence[Row]) -> set[str]:
+def ties_with_best(sweep_dir: Path, rows: Sequence[TrialRow]) -> set[str]:
     """Trials whose difference to the best one is inside chance."""
     best = best_row(rows)
     if best is None:
@@ -169,7 +216,7 @@ def zero_shot_lines(sweep: Mapping[str, Any], winner: str, metrics: Mapping[str,
     ]
 
 
-def _pretrained(sweep: Mapping[str, Any], row: Row) -> str | None:
+def _pretrained(sweep: Mapping[str, Any], row: TrialRow) -> str | None:
     """Which weights a trial started from; a checkpoint to load takes the place of ``model.pretrained``."""
     settings = {**sweep.get("base_config", {}), **row["config"]}
     if settings.get("should_load_checkpoint"):

@@ -17,9 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.statistics import PairedTest
-from fashionclip_tune.reporting.sweep_files import Row, best_row, compare_trials, has_failed, ranked, read_sweep
+from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, compare_trials, has_failed, ranked, read_sweep
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
-from fashionclip_tune.training.history import read_whole_rows
+from fashionclip_tune.training.history import Row, read_whole_rows
 
 _MIN_TRIALS_TO_EXPLAIN = 4
 
@@ -53,12 +53,12 @@ class SweepView:
     torn: Sequence[Path]
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TrialRow]:
         """Trials with a score, best first."""
         return ranked(self.content["trials"])
 
     @cached_property
-    def best(self) -> Row | None:
+    def best(self) -> TrialRow | None:
         return best_row(self.content["trials"])
 
     @cached_property
@@ -66,7 +66,7 @@ class SweepView:
         return {trial_id for trial_id, test in self.tests.items() if test is not None and test.is_tie}
 
     @property
-    def failures(self) -> list[Row]:
+    def failures(self) -> list[TrialRow]:
         return [row for row in self.content["trials"] if has_failed(row)]
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, counted_in_words, counting_of, names_of
-from fashionclip_tune.reporting.sweep_files import Row, loss_label, ranked, read_sweep, ties_with_best
+from fashionclip_tune.reporting.sweep_files import TrialRow, loss_label, ranked, read_sweep, ties_with_best
 
 _HEADERS = ("trial", "model", "loss", "learning rate", "R@5", "R@10", "low", "high", "zero-shot R@10", "gain", "gain %", "tie")
 
@@ -37,7 +37,7 @@ def ranking_text(sweep_dirs: Sequence[Path], form: str) -> str:
     return FORMS[form](headers, rows, note + f"; {NOT_COMPARABLE}" * (len(distinct) > 1))
 
 
-def _cells(row: Row, ties: Collection[str]) -> list[str]:
+def _cells(row: TrialRow, ties: Collection[str]) -> list[str]:
     config = row["config"]
     figures = [row.get(name) for name in ("recall_at_5", "recall_at_10", "recall_at_10_low", "recall_at_10_high")]
     relative = row.get("relative_gain")

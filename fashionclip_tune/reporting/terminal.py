@@ -13,7 +13,7 @@ from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, Standing, names_of, standings
 from fashionclip_tune.reporting.equal_cost import equal_cost_table
 from fashionclip_tune.reporting.sweep_files import (
-    Row,
+    TrialRow,
     end_of,
     failure_lines,
     loss_label,
@@ -27,7 +27,7 @@ from fashionclip_tune.reporting.sweep_files import (
 _SHOWN_BAD, _INDENT = 10, 10
 
 
-def trials_table(rows: Sequence[Row], title: str, sweep_state: str, ties: Collection[str] = ()) -> Table:
+def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, ties: Collection[str] = ()) -> Table:
     """Trials in the given order, with half the width of their interval and the gain over their zero-shot weights.
 
     ``ties``: those that are not told apart from the best one.
@@ -127,7 +127,7 @@ def _thousands(count: int) -> str:
     return f"{count / 1000:,.1f}k" if count >= 1000 else f"{count}"
 
 
-def _half_width(row: Row) -> str:
+def _half_width(row: TrialRow) -> str:
     low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
     return "" if low is None or high is None else f"{(high - low) / 2:.3f}"
 

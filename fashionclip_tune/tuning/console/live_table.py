@@ -10,9 +10,8 @@ from rich.live import Live
 from rich.table import Table
 
 from fashionclip_tune.errors import StopReason, rung_of
-from fashionclip_tune.reporting.sweep_files import has_failed, loss_label, ranked
+from fashionclip_tune.reporting.sweep_files import TrialRow, has_failed, loss_label, ranked
 
-Row = Mapping[str, Any]
 _HEADERS = ("trial", "model", "loss", "lr", "stage", "R@10", "change", "img/s")
 _NUMBERS = _HEADERS[3:]
 _NARROW, _NARROW_MODEL = 100, 14
@@ -116,7 +115,7 @@ class Progress:
             table.add_row(*texts, _fitting(row, room), style=style)
         return table
 
-    def _cells(self, row: Row) -> list[str]:
+    def _cells(self, row: TrialRow) -> list[str]:
         config = row["config"]
         model, rate = config.get("clip_model", ""), config.get("training.learning_rate")
         if self._console.width < _NARROW and len(model) > _NARROW_MODEL:
@@ -134,7 +133,7 @@ class Progress:
 
 
 def seconds_left(
-    rows: Sequence[Row], *, num_trials: int, side_by_side: int, expected_examples: float, budget_examples: int
+    rows: Sequence[TrialRow], *, num_trials: int, side_by_side: int, expected_examples: float, budget_examples: int
 ) -> float | None:
     """Until the last trial ends, at the pace of the trials so far; None before one has come to its first evaluation.
 
@@ -160,13 +159,13 @@ def time_left(seconds: float | None) -> str:
     return f", about {seconds / 60:.0f} min left" if seconds < 5400 else f", about {seconds / 3600:.1f} h left"
 
 
-def _newest(rows: Sequence[Row], count: int) -> list[Row]:
+def _newest(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
     """What runs, then what was started last, in the order of their numbers."""
     last_first = sorted(rows, key=lambda row: (row["state"] == "RUNNING", row["trial_id"]), reverse=True)
     return sorted(last_first[:count], key=lambda row: str(row["trial_id"]))
 
 
-def _line(row: Row) -> str:
+def _line(row: TrialRow) -> str:
     config = row["config"]
     what = f"trial {row['trial_id']}  {config.get('clip_model', '')} {config.get('loss_function', '')}"
     if row["recall_at_10"] is None:
@@ -177,7 +176,7 @@ def _line(row: Row) -> str:
     return f"{what:<36}  {row['examples_seen']:>9,} examples  recall_at_10 {row['recall_at_10']:.4f}{change}{speed}{state}"
 
 
-def _fitting(row: Row, room: int) -> str:
+def _fitting(row: TrialRow, room: int) -> str:
     """A trial's state in one line of the table."""
     long = short = _state(row)
     reason = row["stop_reason"] or ""
@@ -189,7 +188,7 @@ def _fitting(row: Row, room: int) -> str:
     return text if len(text) <= room else text[: max(0, room - 1)] + "…"
 
 
-def _state(row: Row) -> str:
+def _state(row: TrialRow) -> str:
     """What a trial is at, or how it ended: at which rung and why, where it was stopped."""
     reason = row["stop_reason"] or ""
     if row["state"] == "RUNNING":

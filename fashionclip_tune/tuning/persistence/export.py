@@ -13,7 +13,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import LoadedModel, export_openclip, load_model
 from fashionclip_tune.models.weights import put_weights
-from fashionclip_tune.reporting.sweep_files import best_row
+from fashionclip_tune.reporting.sweep_files import TrialRow, best_row
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
@@ -23,7 +23,7 @@ from fashionclip_tune.tuning.trial import trial_dir
 
 def export_best(
     sweep_dir: Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[TrialRow],
     build: Callable[[dict[str, Any]], ProjectConfig],
     mirror: SweepMirror | None,
     limited: RemoteFolder | None = None,

@@ -12,11 +12,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from fashionclip_tune.evaluation.encode import EncodingSpeed
 from fashionclip_tune.evaluation.evaluate import relative_gain
 from fashionclip_tune.evaluation.protocols import COVERAGE
 from fashionclip_tune.files import write_json
-from fashionclip_tune.reporting.sweep_files import FREED, best_row, read_sweep, write_trials_csv
+from fashionclip_tune.reporting.sweep_files import FREED, TrialRow, best_row, read_sweep, write_trials_csv
 from fashionclip_tune.training.history import read_history
 from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.plan import SweepPlan
@@ -70,7 +69,7 @@ class SweepRecord:
         self._earlier_s = float(header.get("elapsed_s", 0.0))
         self._earlier_freed = [int(header.get(name, 0)) for name in FREED]
         self._started = time.monotonic()
-        self._ended_rows: dict[int, dict[str, Any]] = {}  # these change no more: a long sweep does not read them again
+        self._ended_rows: dict[int, TrialRow] = {}  # these change no more: a long sweep does not read them again
         self._zero_shot: dict[str, dict[str, Any]] = {}
 
     def write(self, state: str, freed: tuple[int, int] = (0, 0)) -> dict[str, Any]:
@@ -93,11 +92,11 @@ class SweepRecord:
         write_trials_csv(rows, self._sweep_dir / "trials.csv")
         return sweep
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[TrialRow]:
         """One row a trial, by number."""
         return [self._row(trial) for trial in self._study.trials()]
 
-    def _row(self, trial: FrozenTrial) -> dict[str, Any]:
+    def _row(self, trial: FrozenTrial) -> TrialRow:
         if trial.number in self._ended_rows:
             return self._ended_rows[trial.number]
         config = settings(trial)
@@ -110,7 +109,7 @@ class SweepRecord:
             self._zero_shot.setdefault(config["clip_model"], recalls(history[0]))
         zero_shot = history[0][METRIC] if history and history[0]["step"] == 0 else None
         worthless = scores_nothing(trial)
-        row = {
+        row: TrialRow = {
             "trial_id": f"{trial.number:04d}",
             "state": trial.state.name,
             "stop_reason": stop_reason(trial),
@@ -128,10 +127,13 @@ class SweepRecord:
             "max_recall_at_10": max((row[METRIC] for row in history), default=None),
             "recall_change": None if worthless or len(history) < 2 else last[METRIC] - history[-2][METRIC],
             "samples_per_second": last.get("samples_per_second"),
-            **{name: last.get(name) for name in EncodingSpeed._fields},
+            "images_encoded_per_second": last.get("images_encoded_per_second"),
+            "texts_encoded_per_second": last.get("texts_encoded_per_second"),
             "duration_s": last.get("duration_s", 0.0),
             "device_s": last.get("device_s", 0.0),
-            **{name: last.get(name) for name in ("protocol", "num_gallery_images", "num_gallery_texts")},
+            "protocol": last.get("protocol"),
+            "num_gallery_images": last.get("num_gallery_images"),
+            "num_gallery_texts": last.get("num_gallery_texts"),
             "metrics": recalls(last),
         }
         if trial.state != TrialState.RUNNING:

@@ -3,24 +3,22 @@
 A trial that can still run keeps its whole state. A full state is 1.8 GB for ViT-B-32: thirty of them fill a disk.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.reporting.sweep_files import ranked
+from fashionclip_tune.reporting.sweep_files import TrialRow, ranked
 from fashionclip_tune.storage.checkpoint import remove_checkpoints, strip_training_state
 from fashionclip_tune.training.remote_state import RemoteState
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.planning.disk import KEPT_PER_MODEL
 from fashionclip_tune.tuning.trial import trial_dir
 
-Row = Mapping[str, Any]
 
-
-def keepers(rows: Sequence[Row]) -> set[str]:
+def keepers(rows: Sequence[TrialRow]) -> set[str]:
     """Trials whose weights are kept: the best three of each architecture among the ended ones."""
     kept: dict[str, list[str]] = {}
     for row in ranked(rows):
@@ -42,7 +40,7 @@ class Retention:
         self._stripped: set[str] = set()
         self._emptied: set[str] = set()
 
-    def apply(self, rows: Sequence[Row]) -> None:
+    def apply(self, rows: Sequence[TrialRow]) -> None:
         kept = keepers(rows)
         for row in rows:
             if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in self._emptied:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: no test reaches out
+# Read when torch is imported, and inherited: threads that wait for others do not spin. Tests share their cores, and a short
+# run that takes 52 s so, beside another one, took 184 s.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session", autouse=True)

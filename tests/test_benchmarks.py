@@ -10,19 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.resilience import lose_machine, started_processes
+from benchmarks.search import published_asha, search_replay, search_table
+from benchmarks.speed import gpu_shares, plan_beside_fact, t4_plans
 from fashionclip_tune.files import write_json
 from fashionclip_tune.training.history import TIMING
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import gpu_shares
-import lose_machine
-import plan_beside_fact
-import published_asha
-import search_replay
-import search_table
-import started_processes
-import t4_plans
 
 
 class Curves:
@@ -180,7 +172,7 @@ def test_a_plan_stands_beside_what_came():
 
 def kill_sweep(out: Path, *flags: str) -> tuple[str, list[dict[str, str]]]:
     """What the script prints, and its table."""
-    command = [sys.executable, Path(__file__).parents[1] / "benchmarks" / "kill_sweep.py", "--out", out, *flags]
+    command = [sys.executable, "-m", "benchmarks", "kill_sweep", "--out", out, *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     with open(out / "kills.csv", newline="") as file:

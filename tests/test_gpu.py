@@ -142,8 +142,8 @@ def test_the_benchmark_caps_a_process_to_its_part_of_the_card(card: Card) -> Non
     job = {"model": "tiny-clip", "device": "cuda", "batch_size": 4, "micro_batch": 4, "checkpointing": False}
     code = f"""
 import sys
-sys.path.insert(0, "benchmarks")
-import gpu_shares, torch
+import torch
+from benchmarks.speed import gpu_shares
 trainer, batch, _ = gpu_shares.trainer_of({job | {"part_bytes": 2 * 2**30, "limit_photos": None}})
 gpu_shares.train(trainer, batch, 1)
 try:

@@ -13,12 +13,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.resilience.started_processes import Processes, marked, running
 from fashionclip_tune.config.project import ProjectConfig
 from tests.training.test_train import hard, started
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from started_processes import Processes, marked, running
 
 _WITHIN_S = 5.0
 _LOADERS = "multiprocessing.forkserver"

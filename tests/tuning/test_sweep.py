@@ -20,14 +20,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.resilience.started_processes import Leaving, marked, running, running_below, still_there
 from fashionclip_tune.machine.hardware import this_machine
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.tuning.persistence.retention import keepers
 from tests.tuning.conftest import sweep_json
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from started_processes import Leaving, marked, running, running_below, still_there
 
 ROOT = Path(__file__).parents[2]
 
@@ -283,8 +280,7 @@ class Driver:
 @pytest.fixture
 def attacks(monkeypatch):
     """The benchmark that kills sweeps: its ways to kill, and what has to hold afterwards."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("kill_sweep")
+    return importlib.import_module("benchmarks.resilience.kill_sweep")
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_recorded_curves_train_about_what_is_expected(data: str, scheduler: str,
 
 def recorded_curves(data: str) -> tuple[list[tuple[str, dict[int, float]]], list[int]]:
     found = []
-    with open(Path(__file__).parents[3] / "benchmarks" / f"search_curves_{data}.csv", newline="") as file:
+    with open(Path(__file__).parents[3] / "benchmarks" / "search" / f"search_curves_{data}.csv", newline="") as file:
         for row in csv.DictReader(file):
             stages = [int(stage) for stage in row["examples_seen"].split()][1:]
             curve = dict(zip(stages, map(float, row["recall_at_10"].split()[1:]), strict=False))

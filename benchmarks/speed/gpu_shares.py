@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """What a card has to show of memory and shares, below Ray: peaks against the estimate, a capped card, trials side by side.
 
-    python benchmarks/gpu_shares.py peaks                # three models, micro-batch 16 to 256, checkpointing off and on
-    python benchmarks/gpu_shares.py cap --card-gib 15    # largest micro-batch; out of memory and survived; its neighbour
-    python benchmarks/gpu_shares.py side --card-gib 15   # one, two and three capped processes
+    python -m benchmarks gpu_shares peaks                # three models, micro-batch 16 to 256, checkpointing off and on
+    python -m benchmarks gpu_shares cap --card-gib 15    # largest micro-batch; out of memory and survived; its neighbour
+    python -m benchmarks gpu_shares side --card-gib 15   # one, two and three capped processes
 
 ``--card-gib`` makes a larger card stand for a smaller one: each process's allocator is capped to its part, less CUDA's context,
 as ``tuning/gpu_share`` does it for a trial. Each measurement is a process of its own, with random weights and photos of

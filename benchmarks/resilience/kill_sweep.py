@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Kills sweeps at random moments, resumes them, and compares what comes out with a sweep that was never stopped.
 
-    python benchmarks/kill_sweep.py --toy --kills 50 --out kills-toy
-    python benchmarks/kill_sweep.py --kills 20 --workers 2 --out kills-real
+    python -m benchmarks kill_sweep --toy --kills 50 --out kills-toy
+    python -m benchmarks kill_sweep --kills 20 --workers 2 --out kills-real
 
 A kill is SIGKILL to the driver alone (its workers live on for seconds), to the worker of a trial (the sweep has to go on by
 itself), or to the driver with all processes below it. What is started, and started again with ``--resume``, is
@@ -32,8 +32,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from started_processes import Leaving, Processes, marked, running, running_below, still_there
-from sweep_invariants import differences, outcome, violations
+from benchmarks.resilience.started_processes import Leaving, Processes, marked, running, running_below, still_there
+from benchmarks.resilience.sweep_invariants import differences, outcome, violations
 
 COLUMNS = (
     *("sweep", "slots", "workers", "kill", "kind", "after_s", "trials", "stages"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Which of the five published Fashion-Gen runs would ASHA have stopped, and was it right?
 
-    python benchmarks/published_asha.py FOLDER
+    python -m benchmarks published_asha FOLDER
 
 FOLDER holds ``seed_curves_original.csv`` and ``seed_curves_augmented.csv`` (step, model, loss_function, recall@10_mean, ...);
 they are not part of this project. The runs were evaluated every 500 steps of 64 photos: a rung is judged by the first

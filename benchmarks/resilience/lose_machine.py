@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Loses the machine in the middle of a sweep, again and again, and compares what another one makes of the durable folder.
 
-    python benchmarks/lose_machine.py --times 20
+    python -m benchmarks lose_machine --times 20
 
 A sweep of tiny towers runs with ``--scratch`` and ``--results``. At a random moment the durable folder is copied away under
 way, the processes are killed and everything else is deleted; the sweep is resumed under another path, home folder, user and
@@ -24,11 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sweep_invariants import differences, outcome
-
+from benchmarks.resilience.sweep_invariants import differences, outcome
 from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = ("model.pretrained=none", "training.batch_size=16")
 
 

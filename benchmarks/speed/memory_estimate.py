@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The estimate of ``fashionclip_tune.profiling.memory`` beside what a step truly takes, on a CPU in fp32.
 
-    python benchmarks/memory_estimate.py
+    python -m benchmarks memory_estimate
 
 Each model is built with random weights in a process of its own; measured is by how much the process's resident memory grows
 at most in a forward and a backward pass, and estimated are the gradients and what is kept for the backward pass. (On a GPU

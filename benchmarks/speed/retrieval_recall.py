@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Seconds and memory of Recall@5 and @10 both ways: this project's, the published way, torchmetrics, and the limit.
 
-    python benchmarks/retrieval_recall.py --rounds 5
+    python -m benchmarks retrieval_recall --rounds 5
 
 Random pairs of 512 dimensions, one relevant item a query. Each method runs in a process of its own, in turn, round after
 round, on one thread; seconds are of that process's CPU time, so that other work on the machine counts little.

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Records whole learning curves of random settings of a space: a table on which any searcher can be replayed in seconds.
 
-    python benchmarks/search_record.py --out benchmarks/search_curves_synthetic.csv
-    python benchmarks/search_record.py --data DIR --out benchmarks/search_curves_fpi60.csv
+    python -m benchmarks search_record --out benchmarks/search/search_curves_synthetic.csv
+    python -m benchmarks search_record --data DIR --out benchmarks/search/search_curves_fpi60.csv
 
 Each setting trains alone, to the end of the budget that a sweep of this space and data would give it, and leaves a row
 of lists, a value a stage, the zero-shot model first. ``device_s`` are the processor seconds of this process, which other
@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from search_table import append_curve, num_curves
-
+from benchmarks.search.search_table import append_curve, num_curves
 from fashionclip_tune.cli.flags import user_errors
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.training.pretraining import pretrain_missing

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Prints what the plans of finished sweeps had said beside what came, from their files alone.
 
-    python benchmarks/plan_beside_fact.py results/sweep-001 ...
+    python -m benchmarks plan_beside_fact results/sweep-001 ...
 
 A sweep that was interrupted has counted its time in each of its lives, Ray's start included.
 """

@@ -22,7 +22,7 @@ from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import History
 from fashionclip_tune.training.trainer import Trainer
 
-_SCRIPT = Path(__file__).parents[1] / "sweeps" / "run_sweep.py"
+_SCRIPT = Path(__file__).parents[2] / "sweeps" / "run_sweep.py"
 _TOY_STEP_S = 0.02
 
 

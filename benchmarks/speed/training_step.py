@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Samples per second and peak memory of this project's training step beside open_clip_train's ``train_one_epoch``.
 
-    python benchmarks/training_step.py --rounds 5
+    python -m benchmarks training_step --rounds 5
 
 Both have the same architecture, batch, loss, precision, clipping, AdamW with the same groups and the same kernel, and data
 that is in memory already; each runs in a process of its own, in turn. On a CPU it is one thread and CPU time, on a GPU (where

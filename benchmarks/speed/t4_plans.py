@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Prints what a sweep of Fashion-Gen's size comes to on a notebook service's T4, wherever this is run.
 
-    python benchmarks/t4_plans.py --preset evening
+    python -m benchmarks t4_plans --preset evening
 
 These are the lines, from "trials" on, that the dry run of a sweep says there,
 

@@ -2,8 +2,8 @@
 """Replays whole sweeps, in seconds, on the learning curves that search_record.py has recorded.
 
     pip install -e '.[benchmarks]'
-    python benchmarks/search_replay.py benchmarks/search_curves_synthetic.csv --plot results/search_synthetic.svg
-    python benchmarks/search_replay.py benchmarks/search_curves_fpi60.csv --plot results/search_fpi60.svg
+    python -m benchmarks search_replay benchmarks/search/search_curves_synthetic.csv --plot results/search_synthetic.svg
+    python -m benchmarks search_replay benchmarks/search/search_curves_fpi60.csv --plot results/search_fpi60.svg
 
 The searchers and schedulers are the real classes, this project's and Ray Tune's, driven without Ray on a simulated clock:
 each of k workers takes a trial's stage for as long as it took when it was recorded. A trial reports a Gaussian process's
@@ -28,9 +28,9 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from optuna.trial import TrialState
-from search_plot import plot
-from search_table import Surrogate, cross_validate, read_table
 
+from benchmarks.search.search_plot import plot
+from benchmarks.search.search_table import Surrogate, cross_validate, read_table
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.plan import startup_trials

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Samples per second and core of this project's loader, side by side with others on the same shards.
 
-    python benchmarks/loader.py --images PHOTOS --rounds 5
+    python -m benchmarks loader --images PHOTOS --rounds 5
 
 Photos are enlarged or reduced to a short side of 256 pixels first (JPEG, quality 90), so that figures compare with those
 of Fashion-Gen; without --images, synthetic garments are rendered at that size. Each pipeline runs in a process of its own,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What a sweep's machinery costs: wall time over (seconds of training and evaluation / slots), beside stock Ray Tune.
 
-    python benchmarks/sweep_overhead.py --trials 16 --slots 2 --budget 5120
+    python -m benchmarks sweep_overhead --trials 16 --slots 2 --budget 5120
 
 The same short trials of the ``tiny`` space on synthetic garments, a process an engine: this project's sweep, and the same
 ``train`` as a function trainable under Ray Tune's OptunaSearch and ASHA, with its settings as they come and with

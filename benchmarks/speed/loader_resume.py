@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """What a resumed run spends on the samples that it skips, and whether the loader's memory stays flat.
 
-    python benchmarks/loader_resume.py --images PHOTOS
+    python -m benchmarks loader_resume --images PHOTOS
 
-Resume: shards of 100,000 photos (those of --images again and again, as in benchmarks/loader.py). A fresh process opens them
+Resume: shards of 100,000 photos (those of --images again and again, as in the benchmark loader). A fresh process opens them
 (the index from the cache), asks for the last batch of the first epoch, and we compare the CPU time until it is there with
 that of a process that asks for the first batch; the difference is the skip. Beside it: what reading and decoding the
 skipped samples costs, by the rate of whole batches in the same process. With unique_products a resumed run walks the order
@@ -25,7 +25,8 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from loader import _BATCH_SIZE, loader_of, write_photos
+
+from benchmarks.speed.loader import _BATCH_SIZE, loader_of, write_photos
 
 _SAMPLES_PER_SHARD = 1_000
 
@@ -94,7 +95,7 @@ def main() -> None:
         repeat_shards(photos, many, arguments.count)
 
         def run(what: str, shards: Path, step: int = 0, unique: bool = False):  # type: ignore[no-untyped-def]
-            command = [sys.executable, __file__, "--only", what, str(shards), str(step), str(unique)]
+            command = [sys.executable, "-m", "benchmarks", "loader_resume", "--only", what, str(shards), str(step), str(unique)]
             environment = {**os.environ, "FASHIONCLIP_CACHE": f"{folder}/cache", "PYTHONWARNINGS": "ignore"}
             done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
             return json.loads(done.stdout.splitlines()[-1])

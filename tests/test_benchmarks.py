@@ -182,8 +182,8 @@ def kill_sweep(out: Path, *flags: str) -> tuple[str, list[dict[str, str]]]:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-def test_killed_trials_with_loader_processes_leave_none_and_lose_nothing(tmp_path):
-    printed, rows = kill_sweep(tmp_path, "--kills", "2", "--workers", "2", "--trials", "1", "--seed", "278")
+def test_killed_trials_with_loader_processes_leave_none_and_lose_nothing(garments, tmp_path):
+    printed, rows = kill_sweep(tmp_path, "--data", garments, "--kills", "2", "--workers", "2", "--trials", "1", "--seed", "255")
     assert [row["kind"] for row in rows] == ["worker", "driver", "end"]
     assert [(row["workers"], row["left"], row["violations"]) for row in rows] == [("2", "0", "")] * 3
     assert all(float(row["gone_after_s"]) <= 10 for row in rows)
@@ -193,8 +193,8 @@ def test_killed_trials_with_loader_processes_leave_none_and_lose_nothing(tmp_pat
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-def test_toy_trials_are_killed_too(tmp_path):
-    _, rows = kill_sweep(tmp_path, "--toy", "--kills", "1", "--trials", "1")
+def test_toy_trials_are_killed_too(garments, tmp_path):
+    _, rows = kill_sweep(tmp_path, "--data", garments, "--toy", "--kills", "1", "--trials", "1")
     assert [(row["left"], row["violations"]) for row in rows] == [("0", "")] * 2
 
 

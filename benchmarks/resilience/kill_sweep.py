@@ -54,7 +54,15 @@ class Sweep:
     """One sweep and its drivers, one after the other."""
 
     def __init__(
-        self, folder: Path, *, toy: bool, slots: int, seed: int, workers: int = 0, num_trials: int | None = None
+        self,
+        folder: Path,
+        *,
+        toy: bool,
+        slots: int,
+        seed: int,
+        workers: int = 0,
+        num_trials: int | None = None,
+        data: Path | None = None,
     ) -> None:
         self.folder, self.toy, self.slots, self.workers = folder, toy, slots, workers
         self._lives = 0
@@ -71,7 +79,9 @@ class Sweep:
             "--grace-examples",
             stage,
         ]
-        where = ["--results", folder.parent, "--name", folder.name, "--seed", seed, "--device", "cpu", "--space", "tiny"]
+        fixed += ["--samples-per-second", 100]  # stated: nothing is measured before
+        where = ["--data", data] if data else []
+        where += ["--results", folder.parent, "--name", folder.name, "--seed", seed, "--device", "cpu", "--space", "tiny"]
         script = [Path(__file__).parent / "counted_sweep.py", "toy" if toy else "real", workers]
         self.command = [str(part) for part in [sys.executable, *script, *where, *sizes, *fixed]]
         self.output = folder.with_suffix(".out")
@@ -243,12 +253,19 @@ def main() -> None:
     parser.add_argument("--kills-per-sweep", type=int, default=6, metavar="N", help="at most (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes of a trial (default: none)")
     parser.add_argument("--trials", type=int, metavar="N", help=f"of a sweep (default: {TOY[0]} toys, {REAL[0]} real ones)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="of shards (default: the embedded garments)")
     parser.add_argument("--seed", type=int, default=0, help="of moments and kinds (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args()
     if arguments.toy and arguments.workers:
         parser.error("--workers is for real trials: toys read no photos")
-    kind = {"toy": arguments.toy, "seed": 0, "workers": arguments.workers, "num_trials": arguments.trials}
+    kind = {
+        "toy": arguments.toy,
+        "seed": 0,
+        "workers": arguments.workers,
+        "num_trials": arguments.trials,
+        "data": arguments.data,
+    }
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     reference = Sweep(out / "never-stopped", slots=1, **kind)

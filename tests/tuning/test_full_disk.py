@@ -22,8 +22,9 @@ from fashionclip_tune.tuning.trial import trial_dir
 from tests.tuning.conftest import sweep_json
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = tuple(
-    "--set model.pretrained=none --set training.batch_size=16 --budget-examples 144 --samples-per-second 100".split()
+SETTINGS = (
+    *("--set", "model.pretrained=none", "--set", "training.batch_size=16"),
+    *("--budget-examples", "144", "--samples-per-second", "100"),
 )
 
 

@@ -21,8 +21,9 @@ from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 
 NOISY = (*TIMING, "memory_gb")
 ROOT = Path(__file__).parents[2]
-SETTINGS = tuple(
-    "--set model.pretrained=none --set training.batch_size=16 --budget-examples 144 --samples-per-second 100".split()
+SETTINGS = (
+    *("--set", "model.pretrained=none", "--set", "training.batch_size=16"),
+    *("--budget-examples", "144", "--samples-per-second", "100"),
 )
 NUM_TRIALS = 3
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

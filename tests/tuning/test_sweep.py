@@ -28,8 +28,9 @@ from tests.tuning.conftest import sweep_json
 
 ROOT = Path(__file__).parents[2]
 
-SETTINGS = tuple(
-    "--set model.pretrained=none --set training.batch_size=16 --budget-examples 144 --samples-per-second 100".split()
+SETTINGS = (
+    *("--set", "model.pretrained=none", "--set", "training.batch_size=16"),
+    *("--budget-examples", "144", "--samples-per-second", "100"),
 )
 WITH_LOADERS = ("--set", "training.num_workers=2")  # cut to the cores
 pytestmark = pytest.mark.ray

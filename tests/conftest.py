@@ -5,6 +5,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ class Logged(Sequence[str]):
     def __len__(self) -> int:
         return len(self._messages())
 
-    def __getitem__(self, place):
+    def __getitem__(self, place: Any) -> Any:
         return self._messages()[place]
 
     def __eq__(self, other: object) -> bool:
@@ -58,7 +59,7 @@ def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_config(garments: Path):
+def tiny_config(garments: Path) -> Any:
     """``tiny-clip`` from random weights, 10 steps of 16 photos in stages of 2, on one thread."""
     from fashionclip_tune.config.project import ProjectConfig
 
@@ -130,7 +131,7 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
     from fashionclip_tune.tuning.study.study import SweepStudy
     from fashionclip_tune.tuning.trial import trial_dir
 
-    def space(trial):
+    def space(trial: Any) -> Any:
         drawn = {
             "clip_model": trial.suggest_categorical("clip_model", ["tiny-clip", "tiny-sig"]),
             "loss_function": trial.suggest_categorical("loss_function", ["contrastive", "siglip"]),
@@ -174,7 +175,7 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
 
 
 @pytest.fixture
-def bucket(monkeypatch) -> Iterator[str]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Object storage that speaks S3, on this machine."""
     server_module = pytest.importorskip("moto.server", reason="a server of S3 is pip install 'moto[server]'")
     from pyarrow import fs

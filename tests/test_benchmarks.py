@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,30 +24,30 @@ class Curves:
     table = SimpleNamespace(examples_seen_S=[0, 100, 200])
     noise_S = np.zeros(3)
 
-    def curves(self, parameters):
+    def curves(self, parameters: Any) -> Any:
         return np.array([[0.1, point["n"] / 10, point["n"] / 5] for point in parameters])
 
-    def stage_seconds(self, point):
+    def stage_seconds(self, point: Any) -> Any:
         return np.full(3, 2.0)
 
 
 class InOrder:
     """Tries 1, 2, 3 and stops the second at its second report."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = 0
         self.told = []
 
-    def ask(self):
+    def ask(self) -> Any:
         self.asked += 1
         return str(self.asked), {"n": self.asked}
 
-    def tell(self, key, stage, examples_seen, value):
+    def tell(self, key: Any, stage: Any, examples_seen: Any, value: Any) -> Any:
         self.told.append((key, examples_seen, value))
         return examples_seen < 200 and not (key == "2" and stage == 1)
 
 
-def test_a_replay_counts_what_each_trial_cost_when_it_ended():
+def test_a_replay_counts_what_each_trial_cost_when_it_ended() -> None:
     search = InOrder()
     replay = search_replay.replay(Curves(), search, num_trials=3, num_workers=2, seed=0)
     # Both workers report at 2 and 4 s; the second trial ends there and makes room for the third, the first one ends at 6 s.
@@ -59,7 +60,7 @@ def test_a_replay_counts_what_each_trial_cost_when_it_ended():
 
 
 @pytest.mark.parametrize("arm", search_replay.ARMS)
-def test_the_real_searchers_and_schedulers_are_driven_to_the_end(arm, tmp_path):
+def test_the_real_searchers_and_schedulers_are_driven_to_the_end(arm: Any, tmp_path: Path) -> None:
     make, _ = search_replay.ARMS[arm]
     search = make(0, [0, 100, 200, 300, 900], 4, tmp_path)
     whole = 0
@@ -74,7 +75,7 @@ def test_the_real_searchers_and_schedulers_are_driven_to_the_end(arm, tmp_path):
     assert whole >= 1
 
 
-def test_published_curves_are_judged_by_the_values_at_the_rungs():
+def test_published_curves_are_judged_by_the_values_at_the_rungs() -> None:
     curves = {"a": {1: 0.5, 3: 0.6}, "b": {1: 0.4, 3: 0.9}, "c": {1: 0.6, 3: 0.7}}
     own = dict.fromkeys(curves, "m")
     assert published_asha.replay(("a", "b", "c"), [1, 3], curves, own, shared=False) == {"b": 1}
@@ -83,7 +84,7 @@ def test_published_curves_are_judged_by_the_values_at_the_rungs():
     assert published_asha.replay(("a", "b", "c"), [1, 3], curves, {**own, "b": "other"}, shared=True) == {"b": 1}
 
 
-def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path):
+def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
     rows = [
         {"examples_seen": 0, "recall_at_10": 0.1, "recall_at_5": 0.05, "loss": None, "device_s": 1.0},
@@ -101,7 +102,7 @@ def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path):
     assert table.device_s_NS.tolist() == [[1.0, 3.0]] * 2
 
 
-def test_gpu_shares_survives_a_card_that_is_full_and_compares_gradients(monkeypatch):
+def test_gpu_shares_survives_a_card_that_is_full_and_compares_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: a micro-batch of more than three photos stands for too much memory."""
     import open_clip
 
@@ -115,7 +116,7 @@ def test_gpu_shares_survives_a_card_that_is_full_and_compares_gradients(monkeypa
     assert peak["estimated"] > 600 * 2**20
 
 
-def test_gpu_shares_sees_gradients_that_are_not_equal(monkeypatch):
+def test_gpu_shares_sees_gradients_that_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     gradients = iter([torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])])
@@ -125,10 +126,10 @@ def test_gpu_shares_sees_gradients_that_are_not_equal(monkeypatch):
     assert gpu_shares.survive({})["difference"] == pytest.approx(1 / 34**0.5)
 
 
-def test_machines_are_lost_under_way_only_and_compared_but_for_the_times(tmp_path):
+def test_machines_are_lost_under_way_only_and_compared_but_for_the_times(tmp_path: Path) -> None:
     drawn = []
 
-    def lose(number, share):
+    def lose(number: Any, share: Any) -> Any:
         drawn.append((number, share))
         return None if len(drawn) == 2 else number != 3
 
@@ -147,7 +148,9 @@ def test_machines_are_lost_under_way_only_and_compared_but_for_the_times(tmp_pat
     assert lose_machine.differences(lost, whole) == []
 
 
-def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(monkeypatch, capsys):
+def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FASHIONCLIP_CACHE", "put back: the script sets it")
     for name in ("run_shards", "load_data"):
         monkeypatch.setattr(t4_plans.planning, name, getattr(t4_plans.planning, name))  # put back, too
@@ -159,7 +162,7 @@ def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(monkeypatch, capsys)
     assert sum("(estimate for a T4)" in line for line in lines) == 3
 
 
-def test_a_plan_stands_beside_what_came():
+def test_a_plan_stands_beside_what_came() -> None:
     rows = [
         {"config": {"clip_model": "tiny"}, "examples_seen": seen, "stop_reason": end, "samples_per_second": 50.0}
         for seen, end in ((100, "rung_1"), (300, "budget"))
@@ -182,7 +185,7 @@ def kill_sweep(out: Path, *flags: str) -> tuple[str, list[dict[str, str]]]:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-def test_killed_trials_with_loader_processes_leave_none_and_lose_nothing(garments, tmp_path):
+def test_killed_trials_with_loader_processes_leave_none_and_lose_nothing(garments: Path, tmp_path: Path) -> None:
     printed, rows = kill_sweep(tmp_path, "--data", garments, "--kills", "2", "--workers", "2", "--trials", "1", "--seed", "255")
     assert [row["kind"] for row in rows] == ["worker", "driver", "end"]
     assert [(row["workers"], row["left"], row["violations"]) for row in rows] == [("2", "0", "")] * 3
@@ -193,12 +196,12 @@ def test_killed_trials_with_loader_processes_leave_none_and_lose_nothing(garment
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-def test_toy_trials_are_killed_too(garments, tmp_path):
+def test_toy_trials_are_killed_too(garments: Path, tmp_path: Path) -> None:
     _, rows = kill_sweep(tmp_path, "--data", garments, "--toy", "--kills", "1", "--trials", "1")
     assert [(row["left"], row["violations"]) for row in rows] == [("0", "")] * 2
 
 
-def test_what_is_left_running_is_found_and_a_violation(monkeypatch):
+def test_what_is_left_running_is_found_and_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(started_processes, "GONE_WITHIN_S", 0.3)
     environment = {**os.environ, **started_processes.marked("here")}
     with subprocess.Popen(["sleep", "60"], env=environment) as process:

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -78,7 +79,7 @@ def test_a_terminal_shows_one_bar_at_a_time_and_leaves_nothing() -> None:
     assert drawn.endswith("\x1b[2K"), "the bar's own line is erased"
 
 
-def test_a_run_tells_of_each_step_and_of_the_photos_it_encodes(tiny_config: ProjectConfig, tmp_path) -> None:
+def test_a_run_tells_of_each_step_and_of_the_photos_it_encodes(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     config = tiny_config.with_overrides({"training.budget_examples": 64, "evaluation.batch_size": 8, "training.seed": 6})
     run_training(config, tmp_path / "run", RunCallbacks(on_progress=lambda *what: told.append(what)))
@@ -87,7 +88,9 @@ def test_a_run_tells_of_each_step_and_of_the_photos_it_encodes(tiny_config: Proj
     assert [(done, total) for what, done, total in told if what == "encoding photos"] == [(8, 20), (16, 20), (20, 20)] * 3
 
 
-def test_a_run_tells_of_the_shards_that_it_waits_for(tiny_config: ProjectConfig, tmp_path, monkeypatch) -> None:
+def test_a_run_tells_of_the_shards_that_it_waits_for(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fashionclip_tune.data.shard_cache._SHOWN_EVERY_S", 0.001)
     monkeypatch.setattr("fashionclip_tune.data.dataset._indexes", {})
     told: list[tuple[str, int, int]] = []

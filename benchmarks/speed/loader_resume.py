@@ -23,6 +23,7 @@ import tempfile
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,7 +95,7 @@ def main() -> None:
         write_photos(arguments.images, photos, 2_000)
         repeat_shards(photos, many, arguments.count)
 
-        def run(what: str, shards: Path, step: int = 0, unique: bool = False):  # type: ignore[no-untyped-def]
+        def run(what: str, shards: Path, step: int = 0, unique: bool = False) -> Any:  # type: ignore[no-untyped-def]
             command = [sys.executable, "-m", "benchmarks", "loader_resume", "--only", what, str(shards), str(step), str(unique)]
             environment = {**os.environ, "FASHIONCLIP_CACHE": f"{folder}/cache", "PYTHONWARNINGS": "ignore"}
             done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)

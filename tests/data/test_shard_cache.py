@@ -196,7 +196,9 @@ def test_a_url_is_copied_to_the_cache_and_an_error_of_the_server_is_one_line(ser
 
 
 @pytest.mark.filterwarnings("ignore")  # the server's own
-def test_a_shard_is_copied_from_object_storage_without_commands(tmp_path: Path, bucket: str, monkeypatch) -> None:
+def test_a_shard_is_copied_from_object_storage_without_commands(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     shard, content = write(tmp_path / "a.tar", 9_000_000)  # more than one request
     RemoteFolder(bucket).put_file("a b's.tar", shard)
@@ -217,7 +219,9 @@ def test_shards_wanted_ahead_are_copied_in_their_order_and_an_error_stops_none(t
     assert {path.stem for path in copies(tmp_path / "scratch")} == {content.checksum for _, content in shards}
 
 
-def test_what_is_needed_first_is_copied_as_far_as_it_fits_and_it_is_told_how_far(tmp_path: Path, monkeypatch) -> None:
+def test_what_is_needed_first_is_copied_as_far_as_it_fits_and_it_is_told_how_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fashionclip_tune.data.shard_cache._SHOWN_EVERY_S", 0.001)
     shards = [write(tmp_path / f"{number}.tar", 2_000) for number in range(4)]
     lost = (tmp_path / "nowhere.tar", ShardDigest("0" * 32, 1))

@@ -1,7 +1,8 @@
 """How fast a model encodes: what is timed, and that the figure changes no other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,14 +50,14 @@ def test_speeds_are_of_the_towers_alone(
     for tower, seconds in (("encode_image", 0.5), ("encode_text", 0.125)):
         encode = getattr(loaded.network, tower)
 
-        def timed(*given, encode=encode, seconds=seconds, **named):
+        def timed(*given: Any, encode: Any = encode, seconds: Any = seconds, **named: Any) -> Any:
             clock(seconds)
             return encode(*given, **named)
 
         monkeypatch.setattr(loaded.network, tower, timed)
     decode = encoding_module.pixel_blocks
 
-    def slowly_decoded(*given):
+    def slowly_decoded(*given: Any) -> Iterator[Any]:
         for block in decode(*given):
             clock(30)
             yield block

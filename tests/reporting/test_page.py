@@ -323,7 +323,7 @@ def test_the_browser_would_tell_of_errors_and_requests(tmp_path: Path) -> None:
     assert asked == {"http://127.0.0.1:9/photo.jpg"}
 
 
-def test_the_freed_disk_is_said(small_sweep, tmp_path):
+def test_the_freed_disk_is_said(small_sweep: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(small_sweep, tmp_path / "small")
     content = json.loads((folder / "sweep.json").read_text())
     (folder / "sweep.json").write_text(json.dumps({**content, "freed_bytes": 2_000_000}))

@@ -1,4 +1,6 @@
 from collections import namedtuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import fs
@@ -9,14 +11,14 @@ from fashionclip_tune.storage.folder import RemoteFolder
 
 
 @pytest.fixture(params=["folder", "object store"])
-def folder(request, tmp_path):
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """A folder, or a store that knows no folders, no renames and no appending."""
     if request.param == "folder":
         return RemoteFolder(tmp_path / "drive")
     return RemoteFolder("bucket/sweep", fs._MockFileSystem())
 
 
-def test_what_was_put_is_listed_and_read_back(folder, tmp_path):
+def test_what_was_put_is_listed_and_read_back(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(range(256)) * 40_000)  # several chunks
     folder.put("journal/000.jsonl", b"one\n")
     folder.put_file("trials/a/weights", tmp_path / "big")
@@ -32,7 +34,7 @@ def test_what_was_put_is_listed_and_read_back(folder, tmp_path):
     assert folder.sizes("journal") == {}
 
 
-def test_nothing_there_is_no_error_but_when_it_is_read(folder, tmp_path):
+def test_nothing_there_is_no_error_but_when_it_is_read(folder: Path, tmp_path: Path) -> None:
     assert (folder.sizes(), folder.folders(), folder.sizes("journal")) == ({}, [], {})
     with pytest.raises(FileNotFoundError):
         folder.read("header.json")
@@ -40,7 +42,7 @@ def test_nothing_there_is_no_error_but_when_it_is_read(folder, tmp_path):
         folder.fetch("header.json", tmp_path / "header.json")
 
 
-def test_a_file_is_emptied_before_it_is_deleted(tmp_path):
+def test_a_file_is_emptied_before_it_is_deleted(tmp_path: Path) -> None:
     """A drive's trash keeps what it was when it was deleted: a second name of the same file sees it."""
     folder = RemoteFolder(tmp_path / "drive")
     folder.put("state", b"x" * 1000)
@@ -49,7 +51,7 @@ def test_a_file_is_emptied_before_it_is_deleted(tmp_path):
     assert (tmp_path / "trash").read_bytes() == b""
 
 
-def test_a_file_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch):
+def test_a_file_that_does_not_fit_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RemoteFolder(tmp_path / "drive")
     folder.put("state", b"x" * 1_000_000)
     (tmp_path / "new").write_bytes(b"y" * 3_000_000)
@@ -65,15 +67,15 @@ def test_a_file_that_does_not_fit_is_refused_at_once(tmp_path, monkeypatch):
     assert sum(folder.sizes().values()) == 6_000_000
 
 
-def test_a_hiccup_is_waited_out_in_reading_and_removing_too(tmp_path, monkeypatch):
+def test_a_hiccup_is_waited_out_in_reading_and_removing_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, waits = RemoteFolder(tmp_path / "drive"), []
     folder.put("a/b", b"b")
 
-    def hide():
+    def hide() -> None:
         (tmp_path / "drive" / "a").rename(tmp_path / "hidden")
         (tmp_path / "drive" / "a").write_bytes(b"no folder")
 
-    def come_back(seconds):
+    def come_back(seconds: Any) -> None:
         waits.append(seconds)
         (tmp_path / "drive" / "a").unlink()
         (tmp_path / "hidden").rename(tmp_path / "drive" / "a")
@@ -93,10 +95,10 @@ def test_a_hiccup_is_waited_out_in_reading_and_removing_too(tmp_path, monkeypatc
         folder.read("a/b")
 
 
-def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
+def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drive, waits = tmp_path / "drive", []
 
-    def mounted_again_at_the_third_wait(seconds):
+    def mounted_again_at_the_third_wait(seconds: Any) -> None:
         waits.append(seconds)
         if len(waits) == 3:
             drive.unlink()
@@ -113,20 +115,20 @@ def test_a_hiccup_is_waited_out_and_a_failure_is_said(tmp_path, monkeypatch):
     assert len(waits) == 6
 
 
-def test_an_address_of_no_known_kind_is_refused():
+def test_an_address_of_no_known_kind_is_refused() -> None:
     with pytest.raises(UserError, match="nfs://x/y cannot be opened"):
         RemoteFolder("nfs://x/y")
 
 
 @pytest.fixture
-def no_waiting(monkeypatch) -> list[float]:
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were to be waited."""
     waited: list[float] = []
     monkeypatch.setattr(durable.time, "sleep", waited.append)
     return waited
 
 
-def test_a_budget_is_kept_at_each_write_and_small_files_pass(folder, tmp_path, no_waiting):
+def test_a_budget_is_kept_at_each_write_and_small_files_pass(folder: Path, tmp_path: Path, no_waiting: None) -> None:
     (tmp_path / "weights").write_bytes(b"x" * 3_000_000)
     folder.keep_below(7_000_000)
     folder.put_file("trials/a/weights", tmp_path / "weights")
@@ -140,7 +142,7 @@ def test_a_budget_is_kept_at_each_write_and_small_files_pass(folder, tmp_path, n
     folder.put("journal/0", b"x" * 1_000_000)  # else a sweep could not record that it stops
 
 
-def test_what_is_obsolete_goes_before_a_write_is_refused(folder, no_waiting):
+def test_what_is_obsolete_goes_before_a_write_is_refused(folder: Path, no_waiting: None) -> None:
     freed = []
 
     def free() -> None:
@@ -157,7 +159,7 @@ def test_what_is_obsolete_goes_before_a_write_is_refused(folder, no_waiting):
     assert sum(no_waiting) == 0
 
 
-def test_others_are_given_time_to_free_what_they_hold(folder, no_waiting, monkeypatch):
+def test_others_are_given_time_to_free_what_they_hold(folder: Path, no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.keep_below(5_000_000)
     folder.put("ended", b"x" * 3_000_000)
     monkeypatch.setattr(durable.time, "sleep", lambda seconds: folder.remove("ended") if seconds > 1 else None)

@@ -4,12 +4,14 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import StorageError, UnavailableError
 from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.storage.checkpoint import newest_checkpoint
@@ -24,7 +26,7 @@ def untimed(row: dict) -> dict:
     return {name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")}
 
 
-def test_every_file_of_a_run_has_the_mode_that_the_umask_says(tiny_config, tmp_path):
+def test_every_file_of_a_run_has_the_mode_that_the_umask_says(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     """Of the model that is handed on, of a checkpoint, and of what lies on the drive."""
     before = os.umask(0o027)
     try:
@@ -48,14 +50,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint.weights_file)
 
 
-def durable(tmp_path: Path, config, *, sync_every_s: float = 0.0) -> RemoteState:
+def durable(tmp_path: Path, config: Any, *, sync_every_s: float = 0.0) -> RemoteState:
     return RemoteState(RemoteFolder(tmp_path / "drive"), "trials/a", config, sync_every_s=sync_every_s)
 
 
-def train_until_lost(config, tmp_path: Path, step: int) -> None:
+def train_until_lost(config: Any, tmp_path: Path, step: int) -> None:
     """Up to the report of a step; then only what is durable is left."""
 
-    def lose(row):
+    def lose(row: Any) -> None:
         if row["step"] == step:
             raise LostError
 
@@ -69,7 +71,9 @@ def train_until_lost(config, tmp_path: Path, step: int) -> None:
     [{}, {"loss_function": "siglip", "optimizer.ema_decay": 0.9, "training.micro_batch_size": 5, "freeze.text_tower": True}],
     ids=["plain", "frozen tower, average, micro-batches, added bias"],
 )
-def test_a_run_that_went_over_the_durable_folder_ends_with_the_same_bits(tiny_config, tmp_path, options):
+def test_a_run_that_went_over_the_durable_folder_ends_with_the_same_bits(
+    tiny_config: ProjectConfig, tmp_path: Path, options: Any
+) -> None:
     config = tiny_config.with_overrides(options)
     whole = train(config, tmp_path / "whole")
     train_until_lost(config, tmp_path, step=4)
@@ -81,7 +85,7 @@ def test_a_run_that_went_over_the_durable_folder_ends_with_the_same_bits(tiny_co
     assert [untimed(row) for row in resumed.history] == [untimed(row) for row in whole.history]
 
 
-def test_a_state_is_written_between_stages_too_and_only_the_newest_is_kept(tiny_config, tmp_path):
+def test_a_state_is_written_between_stages_too_and_only_the_newest_is_kept(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     config = tiny_config.with_overrides({"training.stage_examples": 80})  # 5 steps
     train_until_lost(config, tmp_path, step=5)
     run = durable(tmp_path, config)
@@ -92,7 +96,7 @@ def test_a_state_is_written_between_stages_too_and_only_the_newest_is_kept(tiny_
     assert {path.name for path in (tmp_path / "drive" / "trials" / "a" / "state").iterdir()} == {"step_00000003"}
 
 
-def lost_after(run: RemoteState, states: int):
+def lost_after(run: RemoteState, states: int) -> Any:
     """The machine is lost when so many states are written."""
     left = iter(range(states - 1, -1, -1))
 
@@ -104,7 +108,7 @@ def lost_after(run: RemoteState, states: int):
     return on_checkpoint
 
 
-def test_what_the_base_holds_already_is_not_written(tiny_config, tmp_path):
+def test_what_the_base_holds_already_is_not_written(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     config = tiny_config.with_overrides({"freeze.text_tower": True})
     train_until_lost(config, tmp_path, step=2)
     (file,) = (tmp_path / "drive").rglob("model.safetensors")
@@ -114,7 +118,7 @@ def test_what_the_base_holds_already_is_not_written(tiny_config, tmp_path):
     assert all(key.startswith("visual.") or key == "logit_scale" for key in keys)
 
 
-def test_weights_come_back_in_half_precision(tiny_config, tmp_path):
+def test_weights_come_back_in_half_precision(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     train(tiny_config, tmp_path / "run")
     run = durable(tmp_path, tiny_config)
     for checkpoint in sorted((tmp_path / "run" / "checkpoints").iterdir()):
@@ -131,7 +135,7 @@ def test_weights_come_back_in_half_precision(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["record missing", "weights cut off", "state cut off"])
-def test_a_torn_state_is_none(tiny_config, tmp_path, damage):
+def test_a_torn_state_is_none(tiny_config: ProjectConfig, tmp_path: Path, damage: Any) -> None:
     train_until_lost(tiny_config, tmp_path, step=4)
     (state,) = (tmp_path / "drive" / "trials" / "a" / "state").iterdir()
     whole = state.with_name("step_00000003")
@@ -147,28 +151,30 @@ def test_a_torn_state_is_none(tiny_config, tmp_path, damage):
     assert not run.fetch_state(tmp_path / "other")
 
 
-def test_the_local_state_is_kept_where_it_is_as_new(tiny_config, tmp_path):
+def test_the_local_state_is_kept_where_it_is_as_new(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     train_until_lost(tiny_config, tmp_path, step=4)
     run = durable(tmp_path, tiny_config)
     assert run.fetch_state(tmp_path / "run")
     assert not run.fetch_state(tmp_path / "run")
 
 
-def test_a_state_of_other_base_weights_is_refused(tiny_config, tmp_path):
+def test_a_state_of_other_base_weights_is_refused(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     train_until_lost(tiny_config, tmp_path, step=4)
     other = tiny_config.with_overrides({"training.seed": 1})  # random weights of another seed
     with pytest.raises(UnavailableError, match=r"trials/a started from other weights of tiny-clip.*bring them"):
         durable(tmp_path, other).fetch_state(tmp_path / "run")
 
 
-def with_two_checkpoints(config, tmp_path):
+def with_two_checkpoints(config: Any, tmp_path: Path) -> Any:
     """A trained run: its durable side, with nothing there yet, and its last two checkpoints."""
     train(config, tmp_path / "run")
     folder = RemoteFolder(tmp_path / "drive")
     return folder, RemoteState(folder, "trials/a", config), *sorted((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(tiny_config, tmp_path, monkeypatch):
+def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, run, older, newer = with_two_checkpoints(tiny_config, tmp_path)
     run.put_state(older)
     whole = folder.sizes()
@@ -184,7 +190,9 @@ def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(tiny_c
     assert {Path(name).parent.name for name in folder.sizes()} == {"step_00000010"}
 
 
-def test_weights_of_an_earlier_stage_make_room_for_the_next(tiny_config, tmp_path, monkeypatch):
+def test_weights_of_an_earlier_stage_make_room_for_the_next(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, run, older, newer = with_two_checkpoints(tiny_config, tmp_path)
     run.put_weights(older)
     (num_bytes,) = folder.sizes().values()

@@ -4,13 +4,14 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RunSweep = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +45,10 @@ def script() -> ModuleType:
 
 
 @pytest.fixture
-def run_sweep(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run_sweep(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunSweep:
     """Calls the script with arguments, in this process: (exit status, stdout, stderr)."""
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["run_sweep.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             script.main()
@@ -112,7 +113,7 @@ class Disk:
 
 
 @pytest.fixture
-def disk(tmp_path) -> Iterator[Disk]:
+def disk(tmp_path: Path) -> Iterator[Disk]:
     disk = Disk(tmp_path / "disk", megabytes=20)  # a checkpoint of a tiny tower has 9 to 13 MB
     yield disk
     subprocess.run(["umount", "--lazy", disk.folder], check=True)

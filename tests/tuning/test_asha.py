@@ -1,6 +1,7 @@
 import math
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,12 +21,12 @@ from fashionclip_tune.tuning.schedulers import asha_rungs, survives_asha
         (64, 4 * 64, 2, [64, 128]),
     ],
 )
-def test_rungs_are_exact(grace, budget, factor, levels):
+def test_rungs_are_exact(grace: Any, budget: Any, factor: Any, levels: Any) -> None:
     assert asha_rungs(grace, budget, factor) == levels
 
 
 @given(st.integers(0, 10_000), st.integers(2, 4), st.integers(2, 30))
-def test_decisions_equal_those_of_rays_scheduler(seed, factor, num_trials):
+def test_decisions_equal_those_of_rays_scheduler(seed: int, factor: Any, num_trials: int) -> None:
     """Trials arrive at the rungs in random order; ours are decided from the values alone, Ray's from its own state."""
     draw = random.Random(seed)
     levels = asha_rungs(1, factor**3, factor)
@@ -47,12 +48,12 @@ def test_decisions_equal_those_of_rays_scheduler(seed, factor, num_trials):
             del alive[name]
 
 
-def test_a_value_that_is_no_number_never_survives_and_never_counts():
+def test_a_value_that_is_no_number_never_survives_and_never_counts() -> None:
     assert not survives_asha(math.nan, [], 3)
     assert not survives_asha(math.inf, [0.5], 3)
     assert survives_asha(0.5, [math.nan, math.nan], 3)
     assert not survives_asha(0.4, [math.nan, 0.5], 3)
 
 
-def test_the_first_trial_at_a_rung_survives():
+def test_the_first_trial_at_a_rung_survives() -> None:
     assert survives_asha(0.0, [], 3)

@@ -16,7 +16,7 @@ from fashionclip_tune.progress import no_phases
 from fashionclip_tune.reporting.gallery import make_gallery
 from fashionclip_tune.reporting.sweep_files import last_queries, ranked
 from fashionclip_tune.storage.checkpoint import newest_weights
-from tests.tuning.conftest import sweep_json
+from tests.tuning.conftest import RunSweep, sweep_json
 
 pytestmark = pytest.mark.ray
 
@@ -34,7 +34,7 @@ def start(tmp_path: Path) -> Path:
 
 
 def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
-    garments: Path, start: Path, tmp_path: Path, local_ray, run_sweep, monkeypatch
+    garments: Path, start: Path, tmp_path: Path, local_ray: None, run_sweep: RunSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "beside").mkdir()
     monkeypatch.chdir(tmp_path / "beside")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -14,16 +15,16 @@ from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
 from fashionclip_tune.tuning.study.study import SweepStudy
 from tests.support.tampering import tampered
-from tests.tuning.conftest import sweep_json
+from tests.tuning.conftest import RunSweep, sweep_json
 
 
 @pytest.fixture
-def marker(tmp_path):
+def marker(tmp_path: Path) -> Any:
     return tmp_path / "it-ran"
 
 
 @pytest.fixture
-def interrupted(ended):
+def interrupted(ended: Path) -> Any:
     """``ended``, as it was when its only trial ran: with a journal."""
     content = sweep_json(ended)
     study = SweepStudy(ended / "study.journal", seed=0, num_startup_trials=1)
@@ -33,7 +34,7 @@ def interrupted(ended):
     return ended
 
 
-def refused(result, marker):
+def refused(result: Any, marker: Any) -> None:
     code, _, err = result
     assert (code, err.count("\n")) == (2, 1), err
     assert "must be asked for: --allow-remote" in err
@@ -41,7 +42,9 @@ def refused(result, marker):
 
 
 @pytest.mark.parametrize("how", [("--resume",), ("--resume", "--dry-run"), ("--refit", "2"), ("--refit", "2", "--dry-run")])
-def test_what_a_sweep_says_of_its_data_is_not_followed(ended, interrupted, tmp_path, marker, run_sweep, how):
+def test_what_a_sweep_says_of_its_data_is_not_followed(
+    ended: Path, interrupted: Any, tmp_path: Path, marker: Path, run_sweep: RunSweep, how: Any
+) -> None:
     if "--refit" in how:
         content = sweep_json(ended)
         best = {"trial_id": "0000", "config": {"clip_model": "tiny-sig", "loss_function": "siglip"}}
@@ -50,7 +53,7 @@ def test_what_a_sweep_says_of_its_data_is_not_followed(ended, interrupted, tmp_p
     refused(run_sweep("--results", tmp_path, "--name", "it", *how), marker)
 
 
-def only_trials(folder, marker):
+def only_trials(folder: Any, marker: Any) -> None:
     """The settings of trials are tampered with, those of the sweep are as they were."""
     before = sweep_json(folder)
     after = json.loads((tampered(folder, marker) / "sweep.json").read_text())
@@ -58,14 +61,16 @@ def only_trials(folder, marker):
     (folder / "sweep.json").write_text(json.dumps({**after, **same}))
 
 
-def test_what_a_winner_says_of_its_data_is_not_followed(ended, tmp_path, marker, run_sweep):
+def test_what_a_winner_says_of_its_data_is_not_followed(ended: Path, tmp_path: Path, marker: Path, run_sweep: RunSweep) -> None:
     only_trials(ended, marker)
     refused(run_sweep("--results", tmp_path, "--name", "it", "--refit", "2"), marker)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_a_trial_says_of_its_data_is_not_followed(interrupted, tmp_path, marker, run_sweep, local_ray):
+def test_what_a_trial_says_of_its_data_is_not_followed(
+    interrupted: Any, tmp_path: Path, marker: Path, run_sweep: RunSweep, local_ray: None
+) -> None:
     """It fails, with the reason; the other one is well."""
     only_trials(interrupted, marker)
     code, out, err = run_sweep("--results", tmp_path, "--name", "it", "--resume", "--max-concurrent", "1")
@@ -76,7 +81,7 @@ def test_what_a_trial_says_of_its_data_is_not_followed(interrupted, tmp_path, ma
     assert "must be asked for: --allow-remote" in foreign["message"]
 
 
-def test_older_trials_run_nothing(garments, ended, tmp_path, marker, run_sweep):
+def test_older_trials_run_nothing(garments: Path, ended: Path, tmp_path: Path, marker: Path, run_sweep: RunSweep) -> None:
     study = SweepStudy(ended / "study.journal", seed=0, num_startup_trials=1)
     number, _ = study.suggest(lambda _: {"clip_model": "tiny-sig"})
     study.record_stage(number, 48, 0.3)
@@ -91,8 +96,8 @@ def test_older_trials_run_nothing(garments, ended, tmp_path, marker, run_sweep):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_sweep_on_photos_from_elsewhere_goes_on_where_its_caller_allows_it_again(
-    garments, ended, interrupted, tmp_path, run_sweep, local_ray
-):
+    garments: Path, ended: Path, interrupted: Any, tmp_path: Path, run_sweep: RunSweep, local_ray: None
+) -> None:
     content = sweep_json(interrupted)
     for split in ("train", "valid"):
         shard = f"pipe:cat {garments}/clip_dataset_{split}_aug.000000.tar"
@@ -122,7 +127,7 @@ def test_a_sweep_on_photos_from_elsewhere_goes_on_where_its_caller_allows_it_aga
 REMOTE = {"address": "10.0.0.1:6379", "allow_remote": True, "warm_start": "s3://bucket/older", "num_trials": 16}
 
 
-def test_what_reaches_out_is_to_be_said_again():
+def test_what_reaches_out_is_to_be_said_again() -> None:
     stored = stored_settings(REMOTE, "it")
     with pytest.raises(UserError, match=r"sweep it was started with --address 10\.0\.0\.1:6379, .*or --address local to go on"):
         stored.resumed(SweepSettings(), "it")
@@ -140,12 +145,14 @@ def test_what_reaches_out_is_to_be_said_again():
     assert in_a_folder.resumed(SweepSettings(), "it").warm_start == "/results/older"
 
 
-def test_settings_that_are_none_are_refused_in_one_line():
+def test_settings_that_are_none_are_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"recorded with sweep it are not of this version .*'evil'"):
         stored_settings({"evil": 1}, "it")
 
 
-def test_a_resumed_sweep_does_not_connect_to_an_address_from_its_files(ended, tmp_path, run_sweep):
+def test_a_resumed_sweep_does_not_connect_to_an_address_from_its_files(
+    ended: Path, tmp_path: Path, run_sweep: RunSweep
+) -> None:
     content = sweep_json(ended)
     content["settings"]["address"] = "127.0.0.1:1"
     (ended / "sweep.json").write_text(json.dumps({**content, "state": "INTERRUPTED"}))

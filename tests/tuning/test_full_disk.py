@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -19,7 +20,7 @@ from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import trial_dir
-from tests.tuning.conftest import sweep_json
+from tests.tuning.conftest import RunSweep, sweep_json
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -43,7 +44,7 @@ def run(garments: Path, *more: object) -> tuple[int, str]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("tier", ["one folder", "durable"])
-def test_a_full_disk_stops_the_sweep_and_loses_nothing(garments, tmp_path, disk, tier):
+def test_a_full_disk_stops_the_sweep_and_loses_nothing(garments: Path, tmp_path: Path, disk: Any, tier: Any) -> None:
     place = ["--results", disk.folder]
     if tier == "durable":
         place += ["--scratch", tmp_path / "scratch", "--sync-every", "0"]
@@ -96,7 +97,9 @@ def all_but_the_winner(garments: Path, results: Path, scratch: Path | None) -> S
 
 
 @pytest.mark.parametrize("tier", ["one folder", "durable"])
-def test_a_disk_that_is_full_when_the_winner_is_written_stops_the_sweep(garments, tmp_path, disk, run_sweep, tier):
+def test_a_disk_that_is_full_when_the_winner_is_written_stops_the_sweep(
+    garments: Path, tmp_path: Path, disk: Any, run_sweep: RunSweep, tier: Any
+) -> None:
     disk.resize(200)
     scratch = tmp_path / "scratch" if tier == "durable" else None
     place = all_but_the_winner(garments, disk.folder, scratch)
@@ -121,7 +124,9 @@ def test_a_disk_that_is_full_when_the_winner_is_written_stops_the_sweep(garments
     assert not list(disk.folder.rglob("*.tmp"))
 
 
-def test_a_disk_that_is_full_when_a_refit_is_written_stops_it(garments, disk, run_sweep, monkeypatch):
+def test_a_disk_that_is_full_when_a_refit_is_written_stops_it(
+    garments: Path, disk: Any, run_sweep: RunSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fashionclip_tune.tuning.sweep.write_sweep_report", lambda *_, **__: None)  # seconds each time
     disk.resize(200)
     all_but_the_winner(garments, disk.folder, None)

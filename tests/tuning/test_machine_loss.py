@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
+from tests.tuning.conftest import RunSweep
 
 NOISY = (*TIMING, "memory_gb")
 ROOT = Path(__file__).parents[2]
@@ -118,7 +120,7 @@ class Watch(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def whole(garments, tmp_path_factory) -> tuple[dict, Watch]:
+def whole(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Watch]:
     """A sweep that was never stopped: its outcome, and what it took of the durable folder."""
     folder = tmp_path_factory.mktemp("whole")
     watch = Watch(RemoteFolder(folder / "results" / "it"))
@@ -130,7 +132,7 @@ def whole(garments, tmp_path_factory) -> tuple[dict, Watch]:
     return outcome(folder / "results"), watch
 
 
-def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_path, whole):
+def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments: Path, tmp_path: Path, whole: Any) -> None:
     first = start(garments, tmp_path / "first", tmp_path / "drive")
     wait_for_stages(RemoteFolder(tmp_path / "drive" / "it"), first, trials=2, evaluations=3)
     copy_under_way(tmp_path / "drive", tmp_path / "elsewhere" / "results")
@@ -148,7 +150,7 @@ def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments, tmp_pa
     assert (results / "it" / "best" / "open_clip_model.safetensors").is_file()
 
 
-def test_a_machine_that_runs_still_stops_when_another_goes_on(garments, tmp_path, whole):
+def test_a_machine_that_runs_still_stops_when_another_goes_on(garments: Path, tmp_path: Path, whole: Any) -> None:
     drive = tmp_path / "drive"
     first = start(garments, tmp_path / "first", drive)
     while not list(drive.glob("it/headers/*")):
@@ -171,7 +173,9 @@ def test_a_machine_that_runs_still_stops_when_another_goes_on(garments, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore")  # the server's own
-def test_object_storage_is_a_durable_side_too(garments, tmp_path, bucket, whole, run_sweep):
+def test_object_storage_is_a_durable_side_too(
+    garments: Path, tmp_path: Path, bucket: Any, whole: Any, run_sweep: RunSweep
+) -> None:
     sweep = RemoteFolder(f"{bucket}/it")
     first = start(garments, tmp_path / "first", bucket)
     wait_for_stages(sweep, first, trials=2, evaluations=3)
@@ -194,7 +198,7 @@ def test_object_storage_is_a_durable_side_too(garments, tmp_path, bucket, whole,
     assert (best / "open_clip_model.safetensors").read_bytes() == expected
 
 
-def test_the_durable_side_takes_what_was_planned(whole):
+def test_the_durable_side_takes_what_was_planned(whole: Any) -> None:
     watch = whole[1]
     configs = [ProjectConfig(clip_model=name) for name in ("tiny-clip", "tiny-sig")]
     plan: DiskPlan = plan_disk(configs, NUM_TRIALS)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -17,7 +18,7 @@ from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.training.train import print_row, train
 from fashionclip_tune.tuning import refit
-from tests.tuning.conftest import sweep_json
+from tests.tuning.conftest import RunSweep, sweep_json
 
 
 def history(run: Path) -> list[dict]:
@@ -25,14 +26,16 @@ def history(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")} for row in rows]
 
 
-def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(ended, tmp_path, run_sweep, monkeypatch):
+def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(
+    ended: Path, tmp_path: Path, run_sweep: RunSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ("--results", tmp_path, "--name", "it", "--refit", "2")
     code, out, err = run_sweep(*flags, "--dry-run")
     assert (code, err) == (0, "")
     assert "refit:    trial 0000, tiny-sig, 192 examples" in out
     assert not (ended / "refit").exists()
 
-    def print_and_stop(row):
+    def print_and_stop(row: Any) -> None:
         print_row(row)
         if row["step"] == 6:
             with pytest.raises(Timeout):
@@ -90,7 +93,7 @@ def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(ended, tmp_path
     assert "is a refit with 192 examples, not 288: move it away" in err
 
 
-def test_what_cannot_be_refitted_is_refused(ended, tmp_path, run_sweep):
+def test_what_cannot_be_refitted_is_refused(ended: Path, tmp_path: Path, run_sweep: RunSweep) -> None:
     flags = ("--results", tmp_path, "--name", "it", "--refit")
     code, _, err = run_sweep(*flags, "0")
     assert (code, "--refit 0 is not allowed" in err) == (2, True)

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -35,7 +36,7 @@ def history(run: Path) -> list[dict]:
 
 
 @pytest.fixture
-def settings(garments, tmp_path) -> SweepSettings:
+def settings(garments: Path, tmp_path: Path) -> SweepSettings:
     """Of a sweep that has ended, of which the drive has what there is; made without Ray."""
     settings = SweepSettings(
         data=str(garments),
@@ -57,11 +58,11 @@ def settings(garments, tmp_path) -> SweepSettings:
     return settings
 
 
-def test_a_refit_goes_on_on_another_machine(settings, tmp_path, monkeypatch):
+def test_a_refit_goes_on_on_another_machine(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
 
     def run(machine: str, *, lost_at: int | None, dry_run: bool = False) -> str:
-        def show(row):
+        def show(row: Any) -> None:
             print_row(row)
             steps.append(row["step"])
             if row["step"] == lost_at:

@@ -2,15 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fashionclip_tune.machine.hardware import available_cores
+from tests.tuning.conftest import RunSweep
 
 FAST = ("--set", "model.pretrained=none", "--set", "training.batch_size=16")
 
 
-def refused(result, *said):
+def refused(result: Any, *said: Any) -> Any:
     code, _, err = result
     assert code == 2
     assert err.startswith("error: ")
@@ -78,20 +80,22 @@ def refused(result, *said):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_flag_is_one_line_that_says_what_is_allowed(run_sweep, garments, tmp_path, arguments, said):
+def test_a_wrong_flag_is_one_line_that_says_what_is_allowed(
+    run_sweep: RunSweep, garments: Path, tmp_path: Path, arguments: Any, said: Any
+) -> None:
     base = () if "training.batch_size" in " ".join(arguments) else FAST
     result = run_sweep("--data", garments, "--results", tmp_path / "results", *base, *arguments)
     refused(result, *said)
     assert not (tmp_path / "results").exists(), "something was started"
 
 
-def test_a_folder_without_shards_is_refused(run_sweep, tmp_path):
+def test_a_folder_without_shards_is_refused(run_sweep: RunSweep, tmp_path: Path) -> None:
     refused(run_sweep("--data", tmp_path / "nowhere"), "nowhere", "does not exist")
     (tmp_path / "empty").mkdir()
     refused(run_sweep("--data", tmp_path / "empty"), "empty", "clip_dataset_train.000000.tar", "prepare")
 
 
-def test_a_url_must_be_allowed_and_there(run_sweep):
+def test_a_url_must_be_allowed_and_there(run_sweep: RunSweep) -> None:
     """Nothing listens on port 1."""
     refused(run_sweep("--data", "http://127.0.0.1:1/shards"), "http://127.0.0.1:1/shards", "--allow-remote")
     refused(run_sweep("--data", "ftp://127.0.0.1/shards", "--allow-remote"), "is not allowed: a path, or one of https")
@@ -131,7 +135,9 @@ BLOCKS = """def space(trial):
         ("POINTS = [{'learning_rate': 5.0}]\n" + RATE, ["learning_rate = 5.0", "1e-05..0.01 log"]),
     ],
 )
-def test_a_wrong_space_is_refused_before_anything_starts(run_sweep, garments, tmp_path, source, said):
+def test_a_wrong_space_is_refused_before_anything_starts(
+    run_sweep: RunSweep, garments: Path, tmp_path: Path, source: Any, said: Any
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text(source)
     refused(run_sweep("--data", garments, "--space", file, "--results", tmp_path / "results"), "mine.py", *said)
@@ -139,8 +145,8 @@ def test_a_wrong_space_is_refused_before_anything_starts(run_sweep, garments, tm
 
 
 def test_weights_that_cannot_be_fetched_say_where_they_were_looked_for_and_how_to_bring_them(
-    run_sweep, garments, tmp_path, monkeypatch
-):
+    run_sweep: RunSweep, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # where openclip_cache/ is looked for
     result = run_sweep("--data", garments, "--space", "published", "--results", tmp_path / "results")
     err = refused(result, "laion2b_s34b_b", str(tmp_path / "openclip_cache"), "--set model.pretrained=")
@@ -148,12 +154,12 @@ def test_weights_that_cannot_be_fetched_say_where_they_were_looked_for_and_how_t
     assert not (tmp_path / "results").exists()
 
 
-def test_an_existing_name_needs_resume(run_sweep, garments, tmp_path):
+def test_an_existing_name_needs_resume(run_sweep: RunSweep, garments: Path, tmp_path: Path) -> None:
     (tmp_path / "results" / "mine").mkdir(parents=True)
     refused(run_sweep("--data", garments, "--results", tmp_path / "results", "--name", "mine"), "mine exists", "--resume")
 
 
-def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep, garments, tmp_path):
+def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep: RunSweep, garments: Path, tmp_path: Path) -> None:
     code, out, err = run_sweep("--data", garments, "--results", tmp_path / "results", "--num-trials", "12", "--dry-run", *FAST)
     assert (code, err) == (0, "")
     # about 3 epochs of 160 photos, in nine stages of whole batches of 16.
@@ -170,7 +176,9 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep, garments, tmp_p
     assert not (tmp_path / "results").exists()
 
 
-def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_path, monkeypatch):
+def test_a_dry_run_plans_for_a_card_that_is_not_here(
+    run_sweep: RunSweep, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -213,7 +221,7 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(run_sweep, garments, tmp_pa
     assert not (tmp_path / "results").exists()
 
 
-def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own():
+def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own() -> None:
     from fashionclip_tune.tuning.planning.settings import SweepSettings
 
     before = SweepSettings(gpu_memory_gb=15.8, time_budget=30.0, preset="evening", max_concurrent=2)
@@ -235,14 +243,16 @@ def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_the_plan_says_how_trials_are_stopped_and_shared_out(run_sweep, garments, tmp_path, flags, said):
+def test_the_plan_says_how_trials_are_stopped_and_shared_out(
+    run_sweep: RunSweep, garments: Path, tmp_path: Path, flags: Any, said: Any
+) -> None:
     arguments = ("--data", garments, "--results", tmp_path / "results", "--num-trials", "12", "--dry-run")
     code, out, err = run_sweep(*arguments, *FAST, *flags)
     assert (code, err) == (0, "")
     assert said in out
 
 
-def test_the_openclip_space_starts_from_the_five_published_settings():
+def test_the_openclip_space_starts_from_the_five_published_settings() -> None:
     """What it can say of them is what the space ``published`` says; the rest of that recipe belongs to its BASE."""
     from fashionclip_tune.tuning.planning.space import load_space
     from fashionclip_tune.tuning.study.study import draw_points
@@ -258,7 +268,7 @@ def test_the_openclip_space_starts_from_the_five_published_settings():
         assert published.base["training.learning_rate"] == 1e-5
 
 
-def test_a_space_may_call_the_architecture_as_it_likes(run_sweep, garments, tmp_path):
+def test_a_space_may_call_the_architecture_as_it_likes(run_sweep: RunSweep, garments: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def space(trial):\n    return {'clip_model': trial.suggest_categorical('m', ['ViT-B-16', 'tiny-sig', 'ViT-B-32'])}\n"
     )
@@ -268,7 +278,7 @@ def test_a_space_may_call_the_architecture_as_it_likes(run_sweep, garments, tmp_
     assert "at least 6 trials each, in turns of like cost" in out
 
 
-def test_a_space_of_points_alone_has_as_many_trials(run_sweep, garments, tmp_path):
+def test_a_space_of_points_alone_has_as_many_trials(run_sweep: RunSweep, garments: Path, tmp_path: Path) -> None:
     """More would repeat them; who asks for more gets it."""
     (tmp_path / "mine.py").write_text(
         "POINTS = [{'s': name} for name in ('a', 'b', 'c')]\n"
@@ -296,7 +306,7 @@ def test_a_space_of_points_alone_has_as_many_trials(run_sweep, garments, tmp_pat
         assert f"trials:   {expected}, " in out
 
 
-def test_a_preset_keeps_its_budget_beside_a_stage_of_ones_own(run_sweep, garments):
+def test_a_preset_keeps_its_budget_beside_a_stage_of_ones_own(run_sweep: RunSweep, garments: Path) -> None:
     """Ten passes over the 160 photos here, as without the flag; one epoch was what became of it."""
     arguments = (
         "--data",
@@ -316,7 +326,9 @@ def test_a_preset_keeps_its_budget_beside_a_stage_of_ones_own(run_sweep, garment
     assert (code, "budget:   1,600 examples a trial (10.0 epochs), evaluated every 64" in out) == (0, True)
 
 
-def test_compare_without_a_sweep_is_told_in_one_line(monkeypatch, capsys):
+def test_compare_without_a_sweep_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import runpy
 
     monkeypatch.setattr("sys.argv", ["compare.py"])
@@ -327,16 +339,16 @@ def test_compare_without_a_sweep_is_told_in_one_line(monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
-def test_resume_with_nothing_to_resume_plans_a_new_sweep(run_sweep, garments, tmp_path):
+def test_resume_with_nothing_to_resume_plans_a_new_sweep(run_sweep: RunSweep, garments: Path, tmp_path: Path) -> None:
     code, out, _ = run_sweep("--data", garments, "--results", tmp_path / "results", "--resume", "--dry-run", *FAST)
     assert code == 0
     assert "sweep-001" in out
 
 
-def test_a_product_in_both_training_and_evaluation_is_told_before_anything_starts(run_sweep, tmp_path):
+def test_a_product_in_both_training_and_evaluation_is_told_before_anything_starts(run_sweep: RunSweep, tmp_path: Path) -> None:
     from fashionclip_tune.data.shards import ShardSample, write_split
 
-    def photos(products):
+    def photos(products: Any) -> Any:
         return [ShardSample(key=name, jpeg=b"x", captions=(name,), product_id=name) for name in products]
 
     write_split(tmp_path, "train", photos([f"P{number}" for number in range(40)]))

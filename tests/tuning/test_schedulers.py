@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from fashionclip_tune.errors import UserError
@@ -8,18 +10,18 @@ from fashionclip_tune.tuning.schedulers import SCHEDULERS, check_scheduler, stop
     ("scheduler", "rungs"),
     [("asha", (1, 3, 9, 27, 81)), ("median", tuple(range(1, 243))), ("none", ())],
 )
-def test_a_budget_of_243_stages_is_judged_at_exact_levels(scheduler, rungs):
+def test_a_budget_of_243_stages_is_judged_at_exact_levels(scheduler: Any, rungs: Any) -> None:
     rule = stopping_rule(scheduler, stage_examples=1, budget_examples=243, reduction_factor=3)
     assert rule.rungs == rungs
 
 
-def test_a_budget_of_one_stage_is_never_judged():
+def test_a_budget_of_one_stage_is_never_judged() -> None:
     for scheduler in SCHEDULERS:
         rule = stopping_rule(scheduler, stage_examples=64, budget_examples=64, reduction_factor=3)
         assert (rule.rungs, str(rule)) == ((), "none: every trial runs to its budget")
 
 
-def test_asha_judges_a_stages_value_and_median_the_curve():
+def test_asha_judges_a_stages_value_and_median_the_curve() -> None:
     asha, median = (
         stopping_rule(name, stage_examples=100, budget_examples=900, reduction_factor=3) for name in ("asha", "median")
     )
@@ -40,7 +42,7 @@ def test_asha_judges_a_stages_value_and_median_the_curve():
         ("bohb", "wait for each other"),
     ],
 )
-def test_other_schedulers_are_refused_with_the_reason(name, reason):
+def test_other_schedulers_are_refused_with_the_reason(name: Any, reason: Any) -> None:
     with pytest.raises(UserError, match=f"^--scheduler '{name}' is not allowed: asha, median or none; .*{reason}"):
         check_scheduler(name)
     with pytest.raises(UserError, match=r"asha, median or none$"):

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import open_clip
 import pytest
@@ -24,7 +25,7 @@ from benchmarks.resilience.started_processes import Leaving, marked, running, ru
 from fashionclip_tune.machine.hardware import this_machine
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.tuning.persistence.retention import keepers
-from tests.tuning.conftest import sweep_json
+from tests.tuning.conftest import RunSweep, sweep_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def finished(garments, tmp_path_factory, local_ray):
+def finished(garments: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Any:
     """A sweep of six trials in this process, with stages of 16 examples and rungs at 16 and 48."""
     from rich.console import Console
 
@@ -54,7 +55,7 @@ def finished(garments, tmp_path_factory, local_ray):
     return results / "six"
 
 
-def test_every_trial_is_in_every_file(finished):
+def test_every_trial_is_in_every_file(finished: Path) -> None:
     content = sweep_json(finished)
     assert content["state"] == "FINISHED"
     rows = content["trials"]
@@ -83,18 +84,18 @@ def test_every_trial_is_in_every_file(finished):
     assert "recall_at_10: instance among 20 photos, 20 texts" in (finished.parent / "output").read_text()
 
 
-def test_trials_ended_by_budget_or_at_a_rung_and_some_were_stopped(finished):
+def test_trials_ended_by_budget_or_at_a_rung_and_some_were_stopped(finished: Path) -> None:
     ends = {(row["stop_reason"], row["examples_seen"], row["state"]) for row in sweep_json(finished)["trials"]}
     assert ends <= {("budget", 144, "COMPLETE"), ("rung_1", 16, "PRUNED"), ("rung_2", 48, "PRUNED")}
     assert len({end[0] for end in ends}) > 1
 
 
-def test_the_best_trial_is_the_one_with_the_highest_last_recall(finished):
+def test_the_best_trial_is_the_one_with_the_highest_last_recall(finished: Path) -> None:
     content = sweep_json(finished)
     assert content["best"]["metrics"]["recall_at_10"] == max(row["recall_at_10"] for row in content["trials"])
 
 
-def test_the_winner_loads_with_openclip_and_scores_what_the_sweep_says(finished, garments):
+def test_the_winner_loads_with_openclip_and_scores_what_the_sweep_says(finished: Path, garments: Path) -> None:
     """Photos and captions read from the tar by hand, prepared and encoded by OpenCLIP alone, ranked by brute force."""
     import tarfile
 
@@ -116,7 +117,7 @@ def test_the_winner_loads_with_openclip_and_scores_what_the_sweep_says(finished,
         rows = {caption: model.encode_text(tokenizer([caption]), normalize=True)[0] for caption in captions}
     scores = images @ torch.stack([rows[caption] for caption in captions]).T
 
-    def recall(scores):
+    def recall(scores: Any) -> Any:
         total = 0.0
         for i, row in enumerate(scores.tolist()):
             better, tied = sum(s > row[i] for s in row), sum(s == row[i] for s in row)
@@ -126,7 +127,7 @@ def test_the_winner_loads_with_openclip_and_scores_what_the_sweep_says(finished,
     assert (recall(scores) + recall(scores.T)) / 2 == pytest.approx(best["metrics"]["recall_at_10"], abs=1e-9)
 
 
-def test_tensorboard_shows_a_curve_of_every_trial(finished):
+def test_tensorboard_shows_a_curve_of_every_trial(finished: Path) -> None:
     for folder in sorted((finished / "trials").iterdir()):
         events = EventAccumulator(str(folder))
         events.Reload()
@@ -138,7 +139,7 @@ def test_tensorboard_shows_a_curve_of_every_trial(finished):
         assert {"train/loss", "train/learning_rate", "train/logit_scale", "train/samples_per_second", "recall_at_5"} <= tags
 
 
-def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimizer(finished):
+def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimizer(finished: Path) -> None:
     kept = keepers(sweep_json(finished)["trials"])
     for folder in (finished / "trials").iterdir():
         if folder.name[:4] not in kept:
@@ -151,7 +152,7 @@ def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimi
     assert f"freed {freed_bytes / 1e6:,.0f} MB: states of ended trials" in (finished.parent / "output").read_text()
 
 
-def test_the_output_names_the_winner_its_gain_and_how_to_load_it(finished):
+def test_the_output_names_the_winner_its_gain_and_how_to_load_it(finished: Path) -> None:
     said = (finished.parent / "output").read_text()
     best = sweep_json(finished)["best"]
     assert f"best: trial {best['trial_id']}" in said
@@ -160,7 +161,7 @@ def test_the_output_names_the_winner_its_gain_and_how_to_load_it(finished):
     assert f"tensorboard --logdir {finished}" in said
 
 
-def test_resuming_a_finished_sweep_says_so_and_changes_nothing(finished, run_sweep):
+def test_resuming_a_finished_sweep_says_so_and_changes_nothing(finished: Path, run_sweep: RunSweep) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     code, out, _ = run_sweep("--results", finished.parent, "--name", "six", "--resume")
     assert code == 0
@@ -168,7 +169,7 @@ def test_resuming_a_finished_sweep_says_so_and_changes_nothing(finished, run_swe
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_a_resumed_sweep_keeps_its_settings(finished, run_sweep):
+def test_a_resumed_sweep_keeps_its_settings(finished: Path, run_sweep: RunSweep) -> None:
     common = ("--results", finished.parent, "--name", "six", "--resume")
     code, _, err = run_sweep(*common, "--num-trials", "9")
     assert (code, err.count("\n")) == (2, 1)
@@ -178,7 +179,7 @@ def test_a_resumed_sweep_keeps_its_settings(finished, run_sweep):
     assert "training.batch_size" in err
 
 
-def test_compare_ranks_a_sweep(finished):
+def test_compare_ranks_a_sweep(finished: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "sweeps" / "compare.py", finished], capture_output=True, text=True, check=True, timeout=120
     )
@@ -190,7 +191,9 @@ def test_compare_ranks_a_sweep(finished):
     assert "best of each model" in done.stdout
 
 
-def test_a_finished_sweep_is_extended_by_one_that_starts_with_its_trials(finished, garments, run_sweep):
+def test_a_finished_sweep_is_extended_by_one_that_starts_with_its_trials(
+    finished: Path, garments: Path, run_sweep: RunSweep
+) -> None:
     """As many more trials as are asked for; the older ones are in the study, not in the tables."""
     before = (finished / "study.journal").read_bytes()
     arguments = ("--data", garments, "--results", finished.parent, "--name", "more", "--num-trials", "2", *SETTINGS)
@@ -207,7 +210,9 @@ def test_a_finished_sweep_is_extended_by_one_that_starts_with_its_trials(finishe
     assert f"--warm-start {finished}, not {garments}" in err
 
 
-def test_tables_say_what_was_trained_not_what_the_space_drew(garments, tmp_path, run_sweep, local_ray):
+def test_tables_say_what_was_trained_not_what_the_space_drew(
+    garments: Path, tmp_path: Path, run_sweep: RunSweep, local_ray: None
+) -> None:
     """``--set`` overrules the space, which may also leave model and loss to its BASE."""
     file = tmp_path / "mine.py"
     file.write_text(
@@ -281,14 +286,16 @@ class Driver:
 
 
 @pytest.fixture
-def attacks(monkeypatch):
+def attacks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark that kills sweeps: its ways to kill, and what has to hold afterwards."""
     return importlib.import_module("benchmarks.resilience.kill_sweep")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # it starts a sweep four times: four minutes alone, more beside others
-def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garments, tmp_path, run_sweep, local_ray, attacks):
+def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(
+    garments: Path, tmp_path: Path, run_sweep: RunSweep, local_ray: None, attacks: Any
+) -> None:
     """SIGKILL to the trial's worker, to the driver with all below it, to the driver alone (its workers live on for seconds)."""
     driver = Driver(tmp_path, garments, *WITH_LOADERS)
     driver.wait_for(trials=1, evaluations=3)
@@ -326,7 +333,9 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_never_was(garme
 
 @pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".sweep.json.4711.tmp"]])
 @pytest.mark.parametrize("name", [["--name", "it"], []])
-def test_a_sweep_killed_before_anything_was_recorded_starts_afresh(garments, tmp_path, run_sweep, left, name):
+def test_a_sweep_killed_before_anything_was_recorded_starts_afresh(
+    garments: Path, tmp_path: Path, run_sweep: RunSweep, left: Any, name: Any
+) -> None:
     folder = tmp_path / ("it" if name else "sweep-001")
     folder.mkdir()
     for file in left:
@@ -341,7 +350,7 @@ def test_a_sweep_killed_before_anything_was_recorded_starts_afresh(garments, tmp
 
 
 @pytest.fixture
-def begun(finished, garments, tmp_path):
+def begun(finished: Path, garments: Path, tmp_path: Path) -> Any:
     """A sweep of which only sweep.json is left, on data and with a space that the test may change."""
     content = sweep_json(finished)
     data, space = tmp_path / "data", tmp_path / "mine.py"
@@ -353,7 +362,7 @@ def begun(finished, garments, tmp_path):
     return SimpleNamespace(data=data, space=space, resume=("--results", tmp_path / "results", "--resume", "--dry-run"))
 
 
-def test_a_sweep_whose_space_has_changed_is_refused_with_the_lines(begun, run_sweep):
+def test_a_sweep_whose_space_has_changed_is_refused_with_the_lines(begun: Any, run_sweep: RunSweep) -> None:
     code, _, err = run_sweep(*begun.resume)
     assert (code, err) == (0, "")
     begun.space.write_text(begun.space.read_text().replace("1e-4, 1e-2", "1e-4, 1e-3"))
@@ -364,7 +373,7 @@ def test_a_sweep_whose_space_has_changed_is_refused_with_the_lines(begun, run_sw
     assert f"{line.format('1e-2')} -> {line.format('1e-3')}. Put it back" in err
 
 
-def test_a_space_file_may_lie_elsewhere_when_a_sweep_goes_on(begun, run_sweep):
+def test_a_space_file_may_lie_elsewhere_when_a_sweep_goes_on(begun: Any, run_sweep: RunSweep) -> None:
     moved = begun.space.rename(begun.space.with_name("moved.py"))
     code, _, err = run_sweep(*begun.resume, "--space", moved)
     assert (code, err) == (0, "")
@@ -372,7 +381,7 @@ def test_a_space_file_may_lie_elsewhere_when_a_sweep_goes_on(begun, run_sweep):
     assert (code, f"was started with --space {begun.space}, not openclip" in err) == (2, True)
 
 
-def test_a_sweep_whose_data_have_changed_is_refused_with_what_is_other(begun, run_sweep):
+def test_a_sweep_whose_data_have_changed_is_refused_with_what_is_other(begun: Any, run_sweep: RunSweep) -> None:
     shutil.copy(begun.data / "clip_dataset_test_aug.000000.tar", begun.data / "clip_dataset_valid_aug.000000.tar")
     code, _, err = run_sweep(*begun.resume)
     assert (code, err.count("\n")) == (2, 1)
@@ -387,7 +396,9 @@ def untimed(run: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(garments, tmp_path, run_sweep, local_ray):
+def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(
+    garments: Path, tmp_path: Path, run_sweep: RunSweep, local_ray: None
+) -> None:
     from fashionclip_tune.config.project import ProjectConfig
     from fashionclip_tune.training.train import train
 
@@ -419,7 +430,9 @@ def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_ray_is_ended_with_it_ends_at_once_and_can_be_resumed(garments, tmp_path, run_sweep, local_ray, attacks):
+def test_a_sweep_whose_ray_is_ended_with_it_ends_at_once_and_can_be_resumed(
+    garments: Path, tmp_path: Path, run_sweep: RunSweep, local_ray: None, attacks: Any
+) -> None:
     """SIGTERM to every process, as where a machine is preempted: Ray's own client would wait a minute, then die silently."""
     driver = Driver(tmp_path, garments, *WITH_LOADERS)
     driver.wait_for(trials=2, evaluations=2)

@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -28,7 +30,7 @@ def space(trial):
 
 
 @pytest.fixture
-def older(garments, tmp_path):
+def older(garments: Path, tmp_path: Path) -> Any:
     """A sweep as ``sweep`` leaves it, its trials' results made up: COMPLETE, PRUNED, FAIL and one that is unfinished."""
     (tmp_path / "mine.py").write_text(SPACE)
     plan = planned(garments, tmp_path)
@@ -45,13 +47,13 @@ def older(garments, tmp_path):
     return folder
 
 
-def planned(data, tmp_path, **changed):
+def planned(data: Any, tmp_path: Path, **changed: Any) -> Any:
     sizes = {"num_trials": 8, "budget_examples": 144, "samples_per_second": 100.0}  # a stated rate is not measured
     chosen = SweepSettings(data=str(data), space=str(tmp_path / "mine.py"), device="cpu", **sizes)
     return plan_sweep(replace(chosen, **changed))
 
 
-def test_ended_trials_with_a_result_are_taken(older, garments, tmp_path):
+def test_ended_trials_with_a_result_are_taken(older: Path, garments: Path, tmp_path: Path) -> None:
     trials = older_trials(planned(garments, tmp_path, warm_start=str(older)))
     assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED]
     assert [origin(trial) for trial in trials] == [{"sweep": "older", "trial_id": f"{number:04d}"} for number in (0, 2)]
@@ -60,7 +62,7 @@ def test_ended_trials_with_a_result_are_taken(older, garments, tmp_path):
 
 
 @pytest.mark.parametrize("location", ["{folder}", "file://{folder}"])
-def test_of_a_sweep_that_has_a_durable_side_only_too(older, garments, tmp_path, location):
+def test_of_a_sweep_that_has_a_durable_side_only_too(older: Path, garments: Path, tmp_path: Path, location: Any) -> None:
     """Its journal lies there in pieces, and what is rewritten for people is not needed."""
     drive = tmp_path / "drive"
     mirror = SweepMirror(RemoteFolder(drive), older)
@@ -74,7 +76,7 @@ def test_of_a_sweep_that_has_a_durable_side_only_too(older, garments, tmp_path, 
     ]
 
 
-def test_another_seed_scheduler_and_number_of_trials_are_no_obstacle(older, garments, tmp_path):
+def test_another_seed_scheduler_and_number_of_trials_are_no_obstacle(older: Path, garments: Path, tmp_path: Path) -> None:
     more = {"seed": 7, "scheduler": "median", "num_trials": 30, "max_concurrent": 1}
     plan = planned(garments, tmp_path, warm_start=str(older), **more)
     assert len(older_trials(plan)) == 2
@@ -90,7 +92,7 @@ def test_another_seed_scheduler_and_number_of_trials_are_no_obstacle(older, garm
     ],
     ids=["budget", "stage", "setting", "drawn"],
 )
-def test_what_changes_numbers_must_be_the_same(older, garments, tmp_path, changed, said):
+def test_what_changes_numbers_must_be_the_same(older: Path, garments: Path, tmp_path: Path, changed: Any, said: Any) -> None:
     plan = planned(garments, tmp_path, warm_start=str(older), **changed)
     with pytest.raises(UserError, match=f"^--warm-start {older} cannot be used: ") as refused:
         older_trials(plan)
@@ -113,7 +115,9 @@ def test_what_changes_numbers_must_be_the_same(older, garments, tmp_path, change
     ],
     ids=["range", "name", "choices", "base", "meaning", "new parameter"],
 )
-def test_the_space_must_make_the_same_trials_of_the_same_draws(older, garments, tmp_path, before, now, said):
+def test_the_space_must_make_the_same_trials_of_the_same_draws(
+    older: Path, garments: Path, tmp_path: Path, before: Any, now: Any, said: Any
+) -> None:
     (tmp_path / "mine.py").write_text(SPACE.replace(before, now))
     plan = planned(garments, tmp_path, warm_start=str(older))
     with pytest.raises(UserError, match="cannot be used") as refused:
@@ -121,7 +125,7 @@ def test_the_space_must_make_the_same_trials_of_the_same_draws(older, garments, 
     assert said in str(refused.value)
 
 
-def test_other_data_and_folders_that_are_no_sweep_are_refused(older, garments, tmp_path):
+def test_other_data_and_folders_that_are_no_sweep_are_refused(older: Path, garments: Path, tmp_path: Path) -> None:
     from fashionclip_tune.synthetic import GarmentRecipe, render_dataset
 
     render_dataset(tmp_path / "other", GarmentRecipe(num_products=100, views_per_product=2, image_size=48, seed=99))
@@ -134,7 +138,7 @@ def test_other_data_and_folders_that_are_no_sweep_are_refused(older, garments, t
         older_trials(planned(garments, tmp_path, warm_start=str(older)))
 
 
-def test_a_sweep_in_which_nothing_has_ended_is_refused(older, garments, tmp_path):
+def test_a_sweep_in_which_nothing_has_ended_is_refused(older: Path, garments: Path, tmp_path: Path) -> None:
     (older / "study.journal").unlink()
     study = SweepStudy(older / "study.journal", seed=0, num_startup_trials=4)
     study.suggest(planned(garments, tmp_path).draw)
@@ -142,7 +146,7 @@ def test_a_sweep_in_which_nothing_has_ended_is_refused(older, garments, tmp_path
         older_trials(planned(garments, tmp_path, warm_start=str(older)))
 
 
-def test_an_extension_counts_its_own_trials_and_fills_up_the_quota(older, garments, tmp_path):
+def test_an_extension_counts_its_own_trials_and_fills_up_the_quota(older: Path, garments: Path, tmp_path: Path) -> None:
     """Both trials that were taken from the older sweep are of tiny-clip."""
     plan = planned(garments, tmp_path, warm_start=str(older), min_trials_per_model=3, seed=1)
     assert plan.quota is not None

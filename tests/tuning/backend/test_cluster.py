@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,8 @@ from fashionclip_tune.tuning.planning.slots import Node, Slots, plan_cluster_slo
 ROOT = Path(__file__).parents[3]
 
 
-def test_slots_of_a_cluster_fit_its_machines():
-    def plan(nodes, device="cuda", trials=99, concurrent=None, share=None):
+def test_slots_of_a_cluster_fit_its_machines() -> None:
+    def plan(nodes: Any, device: Any = "cuda", trials: Any = 99, concurrent: Any = None, share: Any = None) -> Any:
         return plan_cluster_slots(nodes, device=device, num_trials=trials, max_concurrent=concurrent, gpus_per_trial=share)
 
     head, big, small = Node(cpus=8, gpus=0), Node(cpus=16, gpus=4), Node(cpus=2, gpus=1)
@@ -32,13 +34,13 @@ def test_slots_of_a_cluster_fit_its_machines():
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
-def test_an_address_where_nobody_answers_is_said_at_once(address):
+def test_an_address_where_nobody_answers_is_said_at_once(address: Any) -> None:
     with pytest.raises(UserError, match=rf"--address {address}: no Ray cluster answers.*ray start --head"):
         nodes_at(address)
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes with a core each, as processes of this machine."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
@@ -53,7 +55,7 @@ def cluster(monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_lost_node_costs_its_trial_the_time_since_its_last_checkpoint(garments, tmp_path, cluster):
+def test_a_lost_node_costs_its_trial_the_time_since_its_last_checkpoint(garments: Path, tmp_path: Path, cluster: Any) -> None:
     command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", garments, "--results", tmp_path, "--name", "it"]
     settings = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--budget-examples", "288")
     driver = subprocess.Popen(

@@ -5,6 +5,7 @@ import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -23,12 +24,12 @@ MODELS = ("tiny-clip", "tiny-sig")
 
 
 @pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here loses power; a busy disk takes longer to sync than all else together."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
-def space(trial):
+def space(trial: Any) -> Any:
     return {
         "clip_model": trial.suggest_categorical("clip_model", list(MODELS)),
         "loss_function": "contrastive",
@@ -36,7 +37,7 @@ def space(trial):
     }
 
 
-def value_at(config, examples_seen):
+def value_at(config: Any, examples_seen: Any) -> Any:
     """Best at a rate of 1e-3, at another level for each model; a rate above 0.05 makes it no number from 300 on."""
     rate = config["training.learning_rate"]
     if rate > 0.05 and examples_seen >= 300:
@@ -45,11 +46,11 @@ def value_at(config, examples_seen):
     return (0.2 if config["clip_model"] == "tiny-sig" else 0.5) + 0.4 * (1 - off) * examples_seen / BUDGET
 
 
-def open_study(folder, **changed):
+def open_study(folder: Any, **changed: Any) -> Any:
     return SweepStudy(folder / "study.journal", **{"seed": 5, "num_startup_trials": 4, **changed})
 
 
-def job(sweep_dir, num_trials, at_a_time=1, **more):
+def job(sweep_dir: Any, num_trials: Any, at_a_time: Any = 1, **more: Any) -> Any:
     return SweepJob(
         **{"space": space, "build": ProjectConfig().with_overrides, "slots": Slots(at_a_time, 1.0, 0.0), **more},
         sweep_dir=sweep_dir,
@@ -58,8 +59,16 @@ def job(sweep_dir, num_trials, at_a_time=1, **more):
 
 
 def drive(
-    study, rule, *, num_trials=14, max_concurrent=1, values=value_at, order=None, error_of=lambda config: None, stop=None
-):
+    study: Any,
+    rule: Any,
+    *,
+    num_trials: Any = 14,
+    max_concurrent: Any = 1,
+    values: Any = value_at,
+    order: Any = None,
+    error_of: Any = lambda config: None,
+    stop: Any = None,
+) -> Any:
     """Runs a sweep to its end, as Ray would; a trial that goes on reports its last stage again.
 
     ``error_of`` says of a configuration with which message it fails at once, if at all.
@@ -95,7 +104,7 @@ def drive(
     return Path("sweep")
 
 
-def outcome(study):
+def outcome(study: Any) -> Any:
     return [
         (trial.number, trial.state, stop_reason(trial), settings(trial), trial.intermediate_values, trial.value)
         for trial in study.trials()
@@ -106,7 +115,7 @@ QUOTA = ModelQuota("clip_model", dict.fromkeys(MODELS, 1.0), 3)
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
-def test_a_sweep_killed_at_any_record_ends_as_one_that_never_was(tmp_path, scheduler):
+def test_a_sweep_killed_at_any_record_ends_as_one_that_never_was(tmp_path: Path, scheduler: Any) -> None:
     """The journal is cut after some record, or within one: what a kill leaves at that moment."""
     rule = stopping_rule(scheduler, stage_examples=STAGE, budget_examples=BUDGET, reduction_factor=3)
     (tmp_path / "whole").mkdir()
@@ -131,7 +140,7 @@ def test_a_sweep_killed_at_any_record_ends_as_one_that_never_was(tmp_path, sched
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
-def test_no_trial_is_left_running_and_no_nan_goes_on(tmp_path, scheduler):
+def test_no_trial_is_left_running_and_no_nan_goes_on(tmp_path: Path, scheduler: Any) -> None:
     rule = stopping_rule(scheduler, stage_examples=STAGE, budget_examples=BUDGET, reduction_factor=3)
     study = open_study(tmp_path)
     broken = lambda config, seen: math.nan if seen >= 300 else value_at(config, seen)  # noqa: E731
@@ -147,7 +156,7 @@ def test_no_trial_is_left_running_and_no_nan_goes_on(tmp_path, scheduler):
         assert message(trial) == "recall_at_10 is nan after 300 examples"
 
 
-def test_median_decides_on_the_journal_as_the_rule_says_and_for_each_architecture_alone(tmp_path):
+def test_median_decides_on_the_journal_as_the_rule_says_and_for_each_architecture_alone(tmp_path: Path) -> None:
     """Every decision is repeated from the curves that stood in the journal before it; the weaker model is not stopped for
     being weaker."""
     study = open_study(tmp_path, quota=ModelQuota("clip_model", dict.fromkeys(MODELS, 1.0), 7))
@@ -169,7 +178,7 @@ def test_median_decides_on_the_journal_as_the_rule_says_and_for_each_architectur
     assert any(stop_reason(trial) == "budget" for trial in by_model["tiny-sig"])
 
 
-def scheduled(study, rule, number, examples_seen, value, model="tiny-clip", **more):
+def scheduled(study: Any, rule: Any, number: Any, examples_seen: Any, value: Any, model: Any = "tiny-clip", **more: Any) -> Any:
     config = ProjectConfig(clip_model=model).to_dict()
     trial = SimpleNamespace(config=TrialPlan(number, "somewhere", config).to_ray())
     return StudyScheduler(study, rule, StopSignal()).on_trial_result(
@@ -177,7 +186,7 @@ def scheduled(study, rule, number, examples_seen, value, model="tiny-clip", **mo
     )
 
 
-def test_a_decision_is_in_the_journal_before_it_takes_effect_and_is_not_taken_twice(tmp_path):
+def test_a_decision_is_in_the_journal_before_it_takes_effect_and_is_not_taken_twice(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     rule = AshaRule((100, 300), 3)
     for number, value in enumerate((0.5, 0.6, 0.4)):
@@ -202,7 +211,7 @@ def test_a_decision_is_in_the_journal_before_it_takes_effect_and_is_not_taken_tw
         ("error", TrialState.FAIL, None),
     ],
 )
-def test_how_a_trial_that_fails_is_told(tmp_path, reason, state, value):
+def test_how_a_trial_that_fails_is_told(tmp_path: Path, reason: Any, state: Any, value: Any) -> None:
     study = open_study(tmp_path)
     study.suggest(space)
     scheduled(study, NO_STOPPING, 0, 100, 0.7)
@@ -212,12 +221,12 @@ def test_how_a_trial_that_fails_is_told(tmp_path, reason, state, value):
     assert open_study(tmp_path).unfinished() == []
 
 
-def reasons(study):
+def reasons(study: Any) -> Any:
     return [stop_reason(trial) for trial in study.trials()]
 
 
 @pytest.mark.parametrize("max_concurrent", [1, 2])
-def test_a_fault_of_the_machine_does_not_burn_all_trials(tmp_path, max_concurrent):
+def test_a_fault_of_the_machine_does_not_burn_all_trials(tmp_path: Path, max_concurrent: Any) -> None:
     """It is told from a setting by its having hit both models. The next life tries one; once it is mended, the rest."""
     broken, study = StopSignal(), open_study(tmp_path, quota=ModelQuota("clip_model", dict.fromkeys(MODELS, 1.0), 2))
     numbers = itertools.count()
@@ -244,7 +253,7 @@ def test_a_fault_of_the_machine_does_not_burn_all_trials(tmp_path, max_concurren
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_choice_that_always_fails_costs_its_trials_only(tmp_path, seed):
+def test_a_choice_that_always_fails_costs_its_trials_only(tmp_path: Path, seed: Any) -> None:
     """Even where it has the first six, by its quota."""
     quota = ModelQuota("clip_model", {"tiny-sig": 1.0, "tiny-clip": 100.0}, 6)
     study, stop = open_study(tmp_path, seed=seed, quota=quota), StopSignal()
@@ -256,7 +265,7 @@ def test_a_choice_that_always_fails_costs_its_trials_only(tmp_path, seed):
     assert all((settings(t)["clip_model"] == "tiny-sig") == (stop_reason(t) == "error") for t in study.trials())
 
 
-def test_faults_that_differ_or_come_between_trials_that_train_do_not_end_a_sweep(tmp_path):
+def test_faults_that_differ_or_come_between_trials_that_train_do_not_end_a_sweep(tmp_path: Path) -> None:
     numbers = itertools.count()
     kinds = ("ValueError: a", "ValueError: b", "KeyError: c", None)
     study, stop = open_study(tmp_path), StopSignal()
@@ -267,7 +276,7 @@ def test_faults_that_differ_or_come_between_trials_that_train_do_not_end_a_sweep
     assert len(study.trials()) == 14
 
 
-def test_a_space_that_always_raises_ends_a_sweep_early(tmp_path):
+def test_a_space_that_always_raises_ends_a_sweep_early(tmp_path: Path) -> None:
     study, stop = open_study(tmp_path), StopSignal()
     searcher = StudySearcher(study, job(tmp_path, 14, space=lambda trial: {}["missing"]), stop)
     assert searcher.suggest("a") == "FINISHED"
@@ -275,6 +284,6 @@ def test_a_space_that_always_raises_ends_a_sweep_early(tmp_path):
     assert "KeyError: 'missing'" in (stop.reason or "")
 
 
-def test_each_trial_is_told_of_the_disk_that_the_sweep_may_take(tmp_path):
+def test_each_trial_is_told_of_the_disk_that_the_sweep_may_take(tmp_path: Path) -> None:
     searcher = StudySearcher(open_study(tmp_path), job(tmp_path, 2, disk_budget_bytes=10**8), StopSignal())
     assert TrialPlan.from_ray(searcher.suggest("a")).disk_budget_bytes == 10**8

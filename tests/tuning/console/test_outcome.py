@@ -6,8 +6,11 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -17,6 +20,7 @@ from fashionclip_tune.tuning.console.outcome import how_to_go_on
 from fashionclip_tune.tuning.persistence.location import SweepCatalog
 from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
+from tests.tuning.conftest import RunSweep
 
 OWN = ("name", "results", "dry_run", "resume", "refit")
 FAST = ("--set", "model.pretrained=none", "--set", "training.batch_size=16", "--samples-per-second", "100")
@@ -24,10 +28,10 @@ SPACE = "def space(trial):\n    return {'clip_model': 'tiny-clip', 'training.lea
 
 
 @pytest.fixture
-def parsed(script, monkeypatch):
+def parsed(script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What ``run_sweep.py`` makes of a command line: the settings, and what it is to do with them."""
 
-    def parse(words):
+    def parse(words: Any) -> Any:
         monkeypatch.setattr("sys.argv", ["run_sweep.py", *map(str, words)])
         arguments = vars(script.parse())
         own = {name: arguments.pop(name) for name in OWN}
@@ -36,7 +40,9 @@ def parsed(script, monkeypatch):
     return parse
 
 
-def test_the_command_that_goes_on_has_the_settings_in_effect(garments, tmp_path, monkeypatch, parsed):
+def test_the_command_that_goes_on_has_the_settings_in_effect(
+    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed: Any
+) -> None:
     """Of a first run, and of a later one elsewhere that says less; paths are relative and have blanks."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my data").symlink_to(garments)
@@ -89,7 +95,7 @@ def test_the_command_that_goes_on_has_the_settings_in_effect(garments, tmp_path,
     assert plan_sweep(recorded.resumed(again, "it")).settings == later
 
 
-def test_each_setting_is_said_again_or_recorded():
+def test_each_setting_is_said_again_or_recorded() -> None:
     """A new flag belongs to one of the two: what a resumed sweep would neither keep nor be told is lost."""
     everything = SweepSettings(space="mine.py", overrides={"training.epochs": 2}, **{"data": "d", "scratch": "s"})
     for field in fields(SweepSettings):
@@ -104,10 +110,10 @@ def test_each_setting_is_said_again_or_recorded():
     }
 
 
-def interrupted_in(monkeypatch, where, number):
+def interrupted_in(monkeypatch: pytest.MonkeyPatch, where: Any, number: Any) -> None:
     """At this function, which then goes on for a while."""
 
-    def interrupt(*_, **__):
+    def interrupt(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
         pytest.fail("the signal did nothing")
@@ -116,7 +122,7 @@ def interrupted_in(monkeypatch, where, number):
 
 
 @pytest.fixture
-def heeded_ctrl_c():
+def heeded_ctrl_c() -> Iterator[Any]:
     """Tests that a shell runs in the background inherit that it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -129,7 +135,9 @@ def heeded_ctrl_c():
     "where",
     ["tuning.session.SweepStudy", "tuning.session.export_best", "tuning.console.outcome.write_report"],
 )
-def test_a_signal_at_any_moment_says_how_to_go_on(garments, tmp_path, monkeypatch, run_sweep, where, number):
+def test_a_signal_at_any_moment_says_how_to_go_on(
+    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_sweep: RunSweep, where: Any, number: Any
+) -> None:
     """Before Ray is there and after it is gone; the trials themselves are left out."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("fashionclip_tune.tuning.session.run_trials", lambda *_, **__: True)
@@ -144,10 +152,12 @@ def test_a_signal_at_any_moment_says_how_to_go_on(garments, tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("heeded_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_ray_starts_is_heeded_once_it_is_there(garments, tmp_path, monkeypatch, run_sweep, number):
+def test_a_signal_while_ray_starts_is_heeded_once_it_is_there(
+    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_sweep: RunSweep, number: Any
+) -> None:
     """``ray.init`` would put a handler of its own in place, for good, and may swallow what that raises."""
 
-    def init(**_):
+    def init(**_: Any) -> None:
         ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
         os.kill(os.getpid(), number)
         time.sleep(0.01)

@@ -3,6 +3,7 @@
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,16 +14,16 @@ from fashionclip_tune.tuning.persistence.fencing import FencingCheck, register, 
 
 
 @pytest.fixture(autouse=True)
-def look_each_time(monkeypatch):
+def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 0.0)
 
 
-def on(host: str, monkeypatch, folder: RemoteFolder, run_dir: str = "/scratch/it"):
+def on(host: str, monkeypatch: pytest.MonkeyPatch, folder: RemoteFolder, run_dir: str = "/scratch/it") -> Any:
     monkeypatch.setattr(platform, "node", lambda: host)
     return register(folder, Path(run_dir))
 
 
-def test_the_one_before_writes_and_removes_no_more(tmp_path, monkeypatch):
+def test_the_one_before_writes_and_removes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost, here = RemoteFolder(tmp_path), RemoteFolder(tmp_path)
     first, before = on("lost", monkeypatch, lost)
     assert before is None
@@ -40,7 +41,7 @@ def test_the_one_before_writes_and_removes_no_more(tmp_path, monkeypatch):
     assert not lost.exists("journal")
 
 
-def test_who_has_signed_off_or_ran_in_this_folder_is_not_worth_a_word(tmp_path, monkeypatch):
+def test_who_has_signed_off_or_ran_in_this_folder_is_not_worth_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RemoteFolder(tmp_path)
     first, _ = on("one", monkeypatch, folder)
     second, before = on("one", monkeypatch, folder)
@@ -52,14 +53,14 @@ def test_who_has_signed_off_or_ran_in_this_folder_is_not_worth_a_word(tmp_path, 
     assert third.name > second.name
 
 
-def test_two_scratch_folders_on_one_host_are_two_drivers(tmp_path, monkeypatch):
+def test_two_scratch_folders_on_one_host_are_two_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither has the lock of the other's folder."""
     folder = RemoteFolder(tmp_path)
     first, _ = on("one", monkeypatch, folder, "/scratch/it")
     assert on("one", monkeypatch, folder, "/other/it")[1] == first
 
 
-def test_of_two_that_start_at_once_one_goes_on(tmp_path, monkeypatch):
+def test_of_two_that_start_at_once_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [RemoteFolder(tmp_path) for _ in range(2)]
     monkeypatch.setattr(writer_module, "_newest", lambda folder: None)  # neither sees the other
     writers = [on(f"host-{number}", monkeypatch, folder)[0] for number, folder in enumerate(folders)]
@@ -73,7 +74,7 @@ def test_of_two_that_start_at_once_one_goes_on(tmp_path, monkeypatch):
     assert refused == 1
 
 
-def test_a_torn_file_still_says_that_there_is_a_later_one(tmp_path, monkeypatch):
+def test_a_torn_file_still_says_that_there_is_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RemoteFolder(tmp_path)
     first, _ = on("one", monkeypatch, folder)
     second, _ = on("two", monkeypatch, folder)
@@ -83,7 +84,7 @@ def test_a_torn_file_still_says_that_there_is_a_later_one(tmp_path, monkeypatch)
         FencingCheck(folder, first.name)()
 
 
-def test_looks_are_rare(tmp_path, monkeypatch):
+def test_looks_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 10.0)
     folder, looks = RemoteFolder(tmp_path), []
     first, _ = on("one", monkeypatch, folder)
@@ -94,7 +95,7 @@ def test_looks_are_rare(tmp_path, monkeypatch):
     assert len(looks) == 1
 
 
-def test_nothing_is_removed_on_the_word_of_an_earlier_look(tmp_path, monkeypatch):
+def test_nothing_is_removed_on_the_word_of_an_earlier_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two looks the other machine has taken over, and it is to find the state that it goes on from."""
     monkeypatch.setattr(writer_module, "_LOOKED_EVERY_S", 1000.0)
     overtaken = RemoteFolder(tmp_path)

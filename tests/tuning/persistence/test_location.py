@@ -1,4 +1,7 @@
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,12 +10,12 @@ from fashionclip_tune.tuning.persistence.location import SweepCatalog
 from fashionclip_tune.tuning.session import driving
 
 
-def write(results, name, *, state="RUNNING", created="2026-01-01"):
+def write(results: Any, name: Any, *, state: Any = "RUNNING", created: Any = "2026-01-01") -> None:
     (results / name).mkdir(parents=True, exist_ok=True)
     (results / name / "sweep.json").write_text(json.dumps({"state": state, "created": created, "name": name}))
 
 
-def test_the_latest_unfinished_sweep_is_gone_on_with(tmp_path):
+def test_the_latest_unfinished_sweep_is_gone_on_with(tmp_path: Path) -> None:
     assert SweepCatalog(str(tmp_path / "none")).to_resume(None) is None
     write(tmp_path, "old", created="2026-01-01")
     write(tmp_path, "newer", created="2026-01-03")
@@ -24,7 +27,7 @@ def test_the_latest_unfinished_sweep_is_gone_on_with(tmp_path):
     assert results.to_resume("no sweep") is None
 
 
-def test_of_a_sweep_in_two_folders_what_was_written_first_holds(tmp_path):
+def test_of_a_sweep_in_two_folders_what_was_written_first_holds(tmp_path: Path) -> None:
     """What is rewritten for people may have been torn when the machine was lost."""
     (tmp_path / "it" / "headers").mkdir(parents=True)
     (tmp_path / "it" / "headers" / "000001-a.json").write_text('{"created": "2026-01-01"}')
@@ -35,7 +38,7 @@ def test_of_a_sweep_in_two_folders_what_was_written_first_holds(tmp_path):
     assert SweepCatalog(str(tmp_path)).to_resume("it")[1]["state"] == "FINISHED"
 
 
-def test_names_of_new_sweeps(tmp_path):
+def test_names_of_new_sweeps(tmp_path: Path) -> None:
     results = SweepCatalog(str(tmp_path))
     assert results.new(None, may_be_begun=False) == "sweep-001"
     write(tmp_path, "sweep-001")
@@ -58,7 +61,7 @@ def test_names_of_new_sweeps(tmp_path):
             results.new(name, may_be_begun=False)
 
 
-def test_a_sweep_stays_in_as_many_folders_as_it_was_started_in(tmp_path):
+def test_a_sweep_stays_in_as_many_folders_as_it_was_started_in(tmp_path: Path) -> None:
     results, scratch = SweepCatalog(str(tmp_path / "results")), str(tmp_path / "scratch")
     one = results.place("it", None)
     assert (one.run_dir, one.mirror) == (tmp_path / "results" / "it", None)
@@ -73,14 +76,14 @@ def test_a_sweep_stays_in_as_many_folders_as_it_was_started_in(tmp_path):
         SweepCatalog(f"file://{tmp_path}").place("it", None)
 
 
-def started(place) -> str:
+def started(place: Any) -> str:
     """What a driver is told that planned a new sweep at ``place`` when there was none."""
     with pytest.raises(UserError) as refused, driving(place, is_new=True):
         pytest.fail("it must not begin")
     return str(refused.value)
 
 
-def test_a_new_sweep_does_not_go_on_in_one_that_came_meanwhile(tmp_path):
+def test_a_new_sweep_does_not_go_on_in_one_that_came_meanwhile(tmp_path: Path) -> None:
     """Its settings are others, and its plan is made."""
     results = SweepCatalog(str(tmp_path))
     one, two = results.place("one", None), results.place("two", str(tmp_path / "scratch"))
@@ -90,7 +93,9 @@ def test_a_new_sweep_does_not_go_on_in_one_that_came_meanwhile(tmp_path):
     assert "two was started by another process meanwhile: give another --name" in started(two)
 
 
-def test_a_new_sweep_does_not_go_on_in_what_one_of_its_name_left_in_the_scratch_folder(tmp_path, logged):
+def test_a_new_sweep_does_not_go_on_in_what_one_of_its_name_left_in_the_scratch_folder(
+    tmp_path: Path, logged: Sequence[str]
+) -> None:
     place = SweepCatalog(str(tmp_path)).place("it", str(tmp_path / "scratch"))
     write(place.run_dir.parent, place.run_dir.name)
     assert f"{place.run_dir} has a sweep of this name, of which {tmp_path}/it knows nothing" in started(place)

@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -36,7 +37,7 @@ def told(study: SweepStudy) -> list:
 
 
 @pytest.fixture
-def begun(tmp_path):
+def begun(tmp_path: Path) -> Any:
     """A sweep of two trials on the first machine: its mirror, folder and study."""
     mirror, run_dir = mirrored(tmp_path, "first")
     mirror.start({"name": "it", "created": "now"})
@@ -47,7 +48,7 @@ def begun(tmp_path):
     return mirror, run_dir, first
 
 
-def test_another_machine_knows_all_that_was_recorded(tmp_path, begun):
+def test_another_machine_knows_all_that_was_recorded(tmp_path: Path, begun: Any) -> None:
     _, run_dir, first = begun
     mirror, other_dir = mirrored(tmp_path, "second")
     assert mirror.restore()
@@ -57,7 +58,7 @@ def test_another_machine_knows_all_that_was_recorded(tmp_path, begun):
     assert (sweep["name"], sweep["state"], sweep["trials"]) == ("it", "RUNNING", [])
 
 
-def test_every_record_is_durable_before_the_call_that_makes_it_returns(tmp_path, begun):
+def test_every_record_is_durable_before_the_call_that_makes_it_returns(tmp_path: Path, begun: Any) -> None:
     _, run_dir, first = begun
     for stage in range(300, 900, 100):
         first.record_stage(0, stage, 0.25)
@@ -66,7 +67,7 @@ def test_every_record_is_durable_before_the_call_that_makes_it_returns(tmp_path,
         assert (other_dir / "study.journal").read_bytes() == (run_dir / "study.journal").read_bytes()
 
 
-def test_a_torn_piece_and_what_follows_it_are_not_believed(tmp_path, begun):
+def test_a_torn_piece_and_what_follows_it_are_not_believed(tmp_path: Path, begun: Any) -> None:
     _, run_dir, _ = begun
     pieces = sorted((tmp_path / "drive" / "journal").iterdir())
     torn = pieces[-2]
@@ -83,7 +84,7 @@ def test_a_torn_piece_and_what_follows_it_are_not_believed(tmp_path, begun):
     assert told(study(third, third_dir)) == told(second)
 
 
-def test_a_machine_that_comes_back_goes_on_where_it_was_unless_another_has_gone_on_since(tmp_path, begun):
+def test_a_machine_that_comes_back_goes_on_where_it_was_unless_another_has_gone_on_since(tmp_path: Path, begun: Any) -> None:
     _, _, first = begun
     last = sorted((tmp_path / "drive" / "journal").iterdir())[-1]
     last.unlink()  # as if it had died between the two
@@ -103,7 +104,9 @@ def append(mirror: SweepMirror, run_dir: Path, line: str) -> None:
     mirror.append_journal()
 
 
-def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(tmp_path, begun, monkeypatch):
+def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(
+    tmp_path: Path, begun: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     late, late_dir, _ = begun
     other, other_dir = mirrored(tmp_path, "second")
     assert other.restore()
@@ -119,7 +122,7 @@ def test_what_an_overtaken_machine_wrote_before_it_noticed_does_not_count(tmp_pa
 
 
 @pytest.mark.parametrize(("copy", "known_s"), [(None, 0.0), ('{"elapsed_s": 40', 0.0), ('{"elapsed_s": 40.5}', 40.5)])
-def test_the_time_of_a_lost_machine_counts_as_far_as_it_is_known(tmp_path, begun, copy, known_s):
+def test_the_time_of_a_lost_machine_counts_as_far_as_it_is_known(tmp_path: Path, begun: Any, copy: Any, known_s: Any) -> None:
     if copy is not None:
         (tmp_path / "drive" / "sweep.json").write_text(copy)
     mirror, other_dir = mirrored(tmp_path, "second")
@@ -131,7 +134,9 @@ def test_the_time_of_a_lost_machine_counts_as_far_as_it_is_known(tmp_path, begun
 
 
 @pytest.mark.parametrize("late", ["first", "second"])
-def test_of_two_that_start_one_name_at_once_one_is_the_sweep(tmp_path, monkeypatch, late):
+def test_of_two_that_start_one_name_at_once_one_is_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: Any
+) -> None:
     """Neither saw the other when it planned; whichever writes last, settings and journal are of the same one."""
     mirrors = {machine: mirrored(tmp_path, machine) for machine in ("first", "second")}
     for mirror, _ in mirrors.values():
@@ -153,7 +158,7 @@ def test_of_two_that_start_one_name_at_once_one_is_the_sweep(tmp_path, monkeypat
     assert (third_dir / "study.journal").read_text() == "second one\nsecond two\n"
 
 
-def test_of_two_that_register_at_once_the_earlier_one_starts_nothing(tmp_path, monkeypatch):
+def test_of_two_that_register_at_once_the_earlier_one_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = mirrored(tmp_path, "first")
     second, _ = mirrored(tmp_path, "second")
     put = first.folder.put
@@ -163,7 +168,7 @@ def test_of_two_that_register_at_once_the_earlier_one_starts_nothing(tmp_path, m
     second.start({"created": "now"})
 
 
-def test_evaluations_and_curves_come_along_but_torn_ones(tmp_path, begun):
+def test_evaluations_and_curves_come_along_but_torn_ones(tmp_path: Path, begun: Any) -> None:
     evaluations = tmp_path / "drive" / "trials" / "0000-tiny-clip-contrastive" / "evaluations"
     evaluations.mkdir(parents=True)
     (evaluations / "step_00000001.json").write_text('{"step": 1}')
@@ -185,7 +190,7 @@ def write(run_dir: Path, files: dict[str, str]) -> None:
         (run_dir / name).write_text(text)
 
 
-def test_tables_and_winner_are_copied_for_people(tmp_path, begun):
+def test_tables_and_winner_are_copied_for_people(tmp_path: Path, begun: Any) -> None:
     mirror, run_dir, _ = begun
     write(run_dir, {"sweep.json": "{}", "trials.csv": "{}", "best/open_clip_config.json": "{}"})
     mirror.publish()
@@ -197,7 +202,9 @@ def test_tables_and_winner_are_copied_for_people(tmp_path, begun):
     assert (tmp_path / "drive" / "trials.csv").read_text() == "newer"
 
 
-def test_only_what_has_changed_is_written_and_that_it_is_finished_last(tmp_path, begun, monkeypatch):
+def test_only_what_has_changed_is_written_and_that_it_is_finished_last(
+    tmp_path: Path, begun: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirror, run_dir, _ = begun
     trial = run_dir / "trials" / "0000-tiny-clip-contrastive"
     write(run_dir, {"sweep.json": "RUNNING", "best/weights": "w", f"trials/{trial.name}/config.json": "{}"})
@@ -215,7 +222,7 @@ def test_only_what_has_changed_is_written_and_that_it_is_finished_last(tmp_path,
     assert written == ["best/tokenizer", "sweep.json"]
 
 
-def test_a_winner_leaves_no_file_of_the_one_before(tmp_path, begun):
+def test_a_winner_leaves_no_file_of_the_one_before(tmp_path: Path, begun: Any) -> None:
     mirror, run_dir, _ = begun
     write(run_dir, {"best/weights": "w", "best/tokenizer": "t", "refit/best/weights": "r"})
     mirror.publish()
@@ -224,7 +231,7 @@ def test_a_winner_leaves_no_file_of_the_one_before(tmp_path, begun):
     assert sorted(name for name in mirror.folder.sizes() if "best/" in name) == ["best/weights", "refit/best/weights"]
 
 
-def test_a_finished_sweep_is_brought_to_another_machine_for_people(tmp_path, begun):
+def test_a_finished_sweep_is_brought_to_another_machine_for_people(tmp_path: Path, begun: Any) -> None:
     mirror, run_dir, _ = begun
     trial = "trials/0000-tiny-clip-contrastive"
     files = {"sweep.json": '{"state": "FINISHED"}', "best/weights": "w", "refit/best/weights": "r"}
@@ -241,7 +248,9 @@ def test_a_finished_sweep_is_brought_to_another_machine_for_people(tmp_path, beg
     assert found == {"study.journal", f"{trial}/events.out.tfevents.1", "refit/evaluations/step_00000001.json"}
 
 
-def test_a_refit_elsewhere_leaves_the_winner_as_it_is_and_knows_the_refit_before(tmp_path, begun, monkeypatch):
+def test_a_refit_elsewhere_leaves_the_winner_as_it_is_and_knows_the_refit_before(
+    tmp_path: Path, begun: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirror, run_dir, _ = begun
     write(run_dir, {"best/model.safetensors": "winner", "refit/config.json": "{}", "sweep.json": "{}"})
     mirror.publish_run(run_dir / "refit")

@@ -1,6 +1,7 @@
 """Rows of ``sweep.json``, from a journal and trials' folders that are made up."""
 
 import io
+from pathlib import Path
 
 from optuna.trial import TrialState
 from rich.console import Console
@@ -16,7 +17,7 @@ from fashionclip_tune.tuning.study.study import SweepStudy
 SETTINGS = {"clip_model": "tiny-clip", "loss_function": "contrastive"}
 
 
-def test_a_sweep_of_which_no_trial_has_a_result_says_why(tmp_path):
+def test_a_sweep_of_which_no_trial_has_a_result_says_why(tmp_path: Path) -> None:
     """Each has ended before its first evaluation."""
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
     for state, reason in ((TrialState.PRUNED, "out_of_memory"), (TrialState.FAIL, "error"), (TrialState.PRUNED, "diverged")):

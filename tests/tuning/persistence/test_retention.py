@@ -1,6 +1,7 @@
 """What is kept of ended trials, here and on the durable side. Nothing trains: checkpoints are made up."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -60,7 +61,7 @@ def freed(sweep: Sweep) -> tuple[int, int]:
 
 
 @pytest.fixture
-def sweep(tmp_path) -> Sweep:
+def sweep(tmp_path: Path) -> Sweep:
     sweep = Sweep(tmp_path)
     for recall in (0.1, 0.3, 0.2):
         sweep.add(recall)
@@ -69,7 +70,7 @@ def sweep(tmp_path) -> Sweep:
     return sweep
 
 
-def test_the_best_three_keep_weights_and_a_running_trial_all(sweep):
+def test_the_best_three_keep_weights_and_a_running_trial_all(sweep: Any) -> None:
     for number in range(3):
         assert sweep.here(number) == STRIPPED
         assert sweep.there(number) == {**WEIGHTS, "config.json": 2}
@@ -78,7 +79,9 @@ def test_the_best_three_keep_weights_and_a_running_trial_all(sweep):
     assert freed(sweep) == (3 * FREED, 3 * FREED_DURABLE)
 
 
-def test_one_that_is_among_them_no_more_keeps_its_figures_which_are_written_once(sweep, monkeypatch):
+def test_one_that_is_among_them_no_more_keeps_its_figures_which_are_written_once(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written, put_file = [], sweep.drive.put_file
     monkeypatch.setattr(sweep.drive, "put_file", lambda name, source: (written.append(name), put_file(name, source)))
     sweep.rows[3]["state"] = "PRUNED"
@@ -93,7 +96,7 @@ def test_one_that_is_among_them_no_more_keeps_its_figures_which_are_written_once
     assert freed(sweep) == (4 * FREED + 1010, 4 * FREED_DURABLE + 300)
 
 
-def test_a_folder_that_its_worker_still_holds_is_left_for_later(sweep):
+def test_a_folder_that_its_worker_still_holds_is_left_for_later(sweep: Any) -> None:
     sweep.add(0.05)
     with FileLock(sweep.folder(4) / ".lock"):
         sweep.retention.apply(sweep.rows)
@@ -103,7 +106,7 @@ def test_a_folder_that_its_worker_still_holds_is_left_for_later(sweep):
     assert (sweep.here(4), sweep.there(4)) == ({}, {"config.json": 2})
 
 
-def test_what_was_freed_stands_in_the_record_of_all_lives(tmp_path):
+def test_what_was_freed_stands_in_the_record_of_all_lives(tmp_path: Path) -> None:
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=1)
     record = SweepRecord(tmp_path, study, {"name": "it", "freed_bytes": 1_000_000, "freed_durable_bytes": 0})
     content = record.write("RUNNING", (2_000_000, 3_000_000))

@@ -1,4 +1,6 @@
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ def config(model: str, **freeze: bool) -> ProjectConfig:
     return ProjectConfig(clip_model=model).with_overrides({f"freeze.{name}": value for name, value in freeze.items()})
 
 
-def test_bytes_of_the_three_models_by_hand():
+def test_bytes_of_the_three_models_by_hand() -> None:
     """Parameters: 151.3 M and 149.6 M; SigLIP2 375.2 M, of which 196.6 M are its token embedding."""
     plan = plan_disk([config("ViT-B-32"), config("ViT-B-16"), config("ViT-B-16-SigLIP2-256", token_embedding=True)], 30)
     small, large = plan.models["ViT-B-32"], plan.models["ViT-B-16-SigLIP2-256"]
@@ -31,12 +33,12 @@ def test_bytes_of_the_three_models_by_hand():
     assert large.durable_weights == pytest.approx(2 * (375.2e6 - 196.6e6), rel=1e-3)
 
 
-def test_of_an_architecture_the_configuration_that_trains_most_counts():
+def test_of_an_architecture_the_configuration_that_trains_most_counts() -> None:
     plan = plan_disk([config("tiny-clip", text_tower=True), config("tiny-clip"), config("tiny-clip", image_tower=True)], 1)
     assert plan.models["tiny-clip"] == plan_disk([config("tiny-clip")], 1).models["tiny-clip"]
 
 
-def test_an_average_of_the_weights_is_kept_beside_those_that_are_trained():
+def test_an_average_of_the_weights_is_kept_beside_those_that_are_trained() -> None:
     averaged = config("tiny-clip").with_overrides({"optimizer.ema_decay": 0.99})
     plain, more = (plan_disk([each], 1).models["tiny-clip"] for each in (config("tiny-clip"), averaged))
     assert more.durable_state - plain.durable_state == more.state - plain.state == plain.trained
@@ -52,7 +54,7 @@ def evening() -> DiskPlan:
 KEPT = 3 * 2 * (151.3e6 + 149.6e6 + 178.6e6) + 30e6
 
 
-def test_an_evening_with_the_three_models_takes_less_than_8_gb_of_a_drive(evening):
+def test_an_evening_with_the_three_models_takes_less_than_8_gb_of_a_drive(evening: Any) -> None:
     """One trial at a time, as on a notebook's 12.7 GB of host memory."""
     running = 2 * 3 * 714.4e6 + 357.2e6  # the next state beside the last one, and weights
     assert evening.durable_bytes(dict.fromkeys(evening.models, 1)) == pytest.approx(running + KEPT, rel=1e-3)
@@ -60,13 +62,13 @@ def test_an_evening_with_the_three_models_takes_less_than_8_gb_of_a_drive(evenin
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_side_by_side_only_one_trial_at_a_time_has_its_state_twice(evening, count):
+def test_side_by_side_only_one_trial_at_a_time_has_its_state_twice(evening: Any, count: Any) -> None:
     """Several of ViT-B-32 share a card that SigLIP2 has alone; whose next state is the largest is not known."""
     at_a_time = {**dict.fromkeys(evening.models, 1), "ViT-B-32": count}
     assert evening.durable_bytes(at_a_time) == pytest.approx(count * 3.5 * 605.2e6 + 3 * 714.4e6 + KEPT, rel=1e-3)
 
 
-def test_as_many_of_each_model_count_as_run_side_by_side():
+def test_as_many_of_each_model_count_as_run_side_by_side() -> None:
     """Two of the small one, 3 GB of state each, or one of the large one with 4: three checkpoints of each are there at most."""
     bytes_of = plan()
     always = 3 * (GB + 2 * GB) + 2 * 2 * GB + 10 * 10**6  # weights of the best three of each, the winner twice, figures
@@ -75,7 +77,7 @@ def test_as_many_of_each_model_count_as_run_side_by_side():
     assert bytes_of.local_bytes({"a": 2, "b": 2}) == 2 * 3 * 4 * GB + always
 
 
-def test_where_little_is_trained_the_winner_is_the_most():
+def test_where_little_is_trained_the_winner_is_the_most() -> None:
     """Two trials of a model of 1 GB of which a hundredth is trained end, and it is written in fp32."""
     plan = DiskPlan({"a": ModelBytes(GB, GB // 100)}, num_trials=1)
     assert plan.durable_bytes({"a": 2}) == (3 + 2) * GB // 200 + GB + 10**6
@@ -85,7 +87,9 @@ def plan() -> DiskPlan:
     return DiskPlan({"a": ModelBytes(GB, GB), "b": ModelBytes(2 * GB, GB)}, num_trials=10)
 
 
-def test_a_checkpoint_over_the_budget_is_not_begun_and_an_older_one_goes_first(tiny_config, tmp_path, monkeypatch):
+def test_a_checkpoint_over_the_budget_is_not_begun_and_an_older_one_goes_first(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fashionclip_tune.storage.folder.time.sleep", lambda seconds: None)
     sweep_dir = tmp_path / "sweep"
     (sweep_dir / "best").mkdir(parents=True)
@@ -107,7 +111,9 @@ def test_a_checkpoint_over_the_budget_is_not_begun_and_an_older_one_goes_first(t
     assert [row["step"] for row in result.history] == [0, 2, 4, 6, 8, 10]
 
 
-def test_a_winner_over_the_budget_takes_the_place_of_the_one_before_or_is_refused(tiny_config, tmp_path, monkeypatch):
+def test_a_winner_over_the_budget_takes_the_place_of_the_one_before_or_is_refused(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fashionclip_tune.storage.folder.time.sleep", lambda seconds: None)
     loaded, folder = load_model(tiny_config), RemoteFolder(tmp_path)
     export_whole(loaded, tmp_path / "best")

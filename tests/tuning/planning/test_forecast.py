@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,7 +211,7 @@ def test_a_t4s_rates_are_estimates_and_say_so_until_better_is_known(monkeypatch:
         assert pace_of(B32).source == "measured by probe"
 
 
-def rates_pace(alone: float, together: float):
+def rates_pace(alone: float, together: float) -> Any:
     from fashionclip_tune.profiling.throughput import Pace
 
     return Pace(alone, together)

@@ -4,6 +4,7 @@ import time
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) ->
     names = ["ViT-B-32", "ViT-B-32", "ViT-B-16", "ViT-B-32", "ViT-B-32"]
     allotment = divided()
 
-    def space(trial):
+    def space(trial: Any) -> Any:
         rate = trial.suggest_float("learning_rate", 1e-5, 1e-2)
         return {"clip_model": names[trial.number], "loss_function": "contrastive", "training.learning_rate": rate}
 

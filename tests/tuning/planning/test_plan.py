@@ -1,5 +1,7 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,14 +11,16 @@ from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 
 
-def cache_dir(garments: Path, **settings) -> Path:
+def cache_dir(garments: Path, **settings: Any) -> Path:
     chosen = SweepSettings(
         data=str(garments), space="tiny", budget_examples=1152, device="cpu", samples_per_second=100.0, **settings
     )
     return plan_sweep(chosen).base.model_cache_dir
 
 
-def test_base_weights_are_kept_on_the_local_disk_unless_they_are_here(garments, tmp_path, monkeypatch):
+def test_base_weights_are_kept_on_the_local_disk_unless_they_are_here(
+    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "drive").mkdir()
     monkeypatch.chdir(tmp_path / "drive")
     scratch = str(tmp_path / "scratch")
@@ -26,7 +30,7 @@ def test_base_weights_are_kept_on_the_local_disk_unless_they_are_here(garments, 
     assert cache_dir(garments, scratch=scratch) == tmp_path / "drive" / "openclip_cache"
 
 
-def test_a_sweep_says_that_captions_have_a_gap(many_captions, logged):
+def test_a_sweep_says_that_captions_have_a_gap(many_captions: Path, logged: Sequence[str]) -> None:
     settings = SweepSettings(
         data=str(many_captions), space="tiny", budget_examples=1152, device="cpu", samples_per_second=100.0
     )

@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.tuning.planning.settings import SweepSettings, stored_settings
+from tests.tuning.conftest import RunSweep
 
 STARTED = SweepSettings(num_trials=16, seed=0, device="cuda", space="tiny", overrides={"training.batch_size": 64})
 
@@ -22,17 +25,17 @@ STARTED = SweepSettings(num_trials=16, seed=0, device="cuda", space="tiny", over
         ({"overrides": {"training.epochs": 5}}, "without --set training.epochs=5: "),
     ],
 )  # fmt: skip
-def test_a_flag_that_differs_is_refused_with_what_was_given(given, said):
+def test_a_flag_that_differs_is_refused_with_what_was_given(given: Any, said: Any) -> None:
     with pytest.raises(UserError, match=f"sweep it was started {said}"):
         STARTED.resumed(SweepSettings(**given), "it")
 
 
-def test_the_same_flags_again_change_nothing():
+def test_the_same_flags_again_change_nothing() -> None:
     again = SweepSettings(num_trials=16, device="auto", overrides={"training.batch_size": 64})
     assert STARTED.resumed(again, "it") == STARTED
 
 
-def test_a_sweep_of_a_gpu_is_not_sent_to_the_cpu(run_sweep, tmp_path, monkeypatch):
+def test_a_sweep_of_a_gpu_is_not_sent_to_the_cpu(run_sweep: RunSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There its settings would refuse it."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (tmp_path / "it").mkdir()
@@ -51,7 +54,7 @@ def test_a_sweep_of_a_gpu_is_not_sent_to_the_cpu(run_sweep, tmp_path, monkeypatc
     assert (code, err) == (2, f"error: --refit: no sweep other in {tmp_path}: there are it\n")
 
 
-def test_places_are_recorded_by_where_they_are(tmp_path, monkeypatch):
+def test_places_are_recorded_by_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     relative = {"clip_model": "local-dir:start", "model.pretrained": "start/weights.pt", "training.batch_size": "16"}
     monkeypatch.chdir(tmp_path)
     settings = SweepSettings(overrides=relative)
@@ -69,7 +72,7 @@ def test_places_are_recorded_by_where_they_are(tmp_path, monkeypatch):
         assert SweepSettings(overrides=kept).overrides == kept
 
 
-def test_a_hub_name_that_a_sweep_recorded_is_given_again_by_the_caller():
+def test_a_hub_name_that_a_sweep_recorded_is_given_again_by_the_caller() -> None:
     recorded = stored_settings({**asdict(SweepSettings()), "overrides": {"clip_model": "hf-hub:somebody/model"}}, "shop")
     with pytest.raises(UserError, match="give this flag again"):
         recorded.resumed(SweepSettings(), "shop")

@@ -7,10 +7,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.tuning.conftest import sweep_json
+from tests.tuning.conftest import RunSweep, sweep_json
 
 ROOT = Path(__file__).parents[3]
 STAGE_STEPS = 50
@@ -21,7 +22,7 @@ GO_ON = re.compile(r"the time of this run is up; go on with: python sweeps/run_s
 
 
 @pytest.fixture
-def invariants(monkeypatch):
+def invariants(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("sweep_invariants")
 
@@ -29,7 +30,9 @@ def invariants(monkeypatch):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(garments, tmp_path, run_sweep, invariants):
+def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(
+    garments: Path, tmp_path: Path, run_sweep: RunSweep, invariants: Any
+) -> None:
     """Two trials take longer than the 15 of 18 seconds that are left to them; the folder's name has a blank in it."""
     results = tmp_path / "My Drive"
     command = [sys.executable, ROOT / "sweeps" / "run_sweep.py", "--data", garments, "--results", results, "--name", "it"]
@@ -72,7 +75,9 @@ def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(garments, t
         assert after[number][: len(history)] == history
 
 
-def test_what_cannot_reach_its_first_rung_is_not_started_and_said(garments, tmp_path, run_sweep, invariants):
+def test_what_cannot_reach_its_first_rung_is_not_started_and_said(
+    garments: Path, tmp_path: Path, run_sweep: RunSweep, invariants: Any
+) -> None:
     """By the stated rate the first rung is two hours away: not even Ray is started."""
     arguments = ("--data", garments, "--results", tmp_path, "--name", "it", *SETTINGS, RATE, "0.1")
     code, out, err = run_sweep(*arguments, "--time-budget", "30")

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -17,13 +19,13 @@ from fashionclip_tune.tuning.study.study import SweepStudy
 PROGRAM = shutil.which("optuna-dashboard", path=str(Path(sys.executable).parent))
 
 
-def space(trial):
+def space(trial: Any) -> Any:
     rate = trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
     return {"clip_model": "tiny-clip", "loss_function": "contrastive", "training.learning_rate": rate}
 
 
 @pytest.fixture
-def address(tmp_path):
+def address(tmp_path: Path) -> Iterator[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -34,7 +36,7 @@ def address(tmp_path):
     process.communicate()
 
 
-def get(address, path):
+def get(address: Any, path: Any) -> Any:
     url, process = address
     deadline = time.monotonic() + 60
     while True:
@@ -48,7 +50,7 @@ def get(address, path):
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="optuna-dashboard is not installed")
-def test_the_dashboard_shows_a_sweep_while_it_runs(tmp_path, request):
+def test_the_dashboard_shows_a_sweep_while_it_runs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
     complete, _ = study.suggest(space)
     study.record_stage(complete, 100, 0.25)

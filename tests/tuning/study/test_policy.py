@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from fashionclip_tune.errors import UserError
@@ -6,7 +8,7 @@ from fashionclip_tune.tuning.study.policy import ModelQuota, plan_quota
 MODELS = ("cheap", "middling", "dear")
 
 
-def test_turns_of_like_cost_then_the_sampler():
+def test_turns_of_like_cost_then_the_sampler() -> None:
     quota, started = ModelQuota("model", {"dear": 3.9, "cheap": 1, "middling": 2.8}, 4), {}
     order = []
     while fixed := quota.next_fixed(started):
@@ -22,12 +24,12 @@ def test_turns_of_like_cost_then_the_sampler():
 @pytest.mark.parametrize(
     ("num_trials", "min_trials"), [(100, 6), (36, 6), (35, 5), (16, 2), (6, 1), (5, None)], ids=lambda value: str(value)
 )
-def test_the_default_is_six_or_what_half_of_the_sweep_gives(num_trials, min_trials):
+def test_the_default_is_six_or_what_half_of_the_sweep_gives(num_trials: Any, min_trials: Any) -> None:
     quota = plan_quota(None, parameter="model", models=MODELS, num_trials=num_trials, cost=len)
     assert (quota and quota.min_trials) == min_trials
 
 
-def test_what_cannot_be_bound_is_left_free_and_refused_where_it_is_asked_for():
+def test_what_cannot_be_bound_is_left_free_and_refused_where_it_is_asked_for() -> None:
     assert plan_quota(None, parameter=None, models=MODELS, num_trials=100, cost=len) is None
     assert plan_quota(0, parameter="model", models=MODELS, num_trials=100, cost=len) is None
     assert plan_quota(3, parameter="model", models=MODELS[:1], num_trials=100) is None

@@ -1,4 +1,6 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -8,7 +10,7 @@ from fashionclip_tune.tuning.study.policy import ModelQuota
 from fashionclip_tune.tuning.study.study import SweepStudy, message, origin, settings, stop_reason, with_origin
 
 
-def space(trial):
+def space(trial: Any) -> Any:
     drawn = {"clip_model": trial.suggest_categorical("clip_model", ["a", "b"])}
     drawn["training.learning_rate"] = trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
     if drawn["clip_model"] == "b":
@@ -16,15 +18,15 @@ def space(trial):
     return drawn
 
 
-def open_study(path, **changed):
+def open_study(path: Any, **changed: Any) -> Any:
     return SweepStudy(path / "study.journal", **{"seed": 3, "num_startup_trials": 4, **changed})
 
 
-def score(overrides):
+def score(overrides: Any) -> Any:
     return 1 - abs(math.log10(overrides["training.learning_rate"]) + 3) / 5
 
 
-def run(study, count, *, reopen=None):
+def run(study: Any, count: Any, *, reopen: Any = None) -> Any:
     """``count`` trials to their end, each on a study opened anew if ``reopen`` says how."""
     drawn = []
     for _ in range(count):
@@ -36,7 +38,7 @@ def run(study, count, *, reopen=None):
     return drawn
 
 
-def test_a_study_opened_anew_before_each_trial_suggests_what_one_that_stayed_open_does(tmp_path):
+def test_a_study_opened_anew_before_each_trial_suggests_what_one_that_stayed_open_does(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     stayed = run(open_study(tmp_path / "one"), 12)
@@ -44,18 +46,18 @@ def test_a_study_opened_anew_before_each_trial_suggests_what_one_that_stayed_ope
     assert stayed == reopened
 
 
-def test_another_seed_suggests_something_else(tmp_path):
+def test_another_seed_suggests_something_else(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     assert run(open_study(tmp_path / "one"), 3) != run(open_study(tmp_path / "two", seed=4), 3)
 
 
-def test_a_trial_that_died_while_its_settings_were_drawn_gets_the_rest_of_them(tmp_path):
+def test_a_trial_that_died_while_its_settings_were_drawn_gets_the_rest_of_them(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     expected = open_study(tmp_path / "whole").suggest(space)
 
-    def killed(trial):
+    def killed(trial: Any) -> None:
         trial.suggest_categorical("clip_model", ["a", "b"])
         raise KeyboardInterrupt
 
@@ -67,7 +69,7 @@ def test_a_trial_that_died_while_its_settings_were_drawn_gets_the_rest_of_them(t
     assert open_study(tmp_path / "killed").settings(0, None) == expected[1]  # recorded: not drawn again
 
 
-def test_stages_and_ends_are_recorded_once(tmp_path):
+def test_stages_and_ends_are_recorded_once(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     number, _ = study.suggest(space)
     study.record_stage(number, 100, 0.4)
@@ -81,7 +83,7 @@ def test_stages_and_ends_are_recorded_once(tmp_path):
     assert study.unfinished() == []
 
 
-def test_a_diverged_trial_is_pruned_without_an_invented_stage_and_a_failed_one_says_why(tmp_path):
+def test_a_diverged_trial_is_pruned_without_an_invented_stage_and_a_failed_one_says_why(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     diverged, _ = study.suggest(space)
     study.record_stage(diverged, 100, 0.7)
@@ -95,7 +97,7 @@ def test_a_diverged_trial_is_pruned_without_an_invented_stage_and_a_failed_one_s
 
 
 @pytest.mark.parametrize("reason", ["diverged", "out_of_memory"])
-def test_the_sampler_keeps_away_from_where_trials_break_however_late(tmp_path, reason):
+def test_the_sampler_keeps_away_from_where_trials_break_however_late(tmp_path: Path, reason: Any) -> None:
     """Above a rate of 1e-3 trials break, after a better and longer start than the others get, who are stopped early.
 
     By value and step alone, Optuna would take the broken ones for the best of the pruned.
@@ -115,7 +117,7 @@ def test_the_sampler_keeps_away_from_where_trials_break_however_late(tmp_path, r
     assert sum(high[8:]) <= 4, "at random it would be 8, by step and value alone it is most of them"
 
 
-def test_an_architecture_gets_its_trials_however_bad_it_is_cheap_ones_first(tmp_path):
+def test_an_architecture_gets_its_trials_however_bad_it_is_cheap_ones_first(tmp_path: Path) -> None:
     """Also in a study opened anew before each trial, and with a point of the user's among the first."""
     points = ({"clip_model": "b", "learning_rate": 1e-4, "strength": 0.5},)
     quota = ModelQuota("clip_model", {"a": 1, "b": 4}, 4)
@@ -132,7 +134,7 @@ def test_an_architecture_gets_its_trials_however_bad_it_is_cheap_ones_first(tmp_
     assert len(rates) == 12, "only the architecture is bound"
 
 
-def test_a_bound_trial_that_died_while_it_was_drawn_stays_bound(tmp_path):
+def test_a_bound_trial_that_died_while_it_was_drawn_stays_bound(tmp_path: Path) -> None:
     quota = ModelQuota("clip_model", {"b": 1, "a": 2.5}, 2)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
@@ -140,7 +142,7 @@ def test_a_bound_trial_that_died_while_it_was_drawn_stays_bound(tmp_path):
     expected = [whole.suggest(space) for _ in range(3)]
     assert [overrides["clip_model"] for _, overrides in expected] == ["b", "b", "a"]
 
-    def killed(trial):
+    def killed(trial: Any) -> None:
         trial.suggest_categorical("clip_model", ["a", "b"])
         raise KeyboardInterrupt
 
@@ -151,15 +153,15 @@ def test_a_bound_trial_that_died_while_it_was_drawn_stays_bound(tmp_path):
     assert open_study(tmp_path / "killed", quota=quota).settings(2, space) == expected[2][1]
 
 
-def test_a_space_that_raises_when_a_trial_is_drawn_again_fails_that_trial_only(tmp_path):
-    def killed(trial):
+def test_a_space_that_raises_when_a_trial_is_drawn_again_fails_that_trial_only(tmp_path: Path) -> None:
+    def killed(trial: Any) -> None:
         trial.suggest_categorical("clip_model", ["a", "b"])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         open_study(tmp_path).suggest(killed)
 
-    def broken(trial):
+    def broken(trial: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
     again = open_study(tmp_path)
@@ -168,15 +170,15 @@ def test_a_space_that_raises_when_a_trial_is_drawn_again_fails_that_trial_only(t
     assert message(again.trials()[0]) == "ZeroDivisionError: division by zero"
 
 
-def test_a_quota_of_a_parameter_that_is_not_drawn_binds_nothing(tmp_path):
+def test_a_quota_of_a_parameter_that_is_not_drawn_binds_nothing(tmp_path: Path) -> None:
     study = open_study(tmp_path, quota=ModelQuota("another", {"a": 1, "b": 1}, 4))
     assert len({overrides["clip_model"] for overrides in run(study, 8)}) == 2
 
 
-def test_a_point_that_died_while_it_was_drawn_is_drawn_again_as_it_was_given(tmp_path):
+def test_a_point_that_died_while_it_was_drawn_is_drawn_again_as_it_was_given(tmp_path: Path) -> None:
     points = ({"clip_model": "b", "learning_rate": 1e-4},)  # the strength is the sampler's
 
-    def killed(trial):
+    def killed(trial: Any) -> None:
         trial.suggest_categorical("clip_model", ["a", "b"])
         raise KeyboardInterrupt
 
@@ -190,7 +192,7 @@ def test_a_point_that_died_while_it_was_drawn_is_drawn_again_as_it_was_given(tmp
     assert (0, again.settings(0, space)) == expected
 
 
-def ended_study(path):
+def ended_study(path: Any) -> Any:
     """Two that came to their budget, one stopped at a rung, one that diverged, one that failed, one that runs."""
     path.mkdir(exist_ok=True)
     study = open_study(path)
@@ -205,13 +207,13 @@ def ended_study(path):
     return study
 
 
-def test_older_trials_inform_sampler_and_rungs_and_are_no_trials_of_this_study(tmp_path):
+def test_older_trials_inform_sampler_and_rungs_and_are_no_trials_of_this_study(tmp_path: Path) -> None:
     old = ended_study(tmp_path / "old")
     older = [with_origin(trial, "first") for trial in old.trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     opened, point = [], {"clip_model": "b", "learning_rate": 1e-4, "strength": 0.5}
 
-    def reopen(name="new"):
-        def read():
+    def reopen(name: Any = "new") -> Any:
+        def read() -> Any:
             opened.append(name)
             return older
 
@@ -249,12 +251,12 @@ def test_older_trials_inform_sampler_and_rungs_and_are_no_trials_of_this_study(t
     assert [origin(trial)["sweep"] for trial in again] == [*["first"] * 4, "second"], "where it came from first is kept"
 
 
-def test_a_kill_while_older_trials_are_added_adds_none_twice(tmp_path, monkeypatch):
+def test_a_kill_while_older_trials_are_added_adds_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = ended_study(tmp_path / "old")
     older = [with_origin(trial, "first") for trial in old.trials()[:4]]
     added = []
 
-    def dies(self, trial):
+    def dies(self, trial: Any) -> Any:
         if len(added) == 2:
             raise KeyboardInterrupt
         added.append(trial)
@@ -270,7 +272,7 @@ def test_a_kill_while_older_trials_are_added_adds_none_twice(tmp_path, monkeypat
     assert [origin(trial)["trial_id"] for trial in study.older_trials()] == ["0000", "0001", "0002", "0003"]
 
 
-def test_points_that_an_older_trial_had_are_not_run_again(tmp_path):
+def test_points_that_an_older_trial_had_are_not_run_again(tmp_path: Path) -> None:
     point = {"clip_model": "a", "learning_rate": 1e-4}
     (tmp_path / "old").mkdir()
     old = open_study(tmp_path / "old", points=(point,))
@@ -281,7 +283,7 @@ def test_points_that_an_older_trial_had_are_not_run_again(tmp_path):
     assert study.suggest(space)[1]["training.learning_rate"] != 1e-4
 
 
-def test_a_rung_knows_the_other_trials_of_its_architecture_only(tmp_path):
+def test_a_rung_knows_the_other_trials_of_its_architecture_only(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     models = {}
     for value in range(8):
@@ -294,7 +296,7 @@ def test_a_rung_knows_the_other_trials_of_its_architecture_only(tmp_path):
     assert study.curves_to(200, clip_model="a", other_than=5) == []
 
 
-def test_a_rung_that_was_passed_stays_passed(tmp_path):
+def test_a_rung_that_was_passed_stays_passed(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     number, _ = study.suggest(space)
     assert study.passed_rungs(number) == []
@@ -303,7 +305,9 @@ def test_a_rung_that_was_passed_stays_passed(tmp_path):
     assert open_study(tmp_path).passed_rungs(number) == [100, 300]
 
 
-def test_an_end_that_was_recorded_but_not_told_is_told_when_the_study_is_opened(tmp_path, monkeypatch):
+def test_an_end_that_was_recorded_but_not_told_is_told_when_the_study_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = open_study(tmp_path)
     diverged, _ = study.suggest(space)
     study.record_stage(diverged, 100, 0.7)
@@ -321,10 +325,10 @@ def test_an_end_that_was_recorded_but_not_told_is_told_when_the_study_is_opened(
     assert again.unfinished() == []
 
 
-def test_a_space_that_raises_fails_its_trial_only(tmp_path):
+def test_a_space_that_raises_fails_its_trial_only(tmp_path: Path) -> None:
     study = open_study(tmp_path)
 
-    def broken(trial):
+    def broken(trial: Any) -> None:
         trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
         raise ZeroDivisionError("division by zero")
 
@@ -336,7 +340,7 @@ def test_a_space_that_raises_fails_its_trial_only(tmp_path):
     assert (failed.state, message(failed)) == (TrialState.FAIL, "ZeroDivisionError: division by zero")
 
 
-def test_a_line_that_a_killed_process_left_unfinished_costs_nothing_else(tmp_path):
+def test_a_line_that_a_killed_process_left_unfinished_costs_nothing_else(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     number, overrides = study.suggest(space)
     study.record_stage(number, 100, 0.4)
@@ -351,7 +355,7 @@ def test_a_line_that_a_killed_process_left_unfinished_costs_nothing_else(tmp_pat
     assert settings(trial) == overrides
 
 
-def test_points_are_the_first_trials_and_are_enqueued_once(tmp_path):
+def test_points_are_the_first_trials_and_are_enqueued_once(tmp_path: Path) -> None:
     points = ({"clip_model": "b", "learning_rate": 1e-4, "strength": 0.5}, {"clip_model": "a", "learning_rate": 1e-3})
     open_study(tmp_path, points=points)
     study = open_study(tmp_path, points=points)
@@ -363,7 +367,7 @@ def test_points_are_the_first_trials_and_are_enqueued_once(tmp_path):
     assert len(study.trials()) == 3
 
 
-def test_the_journal_opens_in_plain_optuna(tmp_path):
+def test_the_journal_opens_in_plain_optuna(tmp_path: Path) -> None:
     run(open_study(tmp_path), 3)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal")))
     study = optuna.load_study(study_name="sweep", storage=storage)

@@ -82,7 +82,7 @@ def many_captions(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """``garments`` with 1 to 7 captions a photo, of their own; of the first photo to train on ``txt2`` is missing."""
     folder = tmp_path_factory.mktemp("many_captions")
     for path in sorted(garments.glob("*.tar")):
-        first = {}
+        first = dict[Any, Any]()
         with tarfile.open(path) as tar, tarfile.open(folder / path.name, "w") as written:
             for member in tar:
                 key, _, suffix = member.name.partition(".")

@@ -36,7 +36,7 @@ class InOrder:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.told = []
+        self.told = list[Any]()
 
     def ask(self) -> Any:
         self.asked += 1

@@ -33,7 +33,7 @@ def aug_root(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for split, num_shards, num_photos in (("train", 261, 1), ("valid", 7, 2)):
         with tarfile.open(garments / f"clip_dataset_{split}_aug.000000.tar") as source:
-            members = [(member.name, source.extractfile(member).read()) for member in source.getmembers()]  # type: ignore[union-attr]
+            members = [(member.name, source.extractfile(member).read()) for member in source.getmembers()]
         keys = list(dict.fromkeys(name.split(".")[0] for name, _ in members))
         for shard in range(num_shards):
             with tarfile.open(folder / f"clip_dataset_{split}_aug.{shard:06d}.tar", "w") as target:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -85,7 +86,7 @@ def test_torch_has_all_that_is_asked_of_it() -> None:
     """By name, in lines that only run on a GPU too."""
     import torch
 
-    asked = {}
+    asked = dict[Any, Any]()
     for path in (path for folder in ("fashionclip_tune", "benchmarks", "sweeps") for path in ROOT.glob(f"{folder}/**/*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []

@@ -75,7 +75,7 @@ def log_step(trial_dir: Path, step: int) -> None:
 def toy_trial(ray_config: dict[str, Any]) -> None:
     from fashionclip_tune.tuning.backend import worker as trainable
 
-    trainable.run_training = toy_train  # type: ignore[assignment]
+    trainable.run_training = toy_train
     trainable.run_trial(ray_config)
 
 
@@ -92,11 +92,11 @@ def real_trial(ray_config: dict[str, Any], workers: int) -> None:
         attempt_step(self, batch)
         log_step(trial_dir, self.step)
 
-    Trainer._attempt_step = noted  # type: ignore[method-assign]
+    Trainer._attempt_step = noted
     try:
         trainable.run_trial({**ray_config, "plan": json.dumps(plan)})
     finally:
-        Trainer._attempt_step = attempt_step  # type: ignore[method-assign]
+        Trainer._attempt_step = attempt_step
 
 
 def drive(toy: bool, workers: int, arguments: list[str]) -> None:

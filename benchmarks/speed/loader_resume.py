@@ -37,7 +37,7 @@ def repeat_shards(photos: Path, out: Path, count: int) -> None:
     members = []
     for shard in sorted(photos.glob("photos.*.tar")):
         with tarfile.open(shard) as tar:
-            members += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]  # type: ignore[union-attr]
+            members += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]
     for start in range(0, count, _SAMPLES_PER_SHARD):
         with tarfile.open(out / f"photos.{start // _SAMPLES_PER_SHARD:06d}.tar", "w") as tar:
             for number in range(start, min(count, start + _SAMPLES_PER_SHARD)):
@@ -63,7 +63,7 @@ def first_batch_s(shards: list[Path], step: int, unique: bool) -> dict[str, floa
 
 def memory_mb(shards: list[Path], num_epochs: int) -> list[float]:
     torch.set_num_threads(1)
-    megabytes = []
+    megabytes = list[Any]()
     with loader_of(shards, first_step=0, unique_products=False) as batches:
         samples = 0
         for batch in batches:
@@ -95,7 +95,7 @@ def main() -> None:
         write_photos(arguments.images, photos, 2_000)
         repeat_shards(photos, many, arguments.count)
 
-        def run(what: str, shards: Path, step: int = 0, unique: bool = False) -> Any:  # type: ignore[no-untyped-def]
+        def run(what: str, shards: Path, step: int = 0, unique: bool = False) -> Any:
             command = [sys.executable, "-m", "benchmarks", "loader_resume", "--only", what, str(shards), str(step), str(unique)]
             environment = {**os.environ, "FASHIONCLIP_CACHE": f"{folder}/cache", "PYTHONWARNINGS": "ignore"}
             done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)

@@ -164,7 +164,7 @@ def _encode_file(path: Path, size: int) -> EncodedPhoto | None:
 
 
 def _encode_rows(path: Path, rows: list[int], size: int) -> list[EncodedPhoto | None]:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     first = rows[0]
     try:

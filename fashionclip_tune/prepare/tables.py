@@ -108,8 +108,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     rows: list[tuple[int, dict[str, str]]] = []
     try:
@@ -147,7 +147,7 @@ def as_text(value: Any) -> str:
 
 
 def _read_hdf5(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     try:
         with h5py.File(path, "r") as file:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyarrow import NativeFile, fs  # type: ignore[import-untyped]
+from pyarrow import NativeFile, fs
 
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.storage.urls import scheme_of

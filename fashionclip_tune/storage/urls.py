@@ -21,7 +21,7 @@ def scheme_of(location: str) -> str | None:
 def open_url(url: str) -> Any:
     """A binary stream; reading it, or closing it, raises OSError where what is behind it fails."""
     if scheme_of(url) in ("s3", "gs"):
-        from pyarrow import fs  # type: ignore[import-untyped]
+        from pyarrow import fs
 
         try:
             filesystem, path = fs.FileSystem.from_uri(quote(url, safe=_LEGAL))

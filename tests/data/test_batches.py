@@ -140,7 +140,7 @@ def test_with_shuffling_off_samples_come_in_the_order_of_the_shards() -> None:
 def test_orders_differ_by_epoch_and_seed_in_shards_and_in_samples() -> None:
     for options in ({"shuffle_shards": True, "shuffle_buffer": 0}, {"shuffle_shards": False, "shuffle_buffer": 100}):
         orders = {
-            tuple(epoch_order(np.array([5] * 20), seed=seed, epoch=epoch, **options).tolist())  # type: ignore[arg-type]
+            tuple(epoch_order(np.array([5] * 20), seed=seed, epoch=epoch, **options).tolist())
             for seed in range(4)
             for epoch in range(4)
         }

@@ -343,7 +343,7 @@ def test_the_pixels_of_jpegs_are_known_however_long_their_metadata(tmp_path: Pat
         "cut": (jpeg((33, 43))[:100], (0, 0)),
         "other": (png.getvalue(), (0, 0)),
     }
-    members = {}
+    members = dict[Any, Any]()
     for key, (data, _) in photos.items():
         members |= sample(key, image=data)
     index = load_index([write_tar(tmp_path / "a.tar", members)])

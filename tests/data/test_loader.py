@@ -91,7 +91,7 @@ def test_batches_after_a_stop_at_any_stage_equal_those_of_a_run_without_one(
 @pytest.mark.slow
 def test_a_stuck_worker_is_named_with_what_it_was_reading_and_ended(shards: list[Path], loaded: LoadedModel) -> None:
     """Though a run's loader processes have SIGTERM blocked, by which torch ends them."""
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # of tests before: what it forks blocks what it blocks
+    forkserver._forkserver._stop()  # of tests before: what it forks blocks what it blocks
     index = load_index(shards)
     shards[1].unlink()
     os.mkfifo(shards[1])  # opening it waits for ever, as a mount that hangs does

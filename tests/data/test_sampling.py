@@ -28,7 +28,7 @@ def test_no_batch_has_a_product_twice_and_no_sample_is_lost_or_preferred(
     num_epochs = 4
     # Samples wait while their product is in every batch: a product with more photos than there are batches waits longest.
     num_batches = num_epochs * len(products) // batch_size
-    seen = Counter()
+    seen: Counter[int] = Counter()
     for batch in islice(unique_product_batches(epochs, products, batch_size), num_batches):
         assert len(batch) == batch_size
         assert len(set(products[batch])) == batch_size

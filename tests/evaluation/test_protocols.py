@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_product(num_queries: int | None) -> None:
     drawn = pool(num_queries=num_queries)
     result = retrieve(drawn, Protocol.PRODUCT)
     products, scores = drawn.products_N.tolist(), cosines(drawn)
-    text_of = {}
+    text_of = dict[Any, Any]()
     for photo in range(90):
         text_of.setdefault(products[photo], int(drawn.caption_rows_NK[photo, 0]))
     queries = range(num_queries or 90)

@@ -239,7 +239,7 @@ def test_pickled_weights_of_a_folder_are_read_and_nothing_in_them_is_run(
     (folder / WEIGHTS).unlink()
     torch.save(weights, folder / name)
     loaded = WAYS[way](tiny_config, folder)
-    state = getattr(loaded, "loaded", loaded).network.state_dict()  # type: ignore[attr-defined]
+    state = getattr(loaded, "loaded", loaded).network.state_dict()
     assert all(torch.equal(state[key], weights[key]) for key in weights)
 
     torch.save({"state_dict": weights, "more": Bomb(marker)}, folder / name)

@@ -140,7 +140,7 @@ def test_a_model_on_the_hub_loads_from_the_hubs_cache(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     config = of(tiny_config, "hf-hub:owner/name")
     for load in (load_model, fetch_weights, lambda config: named_model("hf-hub:owner/name", config)):
-        said = message(lambda load=load: load(config))  # type: ignore[misc]
+        said = message(lambda load=load: load(config))
         assert "hf-hub:owner/name" in said
         assert "local-dir:FOLDER" in said
     repository = tmp_path / "hub" / "models--owner--name"
@@ -348,7 +348,7 @@ def test_a_checkpoint_of_ours_says_how_its_photos_are_prepared(
     assert load_model(of(tiny_config, name, weights)).preprocessing.mean == (0.4, 0.5, 0.6)
     alone = shutil.copy(weights, tmp_path / "alone.safetensors")
     for pretrained in (alone, "default"):
-        said = message(lambda pretrained=pretrained: load_model(of(tiny_config, name, pretrained)))  # type: ignore[misc]
+        said = message(lambda pretrained=pretrained: load_model(of(tiny_config, name, pretrained)))
         assert "how photos are prepared" in said
         assert "no published weights" in said
 

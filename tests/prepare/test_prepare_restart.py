@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +363,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_message_hangs_nothing(monkeypatch
     """The beginning of a message that never ends is in the pipe; one worker is dead, the other one waits."""
     pools: list[Any] = []
 
-    class Watched(photo_encoding.ProcessPoolExecutor):
+    class Watched(ProcessPoolExecutor):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             pools.append(self)

@@ -176,6 +176,6 @@ def test_the_cache_replaces_a_folder_whose_description_is_gone(tmp_path: Path) -
 )
 def test_an_invalid_recipe_is_refused_with_what_is_allowed(field: str, value: object, allowed: str) -> None:
     with pytest.raises(UserError) as error:
-        GarmentRecipe(**{field: value})  # type: ignore[arg-type]
+        GarmentRecipe(**{field: value})
     assert str(error.value).startswith(f"{field} is {value!r}: ")
     assert allowed in str(error.value)

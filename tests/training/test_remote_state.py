@@ -22,7 +22,7 @@ from fashionclip_tune.training.remote_state import RemoteState
 from fashionclip_tune.training.train import run_training, train
 
 
-def untimed(row: dict) -> dict:
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")}
 
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def run_sweep(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     return call
 
 
-def sweep_json(sweep_dir: Path) -> dict:
+def sweep_json(sweep_dir: Path) -> dict[str, Any]:
     return json.loads((sweep_dir / "sweep.json").read_text())
 
 

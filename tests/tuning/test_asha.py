@@ -34,7 +34,7 @@ def test_decisions_equal_those_of_rays_scheduler(seed: int, factor: Any, num_tri
     trials = [SimpleNamespace(trial_id=str(number)) for number in range(num_trials)]
     for trial in trials:
         theirs.on_trial_add(None, trial)
-    seen = {level: [] for level in levels}
+    seen = {level: list[Any]() for level in levels}
     alive = {trial.trial_id: 0 for trial in trials}
     while alive:
         name = draw.choice(sorted(alive))

@@ -36,7 +36,7 @@ def command(data: Path, machine: Path, results: Path | str, *more: str) -> list[
     return [*map(str, (*words, "--scratch", machine / "scratch", "--sync-every", "0.0001")), *SETTINGS, *more]
 
 
-def start(data: Path, machine: Path, results: Path | str, *more: str) -> subprocess.Popen:
+def start(data: Path, machine: Path, results: Path | str, *more: str) -> subprocess.Popen[str]:
     """The driver on a machine of its own: scratch, home, user and, where that may be set, host name are its own."""
     (machine / "home").mkdir(parents=True, exist_ok=True)
     words = [sys.executable, str(ROOT / "sweeps" / "run_sweep.py"), *command(data, machine, results, *more)]
@@ -57,14 +57,14 @@ def named(host: str) -> list[str]:
     return unshared if may else []
 
 
-def end(process: subprocess.Popen) -> str:
+def end(process: subprocess.Popen[str]) -> str:
     """Waits for its end, which is to be a good one; returns what it said."""
     out, _ = process.communicate(timeout=500)
     assert process.returncode == 0, out
     return out
 
 
-def lose(process: subprocess.Popen, *folders: Path) -> None:
+def lose(process: subprocess.Popen[str], *folders: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     for folder in folders:
@@ -73,7 +73,7 @@ def lose(process: subprocess.Popen, *folders: Path) -> None:
             time.sleep(0.2)
 
 
-def outcome(results: Path) -> dict:
+def outcome(results: Path) -> dict[str, Any]:
     """What must not depend on which machines did the work."""
     content = json.loads((results / "it" / "sweep.json").read_text())
     rows = [{name: value for name, value in row.items() if name not in NOISY} for row in content["trials"]]
@@ -84,7 +84,7 @@ def outcome(results: Path) -> dict:
     return {"state": content["state"], "trials": rows, "best": content["best"], "histories": histories}
 
 
-def wait_for_stages(sweep: RemoteFolder, process: subprocess.Popen, *, trials: int, evaluations: int) -> None:
+def wait_for_stages(sweep: RemoteFolder, process: subprocess.Popen[str], *, trials: int, evaluations: int) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         stages = [name.split("/")[1] for name in sweep.sizes("trials") if "/evaluations/" in name]
@@ -109,7 +109,7 @@ class Watch(threading.Thread):
 
     def __init__(self, sweep: RemoteFolder) -> None:
         super().__init__(daemon=True)
-        self.sweep, self.most_bytes, self.files, self.over = sweep, 0, {}, threading.Event()
+        self.sweep, self.most_bytes, self.files, self.over = sweep, 0, dict[Any, Any](), threading.Event()
 
     def run(self) -> None:
         while not self.over.wait(0.05):
@@ -120,7 +120,7 @@ class Watch(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def whole(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Watch]:
+def whole(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Watch]:
     """A sweep that was never stopped: its outcome, and what it took of the durable folder."""
     folder = tmp_path_factory.mktemp("whole")
     watch = Watch(RemoteFolder(folder / "results" / "it"))

@@ -21,7 +21,7 @@ from fashionclip_tune.tuning import refit
 from tests.tuning.conftest import RunSweep, sweep_json
 
 
-def history(run: Path) -> list[dict]:
+def history(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
     return [{name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")} for row in rows]
 

@@ -30,7 +30,7 @@ class LostError(Exception):
     """The machine is gone."""
 
 
-def history(run: Path) -> list[dict]:
+def history(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
     return [{name: value for name, value in row.items() if name not in (*TIMING, "memory_gb")} for row in rows]
 

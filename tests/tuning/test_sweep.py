@@ -390,7 +390,7 @@ def test_a_sweep_whose_data_have_changed_is_refused_with_what_is_other(begun: An
     )
 
 
-def untimed(run: Path) -> list[dict]:
+def untimed(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
     return [{name: value for name, value in row.items() if name not in TIMING} for row in rows]
 

@@ -66,7 +66,7 @@ def test_a_lost_node_costs_its_trial_the_time_since_its_last_checkpoint(garments
         env=dict(os.environ),
     )
     deadline = time.monotonic() + 300
-    stages = {}
+    stages = dict[Any, Any]()
     while not (len(stages) >= 2 and min(stages.values()) >= 3):
         stages = {path.name: len(list(path.glob("evaluations/*"))) for path in (tmp_path / "it" / "trials").glob("*")}
         assert driver.poll() is None, driver.stdout.read()

@@ -76,7 +76,7 @@ def drive(
     stop = stop or StopSignal()
     searcher = StudySearcher(study, job(Path("sweep"), num_trials, max_concurrent), stop)
     scheduler = StudyScheduler(study, rule, stop)
-    names, running, asking = itertools.count(), {}, True
+    names, running, asking = itertools.count(), dict[Any, Any](), True
     while asking or running:
         if asking and len(running) < max_concurrent:
             name = str(next(names))

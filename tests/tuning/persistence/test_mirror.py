@@ -13,7 +13,7 @@ from fashionclip_tune.tuning.persistence.record import SweepRecord
 from fashionclip_tune.tuning.study.study import SweepStudy
 
 
-def space(trial: optuna.Trial) -> dict:
+def space(trial: optuna.Trial) -> dict[str, Any]:
     rate = trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
     return {"clip_model": "tiny-clip", "loss_function": "contrastive", "training.learning_rate": rate}
 
@@ -32,7 +32,7 @@ def study(mirror: SweepMirror, run_dir: Path) -> SweepStudy:
     return SweepStudy(run_dir / "study.journal", seed=0, num_startup_trials=1, on_append=mirror.append_journal)
 
 
-def told(study: SweepStudy) -> list:
+def told(study: SweepStudy) -> list[Any]:
     return [(trial.number, trial.params, trial.intermediate_values, trial.state) for trial in study.trials()]
 
 

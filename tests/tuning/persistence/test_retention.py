@@ -23,7 +23,7 @@ WEIGHTS = {"weights/step_00000008.safetensors": 300}
 
 class Sweep:
     def __init__(self, tmp_path: Path) -> None:
-        self.run_dir, self.rows = tmp_path / "run", []
+        self.run_dir, self.rows = tmp_path / "run", list[Any]()
         self.drive = RemoteFolder(tmp_path / "drive")
         mirror = SweepMirror(self.drive, self.run_dir)
         self.retention = Retention(self.run_dir, lambda settings: ProjectConfig().with_overrides(settings), mirror)

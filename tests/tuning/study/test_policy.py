@@ -9,7 +9,7 @@ MODELS = ("cheap", "middling", "dear")
 
 
 def test_turns_of_like_cost_then_the_sampler() -> None:
-    quota, started = ModelQuota("model", {"dear": 3.9, "cheap": 1, "middling": 2.8}, 4), {}
+    quota, started = ModelQuota("model", {"dear": 3.9, "cheap": 1, "middling": 2.8}, 4), dict[Any, Any]()
     order = []
     while fixed := quota.next_fixed(started):
         started[fixed["model"]] = started.get(fixed["model"], 0) + 1

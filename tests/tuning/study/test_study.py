@@ -254,9 +254,9 @@ def test_older_trials_inform_sampler_and_rungs_and_are_no_trials_of_this_study(t
 def test_a_kill_while_older_trials_are_added_adds_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = ended_study(tmp_path / "old")
     older = [with_origin(trial, "first") for trial in old.trials()[:4]]
-    added = []
+    added = list[Any]()
 
-    def dies(self, trial: Any) -> Any:
+    def dies(self: Any, trial: Any) -> Any:
         if len(added) == 2:
             raise KeyboardInterrupt
         added.append(trial)

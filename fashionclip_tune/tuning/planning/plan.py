@@ -130,12 +130,8 @@ class SweepPlan:
 
     @property
     def num_startup_trials(self) -> int:
-        return startup_trials(self.num_trials)
-
-
-def startup_trials(num_trials: int) -> int:
-    """Random trials before TPE takes over: a third of the sweep, at most six (Optuna's ten found later: results/README.md)."""
-    return min(_MAX_STARTUP_TRIALS, math.ceil(num_trials / 3))
+        """Random trials before TPE takes over: a third of the sweep, at most six (Optuna's ten: results/README.md)."""
+        return min(_MAX_STARTUP_TRIALS, math.ceil(self.num_trials / 3))
 
 
 def plan_sweep(

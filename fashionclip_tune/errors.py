@@ -1,6 +1,25 @@
-"""Exceptions that a user is meant to read, and the words for how a trial ended."""
+"""What a user is meant to read: exceptions, commands to copy, the words for how a trial ended."""
 
+import shlex
+import sys
 from enum import Enum
+from pathlib import Path
+
+_SWEEPS = Path(__file__).parents[1] / "sweeps"
+
+
+def command(*words: object) -> str:
+    """A line that runs as it is, where this process was started: its Python, quoted paths.
+
+    A first word such as ``run_sweep.py`` names a script of ``sweeps/``; any other one, a subcommand.
+    """
+    first, *more = map(str, words)
+    if first.endswith(".py"):
+        script = _SWEEPS / first
+        start = [str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)]
+    else:
+        start = ["-m", "fashionclip_tune", first]
+    return shlex.join([sys.executable, *start, *more])
 
 
 class UserError(ValueError):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from fashionclip_tune.errors import UserError
+from fashionclip_tune.errors import UserError, command
 
 
 def add_doctor(commands: Any) -> None:
@@ -49,4 +49,4 @@ def refuse_problems(results: str, scratch: str | None, device: str | None) -> No
         if line.startswith("warning"):
             print(line)
     if wrong:
-        raise UserError(f"{'; '.join(wrong)} (python -m fashionclip_tune doctor says more)")
+        raise UserError(f"{'; '.join(wrong)} ({command('doctor')} says more)")

@@ -1,14 +1,13 @@
 """``train``: one run."""
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.cli.flags import add_reading_flags, reading_settings
 from fashionclip_tune.config.project import override_paths
 from fashionclip_tune.config.section import assignments
-from fashionclip_tune.errors import StoppedError
+from fashionclip_tune.errors import StoppedError, command
 from fashionclip_tune.progress import phase_bars
 
 _SHOWN_BAD = 20
@@ -59,13 +58,13 @@ def _train(parsed: argparse.Namespace) -> None:
 
 def _resuming(parsed: argparse.Namespace) -> str:
     """The command that goes on with a run."""
-    command = ["train", "--data", str(parsed.data), "--out", str(parsed.out), "--resume"]
+    words: list[object] = ["train", "--data", parsed.data, "--out", parsed.out, "--resume"]
     for text in parsed.set:
-        command += ["--set", text]
+        words += ["--set", text]
     if parsed.allow_remote:
-        command.append("--allow-remote")
+        words.append("--allow-remote")
     if parsed.scratch is not None:
-        command += ["--scratch", parsed.scratch]
+        words += ["--scratch", parsed.scratch]
     if parsed.scratch_gb is not None:
-        command += ["--scratch-gb", str(parsed.scratch_gb)]
-    return f"python -m fashionclip_tune {shlex.join(command)}"
+        words += ["--scratch-gb", parsed.scratch_gb]
+    return command(*words)

@@ -18,7 +18,7 @@ from typing import Any
 import webdataset
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
-from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.errors import UnavailableError, UserError, command
 from fashionclip_tune.storage.urls import SCHEMES, beside, name_of, read_url, scheme_of
 
 SPLITS = ("train", "valid", "test")
@@ -162,7 +162,7 @@ def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShar
         missing = "train" if not splits["train"] else "valid"
         raise UnavailableError(
             f"data folder {root} has no shards named {shard_name(missing, 0, augmented=False)} (or with _aug): "
-            f"make them with `python -m fashionclip_tune prepare --table items.csv --images DIR --out {root}`"
+            f"make them with `{command('prepare', '--table', 'items.csv', '--images', 'DIR', '--out', root)}`"
         )
     if not splits["test"] and len(splits["valid"]) == _PUBLISHED_VALID_SHARDS:
         splits["test"] = splits["valid"][_PUBLISHED_TUNING_SHARDS:]

@@ -6,7 +6,7 @@ from typing import Any
 
 import open_clip
 
-from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.errors import UnavailableError, UserError, command
 from fashionclip_tune.models.description import (
     DEFAULT_TAGS,
     Description,
@@ -126,7 +126,7 @@ def _default_place(name: str) -> str | Path:
         folder = pretrained_tiny_dir(name)
         if not folder.is_dir():
             raise UnavailableError(
-                f"the pretrained weights of {name} are not made yet: `python -m fashionclip_tune pretrain` makes them in "
+                f"the pretrained weights of {name} are not made yet: `{command('pretrain')}` makes them in "
                 "about a minute (model.pretrained=none starts from random weights)"
             )
         return folder

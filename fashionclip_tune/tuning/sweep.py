@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from fashionclip_tune.errors import StoppedError, UnavailableError, UserError
+from fashionclip_tune.errors import StoppedError, UnavailableError, UserError, command
 from fashionclip_tune.models.openclip import fetch_weights
 from fashionclip_tune.models.starts import find_start
 from fashionclip_tune.progress import messages_on
@@ -207,7 +207,7 @@ def _check_device(settings: SweepSettings, name: str, *, dry_run: bool) -> None:
     if is_needed and not torch.cuda.is_available():
         raise UnavailableError(
             f"sweep {name} was started on a GPU, and torch sees none here: go on with it where there is one (what is wrong "
-            "here: python -m fashionclip_tune doctor --device cuda), or start a new sweep with another --name"
+            f"here: {command('doctor', '--device', 'cuda')}), or start a new sweep with another --name"
         )
 
 

@@ -253,7 +253,7 @@ def test_sigterm_to_the_whole_group_is_outlived_by_the_loaders_and_ends_the_comm
     assert process.returncode == 143, output
     stopped, hint = output.splitlines()[-2:]
     assert stopped.startswith("stopped: asked to end, after ")
-    command = f"python -m fashionclip_tune train --data {config.dataset_dir} --out {run} --resume --set clip_model="
+    command = f"{sys.executable} -m fashionclip_tune train --data {config.dataset_dir} --out {run} --resume --set clip_model="
     assert hint.startswith(f"go on with: {command}")
     assert 3 <= (newest_step(run) or 0) < 9
 

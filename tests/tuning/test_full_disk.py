@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_when_the_winner_is_written_stops_the_sweep(
     assert code == 2
     assert err.startswith("error: the sweep has stopped, nothing is lost: ")
     assert "make room" in err
-    assert f"go on with: python sweeps/run_sweep.py --results {disk.folder} --name it --resume " in err
+    assert f"go on with: {sys.executable} sweeps/run_sweep.py --results {disk.folder} --name it --resume " in err
     assert err.count("\n") == 2, err
     assert not list(disk.folder.rglob("*.tmp"))
 
@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_when_a_refit_is_written_stops_it(
     code, _, err = run_sweep(*flags, "--refit", "1")
     assert code == 2
     assert "nothing is lost: the disk is full (" in err
-    assert f"go on with: python sweeps/run_sweep.py --results {disk.folder} --name it --refit 1 " in err
+    assert f"go on with: {sys.executable} sweeps/run_sweep.py --results {disk.folder} --name it --refit 1 " in err
     disk.resize(400)
     code, _, err = run_sweep(*flags, "--refit", "1")
     assert code == 0, err

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(
         code, _, err = run_sweep(*flags)
     assert code == 143
     assert err.count("\n") == 1
-    assert f"go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --refit 2" in err
+    assert f"go on with: {sys.executable} sweeps/run_sweep.py --results {tmp_path} --name it --refit 2" in err
     assert "refit" not in sweep_json(ended)
 
     with FileLock(ended / ".lock"):
@@ -56,7 +57,10 @@ def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(
 
     code, out, _ = run_sweep(*flags, "--time-budget", "0.001")  # over before the first step
     assert code == 0
-    assert f"the time of this run is up; go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --refit 2" in out
+    assert (
+        f"the time of this run is up; go on with: {sys.executable} sweeps/run_sweep.py --results {tmp_path} --name it --refit 2"
+        in out
+    )
     assert "refit" not in sweep_json(ended)
 
     code, out, err = run_sweep(*flags)

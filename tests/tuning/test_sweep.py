@@ -443,7 +443,7 @@ def test_a_sweep_whose_ray_is_ended_with_it_ends_at_once_and_can_be_resumed(
     code, out = driver.finish()
     assert code == 130, out
     assert time.monotonic() - started < 30
-    assert "go on with: python sweeps/run_sweep.py" in out.splitlines()[-1]
+    assert f"go on with: {sys.executable} sweeps/run_sweep.py" in out.splitlines()[-1]
 
     code, out, _ = run_sweep("--results", tmp_path, "--name", "it", "--resume")
     assert code == 0, out

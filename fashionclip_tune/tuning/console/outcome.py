@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fashionclip_tune.errors import StorageError
+from fashionclip_tune.errors import StorageError, command
 from fashionclip_tune.files import is_full
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.reporting.page import write_report
@@ -30,8 +30,7 @@ def how_to_go_on(location: SweepLocation, settings: SweepSettings, *how: str) ->
     """
     results, _, name = location.shown.rpartition("/")
     flags = [*(how or ("--resume",)), *settings.flags_to_go_on()]
-    command = ["python", "sweeps/run_sweep.py", "--results", results, "--name", name, *flags]
-    return f"go on with: {shlex.join(command)}"
+    return f"go on with: {command('run_sweep.py', '--results', results, '--name', name, *flags)}"
 
 
 @contextmanager
@@ -67,12 +66,12 @@ def print_result(result: dict[str, Any], location: SweepLocation, settings: Swee
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
         console.print(f"{why}; {how_to_go_on(location, settings)}", highlight=False, soft_wrap=True)
-    console.print(f"curves: tensorboard --logdir {sweep_dir / 'trials'}", highlight=False, soft_wrap=True)
+    console.print(f"curves: tensorboard --logdir {shlex.quote(str(sweep_dir / 'trials'))}", highlight=False, soft_wrap=True)
 
 
 def write_sweep_report(location: SweepLocation, settings: SweepSettings, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
-    make_it = f"python sweeps/compare.py {location.readable} makes it"
+    make_it = f"{command('compare.py', location.readable)} makes it"
     try:
         with progress_bar("encoding photos for the report's gallery") as on_progress:
             allow_remote = bool(settings.allow_remote)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import command
 from fashionclip_tune.machine.hardware import this_machine
 from fashionclip_tune.tuning.planning.forecast import ModelPace
 from fashionclip_tune.tuning.planning.gpu_memory import GB
@@ -106,7 +107,7 @@ def _time_lines(plan: SweepPlan) -> list[str]:
     trained = f"{forecast.examples / 1e6:.2f} million" if forecast.examples >= 1e6 else f"{forecast.examples:,.0f}"
     lines = [f"samples:  about {trained} trained in all, {forecast.trials_to_budget:.0f} trials to their budget"]
     if forecast.hours is None:
-        known_by = "`python -m fashionclip_tune probe` measures it, --samples-per-second states it"
+        known_by = f"`{command('probe')}` measures it, --samples-per-second states it"
         return [*lines, f"time:     not known before the first stages: no rate is known here ({known_by})"]
     low, middle, high = (_duration(forecast.hours * (1 + part * forecast.error)) for part in (-1, 0, 1))
     lines.append(f"time:     {middle} ({low} to {high})")

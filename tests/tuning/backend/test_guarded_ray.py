@@ -185,7 +185,7 @@ def test_the_folder_of_rays_sockets_is_closed_to_other_users(running: Sweep) -> 
 
 def test_at_its_end_a_sweep_leaves_nothing_of_its_ray(running: Sweep) -> None:
     out = running.end()
-    assert "go on with: python sweeps/run_sweep.py" in out
+    assert f"go on with: {sys.executable} sweeps/run_sweep.py" in out
     assert "warning" not in out
     assert list(running.temp.iterdir()) == []
 

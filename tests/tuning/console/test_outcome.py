@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from fashionclip_tune.config.section import assignments
+from fashionclip_tune.errors import command
 from fashionclip_tune.tuning.console.outcome import how_to_go_on
 from fashionclip_tune.tuning.persistence.location import SweepCatalog
 from fashionclip_tune.tuning.planning.plan import plan_sweep
@@ -67,7 +68,7 @@ def test_the_command_that_goes_on_has_the_settings_in_effect(
     place = results.place("it", first.scratch)
     said = how_to_go_on(place, first)
     assert said.startswith(
-        f"go on with: python sweeps/run_sweep.py --results {shlex.quote(str(tmp_path / 'My Drive'))} --name it --resume "
+        f"go on with: {command('run_sweep.py', '--results', tmp_path / 'My Drive', '--name', 'it', '--resume')} "
     )
     for part in (
         "--max-concurrent 1",
@@ -145,8 +146,10 @@ def test_a_signal_at_any_moment_says_how_to_go_on(
     code, out, err = run_sweep("--data", garments, "--results", tmp_path, "--name", "it", "--device", "cpu", *FAST)
     assert code == 130
     assert err.count("\n") == 1
-    assert err.startswith(f"interrupted; go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --resume ")
-    assert ("no report yet; python sweeps/compare.py" in out) == where.endswith("write_report")
+    assert err.startswith(
+        f"interrupted; go on with: {sys.executable} sweeps/run_sweep.py --results {tmp_path} --name it --resume "
+    )
+    assert (f"no report yet; {sys.executable} sweeps/compare.py" in out) == where.endswith("write_report")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -170,5 +173,5 @@ def test_a_signal_while_ray_starts_is_heeded_once_it_is_there(
     monkeypatch.setattr("fashionclip_tune.tuning.backend.runner._end_agents_with_us", lambda: None)
     code, out, err = run_sweep("--data", garments, "--results", tmp_path, "--name", "it", "--device", "cpu", *FAST)
     assert (code, err) == (130, "")
-    assert f"interrupted; go on with: python sweeps/run_sweep.py --results {tmp_path} --name it --resume " in out
+    assert f"interrupted; go on with: {sys.executable} sweeps/run_sweep.py --results {tmp_path} --name it --resume " in out
     assert signal.getsignal(signal.SIGTERM) is before

@@ -18,7 +18,7 @@ STAGE_STEPS = 50
 SIZES = ("--num-trials", "2", "--max-concurrent", "1", "--scheduler", "none", "--budget-examples", "4000")
 SETTINGS = (*SIZES, "--grace-examples", "800", "--set", "model.pretrained=none", "--set", "training.batch_size=16")
 RATE = "--samples-per-second"  # stated: nothing is measured before
-GO_ON = re.compile(r"the time of this run is up; go on with: python sweeps/run_sweep\.py (.*)")
+GO_ON = re.compile(r"the time of this run is up; go on with: \S+ sweeps/run_sweep\.py (.*)")
 
 
 @pytest.fixture

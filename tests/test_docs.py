@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fashionclip_tune.config.project import ProjectConfig
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = [
     pytest.param(code, printed, id=f"{path.name}-{number}")
@@ -53,3 +55,33 @@ def test_each_message_of_the_troubleshooting_page_is_one_that_the_package_has() 
         )
     ]
     assert unknown == []
+
+
+PAGE = (ROOT / "docs" / "how-it-works.md").read_text()
+ROOMS = {path.name for path in (ROOT / "fashionclip_tune").iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+
+
+def source_of(module: str) -> Path | None:
+    """Of ``tuning.study.study``, a file; of ``cli/``, a folder."""
+    path = ROOT / "fashionclip_tune" / module.rstrip("/").replace(".", "/")
+    return path.with_suffix(".py") if path.with_suffix(".py").is_file() else path if path.is_dir() else None
+
+
+def test_each_module_of_the_page_on_how_it_works_is_there() -> None:
+    words = {word for word in re.findall(r"`([a-z_./]+)`", PAGE) if re.split(r"[./]", word)[0] in ROOMS and ".py" not in word}
+    words -= ProjectConfig().to_dict().keys()
+    assert len(words) > 50
+    assert {word for word in words if source_of(word) is None} == set()
+
+
+def test_what_the_table_of_changes_names_is_where_it_says() -> None:
+    (table,) = re.findall(r"\| to change \| where \|\n\|---\|---\|\n((?:\|.*\n)+)", PAGE)
+    checked = 0
+    for row in table.splitlines():
+        for module, names in re.findall(r"`([a-z_.]+)`: ((?:`[\w.]+`(?:, (?=`[A-Z_a-z]+\w*`(?!:)))?)+)", row):
+            path = source_of(module)
+            assert path is not None, module
+            for name in re.findall(r"`([\w.]+)`", names):
+                assert re.search(rf"\b{name.rpartition('.')[2]}\b", path.read_text()), f"{name} in {module}"
+                checked += 1
+    assert checked > 12

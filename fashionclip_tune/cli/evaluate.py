@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.cli.flags import add_reading_flags, reading_settings
+from fashionclip_tune.config.options import RetrievalProtocol
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.progress import phase_bars
@@ -31,7 +32,7 @@ def add_evaluate(commands: Any) -> None:
         "--protocol",
         dest="protocols",
         action="append",
-        choices=("instance", "product", "candidates_101", "all_captions"),
+        choices=[protocol.value for protocol in RetrievalProtocol],
         help="how recall is counted; may be given again (default: instance and product)",
     )
     parser.add_argument(

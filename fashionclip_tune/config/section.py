@@ -1,4 +1,4 @@
-"""``--set PATH=VALUE``, the same for every command."""
+"""The base of all configuration classes: values are checked and converted by their types, ``--set`` included."""
 
 import re
 import types

@@ -1,4 +1,4 @@
-"""What a JPEG's header says, without decoding it."""
+"""The index of one shard: keys, products, byte offsets and pixel sizes of its samples, from the tar alone."""
 
 import hashlib
 import json

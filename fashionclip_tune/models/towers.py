@@ -1,4 +1,4 @@
-"""``torch.compile`` for the two encoders, as an option."""
+"""Which tower and depth each parameter has, and what follows: its learning rate, whether it is frozen, compilation."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What each architecture of a sweep had reached with the same device time: what is paid for is time, not examples."""
+"""Quality against cost: Pareto fronts over encoding speed, device time and the size of the weights."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -159,13 +159,16 @@ COLUMNS = (
 )
 
 
+_LOSS_TYPES = {LossFunctionOptions.CONTRASTIVE: "clip_contrastive", LossFunctionOptions.SIGLIP: "siglip_bce"}
+
+
 def write_training_log(config: ProjectConfig, out_dir: Path, rows: Sequence[Row]) -> Path:
     """Writes ``evaluations/training_log.csv`` below ``out_dir``, a line an evaluation.
 
     ``loss`` is the mean over the stage before an evaluation, and empty for the zero-shot weights.
     """
     path = out_dir / "evaluations" / "training_log.csv"
-    loss_type = "siglip_bce" if config.loss_function is LossFunctionOptions.SIGLIP else "clip_contrastive"
+    loss_type = _LOSS_TYPES[config.loss_function]
     unfinished = path.with_name(f".{path.name}.tmp")
     with open(unfinished, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

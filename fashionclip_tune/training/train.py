@@ -1,4 +1,4 @@
-"""Assembles a run from a configuration. ``train`` is the one entry point of notebook, command line and trial alike."""
+"""Assembles a run from a configuration: ``run_training`` for the package itself, ``train`` and ``training_prep`` for users."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -267,7 +267,9 @@ class Trainer:
                 if self._average is not None:
                     self._average.start()
             return sigmoid_bce(image_BD, text_BD, scale, self.network.logit_bias, positives_BB, treatment)
-        return info_nce(image_BD, text_BD, scale, positives_BB, treatment)
+        if self._config.loss_function is LossFunctionOptions.CONTRASTIVE:
+            return info_nce(image_BD, text_BD, scale, positives_BB, treatment)
+        raise NotImplementedError(self._config.loss_function)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within the block the network has the weights that count: the average of ``optimizer.ema_decay``, if there is one."""

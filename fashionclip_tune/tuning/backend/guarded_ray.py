@@ -1,4 +1,4 @@
-"""Who may use the Ray that a sweep runs on: of our own nobody else; of another one it is said where anybody may.
+"""Starts a Ray that lets nobody else in, and warns of a cluster that lets in everybody.
 
 Whoever reaches a Ray runs code as its user. Ours listens on this machine's loopback interface only and asks for a token,
 which is in the environment of the driver and of Ray's processes and nowhere else; its folder is closed to other users.

@@ -1,4 +1,4 @@
-"""A trial keeps to its share of the card: Ray's fractions are bookkeeping, this is what holds."""
+"""Runs one trial in a Ray worker, within its share of the card, and reports its stages and how it ended."""
 
 import gc
 import time

@@ -1,7 +1,7 @@
 """TensorBoard's HParams tab: a column for every setting of the space in every trial, "none" where it does not apply.
 
 TensorBoard takes the columns from the first trial that it finds, and leaves out what another one has besides. So each trial's
-file declares all of them; those that do not apply to every trial, or are no numbers, as words.
+file declares all of them. Settings that are no numbers, or that not every trial has, are declared as words.
 """
 
 import time

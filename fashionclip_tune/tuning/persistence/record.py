@@ -1,4 +1,4 @@
-"""What does not change in the life of a sweep, and stands at the head of its sweep.json."""
+"""Writes sweep.json and trials.csv: the header, which never changes, and a row for each trial."""
 
 import platform
 import subprocess

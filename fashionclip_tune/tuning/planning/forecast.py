@@ -1,4 +1,4 @@
-"""How long a sweep is expected to take, and how much it trains: in closed form, for trials of chance worth."""
+"""How long a sweep is expected to take, and how much it trains, in closed form: trials' qualities are taken as random."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""One fault of the machine would burn a whole sweep: each trial ends within seconds, and no setting is to blame."""
+"""Stops a sweep whose trials fail one after the other in the same way: the machine is at fault, not their settings."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -16,8 +16,8 @@ _IN_A_ROW = 3
 def common_failure(trials: Sequence[FrozenTrial], ended_before: Collection[int] = ()) -> str | None:
     """What is wrong with the machine, by the last trials to end: three in a row or more that failed the same way, untrained.
 
-    A choice that the space gave to all of them, a model for instance, explains it as well, unless a trial got further with
-    it: then it takes as many more as it takes until there is none.
+    They may all share a choice, such as the model, with which no trial has trained yet. That choice may be at fault, and so
+    they are not enough.
 
     Args:
         trials: of one sweep, as its journal has them.

@@ -102,7 +102,7 @@ def ranking(view: SweepView) -> Iterator[str]:
             verdict,
             "" if row.get("gain") is None else f"{row['gain']:+.4f}",
             f"{row['examples_seen']:,}",
-            text(end_of(row, view.content["state"]).replace("_", " ")),
+            text(end_of(row, view.content["state"])),
         ]
         rows.append((cells, "best" if is_best else ""))
     yield table(headers, rows, numbers=(4, 5, 6, 7, 9, 10))

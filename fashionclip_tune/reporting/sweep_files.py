@@ -135,7 +135,7 @@ def loss_label(loss: str | None) -> str:
 
 def end_of(row: TrialRow, sweep_state: str) -> str:
     """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
-    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused"))
+    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused")).replace("_", " ")
 
 
 def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:

@@ -25,6 +25,10 @@ from fashionclip_tune.reporting.sweep_files import (
 )
 
 _SHOWN_BAD, _INDENT = 10, 10
+_LEGEND = (
+    "lr: learning rate. seen: examples. R@10: recall_at_10, mean of both directions. ±: half of its 95 % interval. "
+    "gain, %: over zero-shot."
+)
 
 
 def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, ties: Collection[str] = ()) -> Table:
@@ -35,7 +39,7 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, ties: C
     if counted := dict.fromkeys(counted_as(row) for row in rows if row.get("protocol")):
         title += f"\nrecall_at_10: {', '.join(counted)}"
     # On a narrow terminal words go on in a second line; figures stay whole.
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, caption=_LEGEND, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("trial", "model", "loss", "lr", "augment"):
         table.add_column(header, no_wrap=header != "augment")
     for header in ("seen", "R@10", "±", "gain", "%"):
@@ -155,7 +159,8 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
 
 def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
     title = "best of each sweep" + f"\n{NOT_COMPARABLE}" * (len(groups) > 1)
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    legend = "R@10: recall_at_10, mean of both directions. gain, %: over zero-shot. behind: the first one, by its test."
+    table = Table(title=title, caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("sweep", "trial", "model"):
         table.add_column(header, no_wrap=True)
     for header in ("R@10", "gain", "%", "behind"):

@@ -38,12 +38,10 @@ def info_nce(
     """
     _check(positives)
     logits_BB = logit_scale * image_BD @ text_BD.T
+    if positives_BB is not None and positives == "mask":
+        logits_BB, positives_BB = logits_BB.masked_fill(_off_diagonal(positives_BB), -torch.inf), None
     if positives_BB is None:
         target_B = torch.arange(len(logits_BB), device=logits_BB.device)
-        return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
-    if positives == "mask":
-        target_B = torch.arange(len(logits_BB), device=logits_BB.device)
-        logits_BB = logits_BB.masked_fill(_off_diagonal(positives_BB), -torch.inf)
         return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
     mass_BB = positives_BB.to(logits_BB.dtype)
     image_to_text = F.cross_entropy(logits_BB, mass_BB / mass_BB.sum(dim=1, keepdim=True))

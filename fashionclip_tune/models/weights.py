@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from fashionclip_tune.errors import UserError
 
-PICKLED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # Published runs wrote the first; OpenCLIP's and Lightning's the second.
 _WEIGHTS_KEYS = ("model_state_dict", "state_dict")
 _PARALLEL_PREFIX = "module."

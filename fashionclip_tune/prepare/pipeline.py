@@ -8,7 +8,6 @@ for CSV and Parquet not on the order of the table, except where rows are equal.
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import PIL
 from fashionclip_tune.data.shards import SAMPLES_PER_SHARD, SPLITS, write_dataset_json
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
+from fashionclip_tune.machine.hardware import available_cores
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate, parse_template
 from fashionclip_tune.prepare.data_report import ReportedPhoto, report_on
 from fashionclip_tune.prepare.item_rows import ColumnChoice, DroppedPhotos, ItemRow, choose_columns, usable_rows
@@ -123,7 +123,7 @@ def _build(
             on_progress(num_done, total)
 
     finished: dict[str, FinishedShard] = {}
-    workers = options.workers or _available_cores()
+    workers = options.workers or available_cores()
     shards = workspace.build(plan, size=options.size, workers=workers, block=block, on_photo=on_photo)
     try:
         for shard in shards:
@@ -142,10 +142,6 @@ def _build(
     finally:
         shards.close()
     return [finished[shard.name] for shard in plan]
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _advice(options: PrepareOptions) -> str:

@@ -3,21 +3,36 @@
 import errno
 import json
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+
+@contextmanager
+def atomic_write(path: Path, mode: Literal["w", "wb"] = "w", **how: Any) -> Iterator[Any]:
+    """A file that is written aside, then synced to the disk and renamed into place; removed where the block fails.
+
+    Of several writers at the same time, in other processes or threads, the last one's rename holds. ``how``: as for ``open``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with open(unfinished, mode, **how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON aside, syncs it to the disk and renames it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(unfinished, "w") as file:
+    """Atomically, with two spaces of indentation."""
+    with atomic_write(path) as file:
         json.dump(value, file, indent=2)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def give_usual_mode(path: Path) -> None:

@@ -9,8 +9,6 @@ or, where the shard is read from a copy, when it is copied.
 import contextlib
 import hashlib
 import io
-import os
-import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,7 +25,7 @@ from fashionclip_tune.data.shard_cache import ShardDigest, ShardStorage
 from fashionclip_tune.data.shards import RemoteShard, Shard
 from fashionclip_tune.data.tar_index import FORMAT, TarIndex, checksum, index_tar
 from fashionclip_tune.errors import UnavailableError, UserError
-from fashionclip_tune.files import cache_dir
+from fashionclip_tune.files import atomic_write, cache_dir
 from fashionclip_tune.storage.urls import beside, read_url
 
 _AT_A_TIME = 8  # index files of a mounted drive or a server take long to open, not to read
@@ -214,12 +212,5 @@ def _parse(data: bytes) -> TarIndex | None:
 
 
 def _write(path: Path, part: TarIndex) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several trials may index the same shard at the same time: each writes aside, the last rename wins.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            np.savez_compressed(file, **part)  # type: ignore[arg-type]
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path, "wb") as file:  # several trials may index the same shard at the same time
+        np.savez_compressed(file, **part)  # type: ignore[arg-type]

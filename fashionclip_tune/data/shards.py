@@ -19,6 +19,7 @@ import webdataset
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from fashionclip_tune.errors import UnavailableError, UserError, command
+from fashionclip_tune.files import write_json
 from fashionclip_tune.storage.urls import SCHEMES, beside, name_of, read_url, scheme_of
 
 SPLITS = ("train", "valid", "test")
@@ -125,10 +126,7 @@ def _members(sample: ShardSample) -> dict[str, Any]:
 
 def write_dataset_json(out_dir: Path, splits: Mapping[str, Mapping[str, Any]], *, source: str) -> None:
     """Writes ``dataset.json`` last: a folder that has one is a whole data set."""
-    text = json.dumps({"source": source, "splits": {name: dict(split) for name, split in splits.items()}}, indent=2)
-    unfinished = out_dir / "dataset.json.tmp"
-    unfinished.write_text(text + "\n")
-    unfinished.replace(out_dir / "dataset.json")
+    write_json(out_dir / "dataset.json", {"source": source, "splits": {name: dict(split) for name, split in splits.items()}})
 
 
 def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShards:

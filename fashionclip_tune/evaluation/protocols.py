@@ -3,7 +3,6 @@
 Shape legend: N photos, K captions a photo, F further captions, V distinct captions, D embedding size, Q queries, C candidates.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from fashionclip_tune.config.options import RetrievalProtocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.statistics import PairedTest, QueryValues, paired_test
+from fashionclip_tune.files import atomic_write
 from fashionclip_tune.metrics import QueryRanks, distinct_rows, retrieval_ranks
 from fashionclip_tune.seeds import Stream, numpy_generator
 
@@ -259,11 +259,8 @@ def save_retrieval(path: Path, retrieval: Retrieval, **about: Any) -> None:
         ranks = direction.ranks
         counts = torch.stack([ranks.num_better, ranks.num_tied, ranks.num_tied_relevant, direction.products_Q])
         arrays |= {f"{name}_queries": counts.numpy().astype(np.int32), f"{name}_gallery": direction.gallery_size}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(unfinished, "wb") as file:
+    with atomic_write(path, "wb") as file:
         np.savez_compressed(file, **arrays)
-    unfinished.replace(path)
 
 
 def load_retrieval(path: Path) -> tuple[Retrieval, dict[str, Any]]:

@@ -10,8 +10,8 @@ from fashionclip_tune.models.architecture import has_known_text_tower, meta_mode
 from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
-from fashionclip_tune.reporting.html import figure_or_nothing, panels, table, text
-from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of
+from fashionclip_tune.reporting.html import panels, table, text
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, recall_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _MEGABYTE = 1_000_000

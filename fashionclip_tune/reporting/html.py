@@ -50,10 +50,6 @@ def table(headers: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], num
     return f"<table><thead>{line(headers, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
-def figure_or_nothing(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
 def text(value: str) -> str:
     return html.escape(value)
 

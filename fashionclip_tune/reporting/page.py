@@ -12,6 +12,7 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.files import atomic_write
 from fashionclip_tune.progress import OnProgress, no_progress
 from fashionclip_tune.reporting import costs, figures, sections
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, names_of, standings
@@ -49,7 +50,6 @@ def write_report(
     views = [view_sweep(folder, name) for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True)]
     galleries = [_gallery(view, gallery, allow_remote, on_progress) for view in views]
     path = sweep_dirs[0] / REPORT_NAME
-    unfinished = path.with_name(f".{REPORT_NAME}.tmp")
     for line in filter(None, map(sections.torn_line, views)):
         _log.warning(line)
     had, has = _contents_of(path), _contents(views, galleries)
@@ -60,11 +60,8 @@ def write_report(
         for view, shown in zip(views, galleries, strict=True):
             if isinstance(shown, str):
                 _log.warning(f"{view.name}: what the winner finds is not shown: {shown}")
-    try:
-        unfinished.write_text(page(views, galleries), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)  # of a full disk
+    with atomic_write(path, encoding="utf-8") as file:
+        file.write(page(views, galleries))
     return path
 
 

@@ -5,8 +5,16 @@ from collections.abc import Iterator, Sequence
 from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
 from fashionclip_tune.reporting import figures as plots
-from fashionclip_tune.reporting.html import figure_or_nothing, plot, table, text, wide
-from fashionclip_tune.reporting.sweep_files import TrialRow, end_of, freed_line, loss_label, refit_lines, zero_shot_lines
+from fashionclip_tune.reporting.html import plot, table, text, wide
+from fashionclip_tune.reporting.sweep_files import (
+    TrialRow,
+    end_of,
+    figure_or_nothing,
+    freed_line,
+    loss_label,
+    refit_lines,
+    zero_shot_lines,
+)
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _KS = (1, 5, 10)

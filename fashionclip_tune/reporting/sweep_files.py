@@ -12,6 +12,7 @@ from fashionclip_tune.evaluation.encode import EncodingSpeed
 from fashionclip_tune.evaluation.evaluate import gain
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
 from fashionclip_tune.evaluation.statistics import PairedTest
+from fashionclip_tune.files import atomic_write
 from fashionclip_tune.models.starts import loading_call
 from fashionclip_tune.storage.checkpoint import weights_at
 
@@ -100,6 +101,11 @@ def read_sweep(sweep_dir: Path) -> dict[str, Any]:
     return sweep
 
 
+def figure_or_nothing(value: float | None, form: str) -> str:
+    """For a cell of a table."""
+    return "" if value is None else format(value, form)
+
+
 def recall_of(row: TrialRow) -> float:
     """The recall_at_10 of a trial's last evaluation; 0 before its first."""
     return row["recall_at_10"] or 0.0
@@ -141,14 +147,12 @@ def end_of(row: TrialRow, sweep_state: str) -> str:
 def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:
     """One row a trial, one column a setting that any trial has."""
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with open(unfinished, "w", newline="") as file:
+    with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_COLUMNS, *settings])
         writer.writerows(
             [*(dict(row)[name] for name in _COLUMNS), *(row["config"].get(name) for name in settings)] for row in rows
         )
-    unfinished.replace(path)
 
 
 def last_queries(sweep_dir: Path, row: TrialRow) -> tuple[Retrieval, dict[str, Any]] | None:

@@ -16,6 +16,7 @@ from fashionclip_tune.reporting.sweep_files import (
     TrialRow,
     end_of,
     failure_lines,
+    figure_or_nothing,
     loss_label,
     ranked,
     read_sweep,
@@ -55,10 +56,10 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, ties: C
             f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
             _augmentation(config),
             _thousands(row["examples_seen"]),
-            _figure(row["recall_at_10"]),
+            figure_or_nothing(row["recall_at_10"], ".4f"),
             _half_width(row),
-            _signed(row.get("gain"), "+.4f"),
-            _signed(row.get("relative_gain"), "+.0%").rstrip("%"),
+            figure_or_nothing(row.get("gain"), "+.4f"),
+            figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%"),
             f"{end}, tie" if row["trial_id"] in ties else end,
         )
     return table
@@ -123,10 +124,6 @@ def _augmentation(config: Mapping[str, Any]) -> str:
     return f"{captions} {strength:.2f}{switched_on}"
 
 
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
 def _thousands(count: int) -> str:
     return f"{count / 1000:,.1f}k" if count >= 1000 else f"{count}"
 
@@ -134,10 +131,6 @@ def _thousands(count: int) -> str:
 def _half_width(row: TrialRow) -> str:
     low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
     return "" if low is None or high is None else f"{(high - low) / 2:.3f}"
-
-
-def _signed(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
@@ -171,7 +164,10 @@ def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
             table.add_row()
         for each in group:
             row = each.row
-            gains = (_signed(row.get("gain"), "+.4f"), _signed(row.get("relative_gain"), "+.0%").rstrip("%"))
-            figures = (_figure(row["recall_at_10"]), *gains, each.behind)
+            gains = (
+                figure_or_nothing(row.get("gain"), "+.4f"),
+                figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%"),
+            )
+            figures = (figure_or_nothing(row["recall_at_10"], ".4f"), *gains, each.behind)
             table.add_row(each.sweep, row["trial_id"], row["config"]["clip_model"], *figures, each.counted)
     return table

@@ -19,7 +19,7 @@ from fashionclip_tune.config.options import LossFunctionOptions
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.encode import EncodingSpeed
-from fashionclip_tune.files import write_json
+from fashionclip_tune.files import atomic_write, write_json
 
 Row = dict[str, Any]
 _EVENT_FILES = "events.out.tfevents.*"
@@ -169,8 +169,7 @@ def write_training_log(config: ProjectConfig, out_dir: Path, rows: Sequence[Row]
     """
     path = out_dir / "evaluations" / "training_log.csv"
     loss_type = _LOSS_TYPES[config.loss_function]
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with open(unfinished, "w", newline="") as file:
+    with atomic_write(path, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in rows:
@@ -178,7 +177,6 @@ def write_training_log(config: ProjectConfig, out_dir: Path, rows: Sequence[Row]
             directions = [row[f"recall_at_{k}_{direction}"] for k in (5, 10) for direction in _DIRECTIONS]
             about = [row["step"], config.model_name, config.loss_function.value]
             writer.writerow([*about, *means, *directions, row["num_pairs"], row.get("loss", ""), loss_type])
-    unfinished.replace(path)
     return path
 
 

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fashionclip_tune.errors import StopReason, rung_of
-from fashionclip_tune.reporting.sweep_files import TrialRow, has_failed, loss_label, ranked
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, has_failed, loss_label, ranked
 
 _HEADERS = ("trial", "model", "loss", "lr", "stage", "R@10", "change", "img/s")
 _NUMBERS = _HEADERS[3:]
@@ -126,9 +126,9 @@ class Progress:
             loss_label(config.get("loss_function")),
             "" if rate is None else f"{rate:.1e}".replace("e-0", "e-"),
             f"{row['examples_seen'] // self._stage_examples}/{self._num_stages}",
-            _figure(row["recall_at_10"], ".4f"),
-            _figure(row.get("recall_change"), "+.4f"),
-            _figure(row.get("samples_per_second"), ",.0f"),
+            figure_or_nothing(row["recall_at_10"], ".4f"),
+            figure_or_nothing(row.get("recall_change"), "+.4f"),
+            figure_or_nothing(row.get("samples_per_second"), ",.0f"),
         ]
 
 
@@ -198,7 +198,3 @@ def _state(row: TrialRow) -> str:
     if (rung := rung_of(reason)) is not None:
         return f"stopped at rung {rung}: others of its model were ahead after {row['examples_seen']:,} photos"
     return f"{row['state']} {reason}" + (f": {row['message']}" if row["message"] else "")
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

@@ -197,7 +197,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> Sweep
     if settings.num_trials is None and check.num_points is not None:
         flags = flags._replace(num_trials=check.num_points)  # more would only repeat them
     num_trials = flags.num_trials
-    disk = plan_disk([config.with_overrides(settings.overrides) for config in check.configs], num_trials)
+    disk = plan_disk(check.configs, num_trials)
     allotment = _within_disk(settings, found, num_trials, disk)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     configs = [allotment.fitted(config.with_overrides(fixed)) for config in check.configs]

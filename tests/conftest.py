@@ -15,6 +15,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: no
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with sweeps come first: they take longest, and two processes that share the tests are to end together."""
+    files_with_ray = {item.path for item in items if item.get_closest_marker("ray") is not None}
+    items.sort(key=lambda item: item.path not in files_with_ray)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing is read from or left in the user's cache; subprocesses inherit it."""

@@ -1,16 +1,15 @@
 """``--time-budget`` with real sweeps: they end in time, nothing is lost, and the command that they print goes on."""
 
-import importlib
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.resilience.sweep_invariants import histories_of, study_of, violations
 from tests.tuning.conftest import RunSweep, sweep_json
 
 ROOT = Path(__file__).parents[3]
@@ -21,17 +20,11 @@ RATE = "--samples-per-second"  # stated: nothing is measured before
 GO_ON = re.compile(r"the time of this run is up; go on with: \S+ sweeps/run_sweep\.py (.*)")
 
 
-@pytest.fixture
-def invariants(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("sweep_invariants")
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(
-    garments: Path, tmp_path: Path, run_sweep: RunSweep, invariants: Any
+    garments: Path, tmp_path: Path, run_sweep: RunSweep
 ) -> None:
     """Two trials take longer than the 15 of 18 seconds that are left to them; the folder's name has a blank in it."""
     results = tmp_path / "My Drive"
@@ -54,12 +47,12 @@ def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(
     content = sweep_json(results / "it")
     assert content["state"] == "INTERRUPTED"
     assert content["elapsed_s"] < 60
-    study = invariants.study_of(results / "it")
+    study = study_of(results / "it")
     assert [trial["number"] for trial in study] == list(range(len(study)))
     assert len([trial for trial in study if trial["state"] == "RUNNING"]) <= 1
     assert any(trial["state"] == "RUNNING" for trial in study) or len(study) < 2
-    assert invariants.violations(results / "it", STAGE_STEPS, ended=False) == []
-    before = invariants.histories_of(results / "it")
+    assert violations(results / "it", STAGE_STEPS, ended=False) == []
+    before = histories_of(results / "it")
 
     code, _, err = run_sweep(*shlex.split(found[1].replace(in_time, "")))
     assert code == 0, err
@@ -69,20 +62,18 @@ def test_a_sweep_ends_in_time_and_the_command_that_it_prints_ends_it(
         ("0000", 4000, "budget"),
         ("0001", 4000, "budget"),
     ]
-    assert invariants.violations(results / "it", STAGE_STEPS, ended=True) == []
-    after = invariants.histories_of(results / "it")
+    assert violations(results / "it", STAGE_STEPS, ended=True) == []
+    after = histories_of(results / "it")
     for number, history in before.items():
         assert after[number][: len(history)] == history
 
 
-def test_what_cannot_reach_its_first_rung_is_not_started_and_said(
-    garments: Path, tmp_path: Path, run_sweep: RunSweep, invariants: Any
-) -> None:
+def test_what_cannot_reach_its_first_rung_is_not_started_and_said(garments: Path, tmp_path: Path, run_sweep: RunSweep) -> None:
     """By the stated rate the first rung is two hours away: not even Ray is started."""
     arguments = ("--data", garments, "--results", tmp_path, "--name", "it", *SETTINGS, RATE, "0.1")
     code, out, err = run_sweep(*arguments, "--time-budget", "30")
     assert (code, err) == (0, "")
     assert GO_ON.search(out) is not None, out
     assert sweep_json(tmp_path / "it")["trials"] == []
-    assert invariants.study_of(tmp_path / "it") == []
+    assert study_of(tmp_path / "it") == []
     assert re.search(r"no more trials were started: the first rung takes 136 min, 2[345] min were left", out), out

@@ -13,11 +13,7 @@ loader does not run on webdataset 1.0: give it an older one with
 import argparse
 import io
 import json
-import os
 import platform
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +25,8 @@ from typing import Any
 
 import torch
 from PIL import Image
+
+from benchmarks.speed.harness import in_own_process, in_turn, median_ratio, spread
 
 _BATCH_SIZE = 64
 _SHORT_SIDE = 256
@@ -219,28 +217,22 @@ def main() -> None:
         name, folder = arguments.only
         print(json.dumps(measure(name, sorted(Path(folder).glob("photos.*.tar")), arguments.seconds)))
         return
-    rates: dict[str, list[float]] = {name: [] for name in PIPELINES}
+    names = [name for name in PIPELINES if name != "open_clip_train" or arguments.old_webdataset is not None]
     with tempfile.TemporaryDirectory() as folder:
         write_photos(arguments.images, Path(folder), arguments.count)
-        environment = {**os.environ, "FASHIONCLIP_CACHE": f"{folder}/cache", "PYTHONWARNINGS": "ignore"}
-        for _ in range(arguments.rounds):
-            for name, measured in rates.items():
-                if name == "open_clip_train" and arguments.old_webdataset is None:
-                    continue
-                path = str(arguments.old_webdataset) if name == "open_clip_train" else ""
-                command = [sys.executable, __file__, "--only", name, folder, "--seconds", str(arguments.seconds)]
-                done = subprocess.run(
-                    command, env={**environment, "PYTHONPATH": path}, check=True, stdout=subprocess.PIPE, text=True
-                )
-                measured.append(json.loads(done.stdout.splitlines()[-1]))
+
+        def measured_alone(name: str) -> float:
+            path = str(arguments.old_webdataset) if name == "open_clip_train" else ""
+            environment = {"FASHIONCLIP_CACHE": f"{folder}/cache", "PYTHONPATH": path}
+            flags = ("--only", name, folder, "--seconds", arguments.seconds)
+            return float(in_own_process(__file__, *flags, environment=environment))
+
+        rates = in_turn(names, arguments.rounds, measured_alone)
     print(f"{arguments.count:,} photos, short side {_SHORT_SIDE}; {platform.machine()}, Python {platform.python_version()}")
     print("| pipeline | samples/s and core, median | lowest | highest | ours over it, median of the rounds |")
     print("|---|---|---|---|---|")
     for name, measured in rates.items():
-        if measured:
-            ratio = statistics.median(a / b for a, b in zip(rates["ours"], measured, strict=True))
-            figures = " | ".join(f"{value:,.0f}" for value in (statistics.median(measured), min(measured), max(measured)))
-            print(f"| {name} | {figures} | {ratio:.2f} |")
+        print(f"| {name} | {spread(measured, ',.0f')} | {median_ratio(rates['ours'], measured):.2f} |")
 
 
 if __name__ == "__main__":

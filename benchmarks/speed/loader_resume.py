@@ -16,8 +16,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -27,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.speed.harness import in_own_process
 from benchmarks.speed.loader import _BATCH_SIZE, loader_of, write_photos
 
 _SAMPLES_PER_SHARD = 1_000
@@ -96,10 +95,8 @@ def main() -> None:
         repeat_shards(photos, many, arguments.count)
 
         def run(what: str, shards: Path, step: int = 0, unique: bool = False) -> Any:
-            command = [sys.executable, "-m", "benchmarks", "loader_resume", "--only", what, str(shards), str(step), str(unique)]
-            environment = {**os.environ, "FASHIONCLIP_CACHE": f"{folder}/cache", "PYTHONWARNINGS": "ignore"}
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            return json.loads(done.stdout.splitlines()[-1])
+            environment = {"FASHIONCLIP_CACHE": f"{folder}/cache"}
+            return in_own_process(__file__, "--only", what, shards, step, unique, environment=environment)
 
         run("resume", many)  # makes the index and fills the page cache
         last = arguments.count // _BATCH_SIZE - 1

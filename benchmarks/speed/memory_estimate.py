@@ -11,11 +11,10 @@ at most in a forward and a backward pass, and estimated are the gradients and wh
 import argparse
 import json
 import logging
-import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
+
+from benchmarks.speed.harness import in_own_process
 
 
 def measure(model: str, batch_size: int, checkpointing: bool) -> dict[str, float]:
@@ -63,11 +62,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for model in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"):
         for checkpointing in ("off", "on"):
-            command = [sys.executable, __file__, "--batch-size", str(arguments.batch_size), "--only", model, checkpointing]
             # Else the C library keeps freed blocks of up to 32 MB, and the process seems to need them still.
-            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18), "PYTHONWARNINGS": "ignore"}
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            found = json.loads(done.stdout.splitlines()[-1])
+            environment = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
+            flags = ("--batch-size", arguments.batch_size, "--only", model, checkpointing)
+            found = in_own_process(__file__, *flags, environment=environment)
             ratio = found["estimated"] / found["measured"]
             print(
                 f"| {model} | {checkpointing} | {found['measured']:.2f} | {found['estimated']:.2f} | {ratio:.2f} |", flush=True

@@ -18,15 +18,14 @@ import json
 import os
 import platform
 import resource
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from benchmarks.speed.harness import in_own_process, in_turn, median_ratio, spread
 
 _DIM = 512
 _BLOCK = 1024
@@ -149,23 +148,16 @@ def main() -> None:
 
 
 def _compare(names: list[str], size: int, arguments: argparse.Namespace) -> None:
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    path = [entry for entry in (os.environ.get("PYTHONPATH"), arguments.torchmetrics) if entry]
-    environment["PYTHONPATH"] = os.pathsep.join(path)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    last = {}
-    for _ in range(arguments.rounds):
-        for name in names:
-            command = [sys.executable, __file__, "--only", name, str(size)]
-            command += ["--queries", str(arguments.queries)]
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            last[name] = json.loads(done.stdout.splitlines()[-1])
-            scale = size / min(arguments.queries, size) if name in ("argsort_in_blocks", "torchmetrics") else 1
-            seconds[name].append(last[name]["seconds"] * scale)
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), arguments.torchmetrics)))}
+    flags = (size, "--queries", arguments.queries)
+    found = in_turn(names, arguments.rounds, lambda name: in_own_process(__file__, "--only", name, *flags, environment=path))
+    last = {name: measured[-1] for name, measured in found.items()}
+    seconds: dict[str, list[float]] = {}
     for name in names:
-        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True))
-        spread = statistics.median(seconds[name]), min(seconds[name]), max(seconds[name])
-        figures = " | ".join(f"{value:,.2f}" for value in spread)
+        scale = size / min(arguments.queries, size) if name in ("argsort_in_blocks", "torchmetrics") else 1
+        seconds[name] = [each["seconds"] * scale for each in found[name]]
+    for name in names:
+        figures, ratio = spread(seconds[name], ",.2f"), median_ratio(seconds[name], seconds["ours"])
         print(f"| {size:,} | {name} | {figures} | {ratio:.2f} | {last[name]['peak_mb']:,.0f} |", flush=True)
     for name in names:
         if last[name]["recalls"]:

@@ -16,12 +16,13 @@ import argparse
 import json
 import os
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.speed.harness import in_own_process
 
 ENGINES = ("ours", "stock", "stock, reuse_actors")
 
@@ -144,14 +145,9 @@ def main() -> None:
         own = ["--trials", arguments.trials, "--slots", arguments.slots, "--budget", arguments.budget, "--seed", arguments.seed]
         own += ["--stage", arguments.stage] if arguments.stage else []
         started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, __file__, "--here", engine, *map(str, own)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **nobody_else},
-            check=True,
-        )
+        environment = {"RAY_USAGE_STATS_ENABLED": "0", **nobody_else}
+        figures = in_own_process(__file__, "--here", engine, *own, environment=environment)
         command_s = time.perf_counter() - started
-        figures = json.loads(done.stdout.splitlines()[-1])
         trials_s = sum(figures["device_s"])
         ideal, engine_s = trials_s / arguments.slots, figures["engine_s"]
         cells = [f"{trials_s:.1f}", f"{ideal:.1f}", f"{engine_s:.1f}", f"{engine_s / ideal:.2f}", f"{command_s:.1f}"]

@@ -13,12 +13,9 @@ it resizes and normalises, or augments, on the training device.
 import argparse
 import json
 import logging
-import os
 import platform
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.speed.harness import in_own_process, in_turn, median_ratio, spread
 
 # Model, batch size, timed steps on a CPU; and the batch on a GPU.
 CASES = {"tiny-clip": (64, 40, 1024), "ViT-B-32": (8, 4, 64)}
@@ -197,18 +196,11 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for model in arguments.model or CASES:
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
-        for _ in range(arguments.rounds):
-            for name, measured in found.items():
-                command = [sys.executable, __file__, "--only", name, model]
-                environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-                done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-                measured.append(json.loads(done.stdout.splitlines()[-1]))
+        found = in_turn(STEPS, arguments.rounds, lambda name: in_own_process(__file__, "--only", name, model))  # noqa: B023
         theirs = [each["rate"] for each in found["open_clip_train, ready floats"]]
         for name, measured in found.items():
             rates = [each["rate"] for each in measured]
-            ratio = statistics.median(a / b for a, b in zip(rates, theirs, strict=True))
-            figures = " | ".join(f"{value:,.1f}" for value in (statistics.median(rates), min(rates), max(rates)))
+            figures, ratio = spread(rates, ",.1f"), median_ratio(rates, theirs)
             peak = statistics.median(each["peak"] for each in measured)
             print(f"| {model}, {measured[0]['batch_size']} | {name} | {figures} | {ratio:.2f} | {peak:,.0f} |", flush=True)
 

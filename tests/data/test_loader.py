@@ -107,8 +107,8 @@ def test_a_stuck_worker_is_named_with_what_it_was_reading_and_ended(shards: list
         ) as loader,
     ):
         list(loader)
-    assert time.monotonic() - started < 30
-    deadline = time.monotonic() + 5
+    assert time.monotonic() - started < 120
+    deadline = time.monotonic() + 30
     while workers():
         assert time.monotonic() < deadline, "they are waited for when Python exits, for ever"
         time.sleep(0.05)

@@ -75,7 +75,7 @@ def log_step(trial_dir: Path, step: int) -> None:
 def toy_trial(ray_config: dict[str, Any]) -> None:
     from fashionclip_tune.tuning.backend import worker as trainable
 
-    trainable.run_training = toy_train
+    trainable.run_training = toy_train  # type: ignore[attr-defined]
     trainable.run_trial(ray_config)
 
 
@@ -107,7 +107,7 @@ def drive(toy: bool, workers: int, arguments: list[str]) -> None:
     def trial(ray_config: dict[str, Any]) -> None:
         real_trial(ray_config, workers)
 
-    driver.run_trials = functools.partial(run_trials, trainable=toy_trial if toy else trial)
+    driver.run_trials = functools.partial(run_trials, trainable=toy_trial if toy else trial)  # type: ignore[attr-defined]
     script = importlib.util.spec_from_file_location("run_sweep", _SCRIPT)
     assert script is not None
     assert script.loader is not None

@@ -33,10 +33,9 @@ from benchmarks.search.search_plot import plot
 from benchmarks.search.search_table import Surrogate, cross_validate, read_table
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
-from fashionclip_tune.tuning.planning.plan import startup_trials
 from fashionclip_tune.tuning.planning.space import load_space
 from fashionclip_tune.tuning.schedulers import stopping_rule
-from fashionclip_tune.tuning.study.policy import plan_quota
+from fashionclip_tune.tuning.study.policy import plan_quota, startup_trials
 from fashionclip_tune.tuning.study.study import SweepStudy, draw_points, settings
 from fashionclip_tune.tuning.trial import METRIC, TrialPlan
 

@@ -49,7 +49,7 @@ def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from fashionclip_tune.tuning import session as driver
     from fashionclip_tune.tuning.sweep import sweep
 
-    run_trials, engine_s = driver.run_trials, []
+    run_trials, engine_s = driver.run_trials, []  # type: ignore[attr-defined]
 
     def timed(*args: Any, **kwargs: Any) -> bool:
         started = time.perf_counter()
@@ -58,7 +58,7 @@ def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         finally:
             engine_s.append(time.perf_counter() - started)
 
-    driver.run_trials = timed
+    driver.run_trials = timed  # type: ignore[attr-defined]
     settings = settings_of(arguments)
     result = sweep(settings, results=folder, name="ours", resume=False, dry_run=False, console=Console(file=sys.stderr))
     assert result is not None
@@ -116,7 +116,7 @@ def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -
     ray.shutdown()
     engine_s = time.perf_counter() - started
     assert not results.errors, results.errors
-    return {"engine_s": engine_s, "device_s": [result.metrics["device_s"] for result in results if result.metrics]}
+    return {"engine_s": engine_s, "device_s": [result.metrics["device_s"] for result in results if result.metrics]}  # type: ignore[attr-defined]
 
 
 def main() -> None:

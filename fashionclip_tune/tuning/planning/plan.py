@@ -1,7 +1,6 @@
 """What a sweep will do, worked out and checked before anything is started."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,11 +35,10 @@ from fashionclip_tune.tuning.planning.space import SPACES_DIR, SearchSpace, Spac
 from fashionclip_tune.tuning.planning.throughput import model_paces
 from fashionclip_tune.tuning.schedulers import StoppingRule, stopping_rule
 from fashionclip_tune.tuning.study import study
-from fashionclip_tune.tuning.study.policy import ModelQuota, plan_quota
+from fashionclip_tune.tuning.study.policy import ModelQuota, plan_quota, startup_trials
 
 _log = logging.getLogger(__name__)
 
-_MAX_STARTUP_TRIALS = 6
 _SYNC_EVERY_MINUTES = 15.0
 
 
@@ -130,8 +128,7 @@ class SweepPlan:
 
     @property
     def num_startup_trials(self) -> int:
-        """Random trials before TPE takes over: a third of the sweep, at most six (Optuna's ten: results/README.md)."""
-        return min(_MAX_STARTUP_TRIALS, math.ceil(self.num_trials / 3))
+        return startup_trials(self.num_trials)
 
 
 def plan_sweep(

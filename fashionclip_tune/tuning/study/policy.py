@@ -4,6 +4,7 @@ ASHA's rungs and TPE's model know an architecture by its trials only: one that w
 drawn again.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,12 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import forward_flops
 
 _DEFAULT = 6
+_MAX_STARTUP_TRIALS = 6
+
+
+def startup_trials(num_trials: int) -> int:
+    """Random trials before TPE takes over: a third of the sweep, at most six (Optuna's ten: results/README.md)."""
+    return min(_MAX_STARTUP_TRIALS, math.ceil(num_trials / 3))
 
 
 @dataclass(frozen=True)

@@ -177,12 +177,16 @@ def preprocessing_of_file(name: str, file: Path) -> dict[str, Any]:
 
 
 def architecture_of_file(name: str, file: Path) -> dict[str, Any]:
-    """The named architecture, with QuickGELU where the description beside the file asks for it.
+    """The named architecture, with QuickGELU where the description or our own record beside the file says so.
 
     Raises:
         UserError: that description is of another architecture. Shapes alone would not tell: heads and activations have none.
     """
     expected, beside = check_architecture(name), file.parent / CONFIG_NAME
+    record, weights_name = _RECORD_OF_WEIGHTS
+    if file.name == weights_name and (file.parent / record).is_file():
+        stored = _read(file.parent / record).get("model_config") or {}
+        return {**expected, "quick_gelu": True} if stored.get("quick_gelu") else expected
     found = _read(beside).get("model_cfg") if beside.is_file() else None
     if not isinstance(found, Mapping):
         return expected

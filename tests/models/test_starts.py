@@ -324,6 +324,22 @@ def test_weights_that_were_trained_with_quick_gelu_keep_it(tiny_config: ProjectC
     assert not torch.allclose(plain.network.eval().encode_image(images), loaded.network.encode_image(images), atol=1e-5)
 
 
+def test_a_checkpoint_of_weights_with_quick_gelu_is_built_with_it(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    """Whether it is evaluated or started from: its folder has no description, and the tag or file may be gone."""
+    plain = load_model(of(tiny_config, "tiny-clip", None))
+    plain.model_config = {**plain.model_config, "quick_gelu": True}
+    export_openclip(plain, tmp_path / "given")
+    config = of(tiny_config, "tiny-clip", tmp_path / "given" / WEIGHTS).with_overrides({"training.max_steps": 2})
+    config = config.with_overrides({"training.budget_examples": None, "training.stage_examples": None})
+    run = train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "given")
+    weights = newest_weights(run.out_dir)
+    assert weights is not None
+    for loaded in (named_model(str(run.out_dir), ProjectConfig()).loaded, load_model(of(tiny_config, "tiny-clip", weights))):
+        assert activations(loaded.network) == {open_clip.transformer.QuickGELU}
+        assert loaded.model_config["quick_gelu"]
+
+
 @pytest.mark.parametrize(("name", "tag"), open_clip.list_pretrained())
 def test_a_tag_s_weights_have_the_activation_that_they_were_trained_with(name: str, tag: str) -> None:
     start = find_start(name, tag)

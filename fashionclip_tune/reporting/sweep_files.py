@@ -17,15 +17,10 @@ from fashionclip_tune.models.starts import loading_call
 from fashionclip_tune.storage.checkpoint import weights_at
 
 
-class TrialSettings(TypedDict):
-    """Of a trial that ``sweep.json`` names."""
-
+class _Always(TypedDict):
     trial_id: str
     config: dict[str, Any]
     """What the space drew and ``--set`` fixed, by dotted path."""
-
-
-class _LastEvaluation(TypedDict):
     state: str
     stop_reason: str | None
     message: str | None
@@ -38,7 +33,7 @@ class _LastEvaluation(TypedDict):
     device_s: float
 
 
-class TrialRow(TrialSettings, _LastEvaluation, total=False):
+class TrialRow(_Always, total=False):
     """A trial in ``sweep.json`` and ``trials.csv``. Those below are missing in files of older versions, or None."""
 
     recall_at_10_low: float | None

@@ -40,15 +40,21 @@ def shards(tmp_path: Path) -> list[Path]:
     return write_shards(tmp_path, [20, 20, 20])
 
 
-def workers() -> list[int]:
-    """Processes whose parents are children of this one: the loader's, forked from their server."""
-    parent_of = {}
+def workers() -> dict[int, str]:
+    """Living processes whose parents are children of this one, with what they are: the loader's, forked from their server."""
+    parent_of, what = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            parent_of[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-    return [pid for pid, parent in parent_of.items() if parent_of.get(parent) == os.getpid()]
+        parent_of[int(process.name)], what[int(process.name)] = int(parent), f"{state} {command}"
+    return {
+        pid: what[pid]
+        for pid, parent in parent_of.items()
+        if parent_of.get(parent) == os.getpid() and not what[pid].startswith("Z")
+    }
 
 
 @pytest.mark.slow
@@ -92,6 +98,7 @@ def test_batches_after_a_stop_at_any_stage_equal_those_of_a_run_without_one(
 def test_a_stuck_worker_is_named_with_what_it_was_reading_and_ended(shards: list[Path], loaded: LoadedModel) -> None:
     """Though a run's loader processes have SIGTERM blocked, by which torch ends them."""
     forkserver._forkserver._stop()  # of tests before: what it forks blocks what it blocks
+    others = workers()  # what tests before have left is not this one's
     index = load_index(shards)
     shards[1].unlink()
     os.mkfifo(shards[1])  # opening it waits for ever, as a mount that hangs does
@@ -109,8 +116,8 @@ def test_a_stuck_worker_is_named_with_what_it_was_reading_and_ended(shards: list
         list(loader)
     assert time.monotonic() - started < 120
     deadline = time.monotonic() + 30
-    while workers():
-        assert time.monotonic() < deadline, "they are waited for when Python exits, for ever"
+    while left := {pid: what for pid, what in workers().items() if pid not in others}:
+        assert time.monotonic() < deadline, f"they are waited for when Python exits, for ever: {left}"
         time.sleep(0.05)
 
 
@@ -121,7 +128,7 @@ def test_a_killed_worker_is_reported_with_what_the_others_are_at(shards: list[Pa
     config = configured({"training.num_workers": 1, "reading.stall_s": 60})
 
     def kill() -> None:
-        os.kill(workers()[-1], signal.SIGKILL)
+        os.kill(list(workers())[-1], signal.SIGKILL)
 
     with train_loader(
         config, index, loaded.preprocessing, loaded.tokenizer, first_step=0, total_steps=100_000, pin_memory=False

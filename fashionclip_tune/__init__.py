@@ -4,14 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fashionclip_tune.config.options import ClipModelOptions, LossFunctionOptions, TrainingConfig
+    from fashionclip_tune.config.choices import ClipModelOptions, LossFunctionOptions
+    from fashionclip_tune.config.options import TrainingConfig
     from fashionclip_tune.config.project import ProjectConfig
     from fashionclip_tune.training.callbacks import TrainResult
     from fashionclip_tune.training.train import train, training_prep
 
 _MODULES = {
-    "ClipModelOptions": "config.options",
-    "LossFunctionOptions": "config.options",
+    "ClipModelOptions": "config.choices",
+    "LossFunctionOptions": "config.choices",
     "ProjectConfig": "config.project",
     "TrainResult": "training.callbacks",
     "TrainingConfig": "config.options",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.cli.flags import add_reading_flags, reading_settings
-from fashionclip_tune.config.options import RetrievalProtocol
+from fashionclip_tune.config.choices import RetrievalProtocol
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.progress import phase_bars
@@ -54,7 +54,7 @@ def _evaluate(parsed: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from fashionclip_tune.config.options import RetrievalProtocol as Protocol
+    from fashionclip_tune.config.choices import RetrievalProtocol as Protocol
     from fashionclip_tune.config.project import ProjectConfig
     from fashionclip_tune.evaluation.evaluate_model import EvaluateOptions, run_evaluate
     from fashionclip_tune.files import write_json

@@ -13,16 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fashionclip_tune.config.choices import HUB_PREFIX, LOCAL_PREFIX, ClipModelOptions, LossFunctionOptions
 from fashionclip_tune.config.options import (
-    HUB_PREFIX,
-    LOCAL_PREFIX,
     AugmentationConfig,
-    ClipModelOptions,
     EvaluationConfig,
     FreezeConfig,
     HardwareConfig,
     LossConfig,
-    LossFunctionOptions,
     ModelConfig,
     OptimizerConfig,
     ReadingConfig,

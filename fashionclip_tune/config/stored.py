@@ -6,7 +6,7 @@ What lets them reach out or run commands is never taken from there: it is the ca
 from collections.abc import Container, Mapping
 from typing import Any
 
-from fashionclip_tune.config.options import HUB_PREFIX
+from fashionclip_tune.config.choices import HUB_PREFIX
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from fashionclip_tune.config.options import AugmentationConfig, CaptionChoice
+from fashionclip_tune.config.choices import CaptionChoice
+from fashionclip_tune.config.options import AugmentationConfig
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import storage_of
 from fashionclip_tune.data.index import BadSample, ShardIndex

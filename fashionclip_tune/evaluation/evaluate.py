@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from fashionclip_tune.config.options import RetrievalProtocol
+from fashionclip_tune.config.choices import RetrievalProtocol
 from fashionclip_tune.data.index import BadSample
 from fashionclip_tune.evaluation.dataset import EvaluationSet
 from fashionclip_tune.evaluation.encode import EncodingSpeed, embed

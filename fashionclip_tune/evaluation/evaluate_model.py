@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.table import Table
 
-from fashionclip_tune.config.options import RetrievalProtocol
+from fashionclip_tune.config.choices import RetrievalProtocol
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import cached_index, storage_of
 from fashionclip_tune.data.index import BadSample, gaps_in_captions

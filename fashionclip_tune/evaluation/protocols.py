@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fashionclip_tune.config.options import RetrievalProtocol
+from fashionclip_tune.config.choices import RetrievalProtocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.statistics import PairedTest, QueryValues, paired_test
 from fashionclip_tune.files import atomic_write

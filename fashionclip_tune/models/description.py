@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 
-from fashionclip_tune.config.options import HUB_PREFIX, LOCAL_PREFIX, ClipModelOptions
+from fashionclip_tune.config.choices import HUB_PREFIX, LOCAL_PREFIX, ClipModelOptions
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.models.foreign_code import refuse_code
 from fashionclip_tune.models.tiny import TINY_MODELS, TINY_PREPROCESSING, register_tiny_models

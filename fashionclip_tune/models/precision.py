@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fashionclip_tune.config.options import Precision
+from fashionclip_tune.config.choices import Precision
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UnavailableError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fashionclip_tune.config.options import RetrievalProtocol
+from fashionclip_tune.config.choices import RetrievalProtocol
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import run_shards, storage_of
 from fashionclip_tune.errors import BadDataError, UserError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fashionclip_tune.config.options import PositivePairs
+from fashionclip_tune.config.choices import PositivePairs
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import TrainBatch
 from fashionclip_tune.data.preprocessing import Preprocessing

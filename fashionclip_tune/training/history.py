@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from fashionclip_tune.config.options import LossFunctionOptions
+from fashionclip_tune.config.choices import LossFunctionOptions
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.encode import EncodingSpeed

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fashionclip_tune.config.options import LearningRateSchedule, OptimizerConfig, ScheduleConfig, TrainingConfig
+from fashionclip_tune.config.choices import LearningRateSchedule
+from fashionclip_tune.config.options import OptimizerConfig, ScheduleConfig, TrainingConfig
 from fashionclip_tune.models.towers import parameter_groups
 from fashionclip_tune.training.device import ran_out_of_memory
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fashionclip_tune.config.options import LossFunctionOptions, PositivePairs
+from fashionclip_tune.config.choices import LossFunctionOptions, PositivePairs
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import TrainBatch
 from fashionclip_tune.errors import OutOfMemoryError

@@ -10,17 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fashionclip_tune import ClipModelOptions, LossFunctionOptions, ProjectConfig, TrainingConfig
+from fashionclip_tune.config.choices import CaptionChoice, LearningRateSchedule, Precision
 from fashionclip_tune.config.options import (
     AugmentationConfig,
-    CaptionChoice,
     EvaluationConfig,
     FreezeConfig,
     HardwareConfig,
-    LearningRateSchedule,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
-    Precision,
     ScheduleConfig,
 )
 from fashionclip_tune.config.project import override_paths

@@ -15,7 +15,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from fashionclip_tune.config.options import RetrievalProtocol as Protocol
+from fashionclip_tune.config.choices import RetrievalProtocol as Protocol
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import cached_index
 from fashionclip_tune.data.shards import ShardSample, find_dataset, write_split

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fashionclip_tune.config.options import RetrievalProtocol as Protocol
+from fashionclip_tune.config.choices import RetrievalProtocol as Protocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.evaluate import coverage_line, describe
 from fashionclip_tune.evaluation.protocols import (

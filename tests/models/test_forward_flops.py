@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fashionclip_tune.config.options import ClipModelOptions
+from fashionclip_tune.config.choices import ClipModelOptions
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import forward_flops
 

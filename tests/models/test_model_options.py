@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fashionclip_tune.config.options import ClipModelOptions
+from fashionclip_tune.config.choices import ClipModelOptions
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import check_model_options

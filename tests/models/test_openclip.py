@@ -18,7 +18,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fashionclip_tune.config.options import ClipModelOptions
+from fashionclip_tune.config.choices import ClipModelOptions
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data import preprocessing
 from fashionclip_tune.data.preprocessing import Preprocessing

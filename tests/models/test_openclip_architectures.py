@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import torch
 
-from fashionclip_tune.config.options import ClipModelOptions
+from fashionclip_tune.config.choices import ClipModelOptions
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import TrainBatch
 from fashionclip_tune.models import openclip as model_module

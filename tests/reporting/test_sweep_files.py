@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fashionclip_tune.config.options import RetrievalProtocol as Protocol
+from fashionclip_tune.config.choices import RetrievalProtocol as Protocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
 from fashionclip_tune.metrics import QueryRanks

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fashionclip_tune.config.options import Precision
+from fashionclip_tune.config.choices import Precision
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model

@@ -147,9 +147,9 @@ def measure(name: str, model: str) -> dict[str, float]:
 
     from fashionclip_tune.config.project import ProjectConfig
     from fashionclip_tune.data.preprocessing import Preprocessing
-    from fashionclip_tune.models.description import check_architecture
     from fashionclip_tune.models.openclip import LoadedModel
     from fashionclip_tune.models.precision import plan_precision
+    from fashionclip_tune.models.starts import check_architecture
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,9 +1,6 @@
-"""The values that a setting has to choose from, and how names of models begin."""
+"""The values that a setting has to choose from."""
 
 from enum import Enum
-
-# How OpenCLIP's names of models that it does not list begin: a folder's, and those of a place on the hub.
-LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
 
 
 class ClipModelOptions(str, Enum):

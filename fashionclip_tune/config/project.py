@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fashionclip_tune.config.choices import HUB_PREFIX, LOCAL_PREFIX, ClipModelOptions, LossFunctionOptions
+from fashionclip_tune.config.choices import ClipModelOptions, LossFunctionOptions
 from fashionclip_tune.config.options import (
     AugmentationConfig,
     EvaluationConfig,
@@ -27,6 +27,7 @@ from fashionclip_tune.config.options import (
     TrainingConfig,
 )
 from fashionclip_tune.config.section import NO_FINGERPRINT, Section, dotted_paths, plain, value_at
+from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, absolute
 from fashionclip_tune.errors import UserError
 
 COLAB_BASE_PATH = Path("/content/drive/MyDrive/fashionclip_tune")
@@ -39,8 +40,9 @@ class ProjectConfig(Section):
     # The first block of fields is the published interface; the sections below it are ours.
 
     clip_model: ClipModelOptions | str = ClipModelOptions.ViT_B_32
-    """An architecture of OpenCLIP's list, or, with weights and tokenizer, an OpenCLIP folder (``local-dir:FOLDER``) or one on
-    the hub (``hf-hub:OWNER/NAME``, kept in the hub's own cache)."""
+    """What the run starts from, architecture and weights: one of OpenCLIP's names with its published weights, another of its
+    tags (``ARCHITECTURE/TAG``), a weights file (``ARCHITECTURE=FILE``), a model on the hub (``hf-hub:OWNER/NAME``, kept in the
+    hub's own cache), or a folder (``local-dir:FOLDER``, or its path): of OpenCLIP, of a run, a checkpoint or a sweep."""
     loss_function: LossFunctionOptions = LossFunctionOptions.CONTRASTIVE
     """The contrastive loss between the photos and captions of a batch."""
     on_colab: bool = field(default=False, metadata=NO_FINGERPRINT)
@@ -76,11 +78,10 @@ class ProjectConfig(Section):
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def _check(self) -> None:
-        name = self.model_name
+        name = absolute(self.model_name)
         self._require(name not in ("", LOCAL_PREFIX, HUB_PREFIX), "clip_model", "an OpenCLIP architecture name")
-        if name.startswith(LOCAL_PREFIX):  # what is recorded means the same elsewhere: trials change their folder
-            folder = Path(name.removeprefix(LOCAL_PREFIX)).expanduser().resolve()
-            object.__setattr__(self, "clip_model", f"{LOCAL_PREFIX}{folder}")
+        if name != self.model_name:
+            object.__setattr__(self, "clip_model", name)
         known = re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device) is not None
         self._require(known, "device", "auto, cpu, cuda or cuda:N")
         needs_path = self.should_load_checkpoint and self.checkpoint_path is None
@@ -88,7 +89,7 @@ class ProjectConfig(Section):
 
     @property
     def model_name(self) -> str:
-        """The OpenCLIP architecture name."""
+        """``clip_model`` as text."""
         return self.clip_model.value if isinstance(self.clip_model, ClipModelOptions) else self.clip_model
 
     @property

@@ -6,8 +6,8 @@ What lets them reach out or run commands is never taken from there: it is the ca
 from collections.abc import Container, Mapping
 from typing import Any
 
-from fashionclip_tune.config.choices import HUB_PREFIX
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.errors import UserError
 
 _ALLOWS_REMOTE = "reading.allow_remote"

@@ -26,10 +26,9 @@ from fashionclip_tune.evaluation.evaluate import Metrics, cached_zero_shot, cove
 from fashionclip_tune.evaluation.protocols import KS, Candidates, Retrieval, compare
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.files import cache_dir
-from fashionclip_tune.models.named_model import named_model, starting_point
+from fashionclip_tune.models.named_model import named_model, starting_point, use_zero_shot
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.models.precision import plan_precision
-from fashionclip_tune.models.starts import use_zero_shot
 from fashionclip_tune.progress import OnPhase
 
 _USES_NAME = "test_split_uses.jsonl"

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UnavailableError, UserError
-from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.models.foreign_code import no_foreign_code
 from fashionclip_tune.models.openclip import openclip_is_quiet, reason_of
+from fashionclip_tune.models.starts import check_architecture
 from fashionclip_tune.models.towers import parameter_groups, prepare_towers
 
 

@@ -1,16 +1,16 @@
-"""What a name of an architecture means (one of OpenCLIP's, a folder, a place on the hub); how its photos are prepared."""
+"""What OpenCLIP knows of an architecture, or a folder says of one; how photos are prepared for it."""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.pretrained import download_pretrained_from_hf
 
-from fashionclip_tune.config.choices import HUB_PREFIX, LOCAL_PREFIX, ClipModelOptions
+from fashionclip_tune.config.choices import ClipModelOptions
+from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.models.foreign_code import refuse_code
 from fashionclip_tune.models.tiny import TINY_MODELS, TINY_PREPROCESSING, register_tiny_models
@@ -40,48 +40,33 @@ class Description:
     preprocessing: dict[str, Any]
 
 
-def local_name(folder: Path) -> str:
-    """The name by which OpenCLIP loads a folder: its architecture, weights and tokenizer."""
-    return f"{LOCAL_PREFIX}{folder.absolute()}"
+def registered(name: str, said: str = "") -> dict[str, Any]:
+    """OpenCLIP's configuration of an architecture that it lists, or of a tiny tower.
 
-
-def folder_of(name: str) -> Path | None:
-    """The folder of a name that is ``local-dir:FOLDER``."""
-    return Path(name.removeprefix(LOCAL_PREFIX)).expanduser().absolute() if name.startswith(LOCAL_PREFIX) else None
-
-
-def hub_repository(name: str) -> str | None:
-    """The place on the hub of a name that is ``hf-hub:OWNER/NAME``."""
-    return name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else None
-
-
-def check_architecture(name: str) -> dict[str, Any]:
-    """OpenCLIP's configuration of an architecture; a UserError names the likely ones if there is none."""
-    return describe(name).model_config
-
-
-def describe(name: str) -> Description:
-    """What is known of an architecture by its name alone.
+    Args:
+        said: a longer name that begins with it.
 
     Raises:
-        UserError: there is none, its description cannot be read, or asks for Python files of its own to be run.
+        UserError: there is none; names the likely ones.
     """
-    if (folder := folder_of(name)) is not None:
-        return describe_folder(folder, f"clip_model = {name!r}")
-    if (repository := hub_repository(name)) is not None:
-        return _describe_repository(repository)
     register_tiny_models()
     model_config: dict[str, Any] | None = open_clip.get_model_config(name)
     if model_config is None:
+        no_place = f"{said!r}: there is no such folder, and {name!r}" if said != name and said else repr(name)
         raise UserError(
-            f"clip_model = {name!r} is no OpenCLIP architecture: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, another name from "
-            f"open_clip.list_models(), {LOCAL_PREFIX}FOLDER or {HUB_PREFIX}OWNER/NAME"
+            f"clip_model = {no_place} is no OpenCLIP architecture: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, another name "
+            f"from open_clip.list_models(), ARCHITECTURE/TAG, ARCHITECTURE=FILE, {HUB_PREFIX}OWNER/NAME, or "
+            f"{LOCAL_PREFIX}FOLDER (an OpenCLIP folder, a run, a checkpoint or a sweep)"
         )
-    return Description(model_config, {})
+    return model_config
 
 
 def describe_folder(folder: Path, what: str) -> Description:
-    """Of an OpenCLIP folder; ``what``: the setting that names it, for messages. Raises as ``describe`` does."""
+    """Of an OpenCLIP folder; ``what``: the setting that names it, for messages.
+
+    Raises:
+        UserError: its description cannot be read, or asks for Python files of its own to be run.
+    """
     path = folder / CONFIG_NAME
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
@@ -121,31 +106,6 @@ def _openclips_text_towers() -> set[str]:
     return {str(tower) for tower in towers if tower}
 
 
-@lru_cache(maxsize=16)  # a fetch asks the hub whether there is a newer one
-def _describe_repository(repository: str) -> Description:
-    try:
-        path = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME))
-    except Exception as error:  # the hub's client raises many types
-        raise hub_error(repository, CONFIG_NAME, error) from error
-    return describe_folder(path.parent, f"clip_model = {HUB_PREFIX}{repository}")
-
-
-def weights_of_repository(repository: str) -> Path:
-    """Fetched into the hub's own cache (HF_HOME), or there already."""
-    try:
-        return Path(download_pretrained_from_hf(repository))
-    except Exception as error:
-        raise hub_error(repository, "weights", error) from error
-
-
-def hub_error(repository: str, what: str, error: Exception) -> UnavailableError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UnavailableError(
-        f"clip_model = {HUB_PREFIX}{repository}: its {what} could not be fetched from the hub, nor is it in the hub's cache on "
-        f"this machine ({reason}). Bring that cache (HF_HOME), or give the folder: --set clip_model={LOCAL_PREFIX}FOLDER"
-    )
-
-
 def known_name(model_config: Mapping[str, Any]) -> str | None:
     """Which of OpenCLIP's architectures a ``model_cfg`` is, but for a bias of the logits; None: it is none of them."""
     described = {key: value for key, value in model_config.items() if key != "init_logit_bias"}
@@ -158,8 +118,13 @@ def known_name(model_config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def preprocessing_of_file(name: str, file: Path) -> dict[str, Any]:
+def preprocessing_of_file(
+    name: str, file: Path, model_config: Mapping[str, Any], otherwise: Mapping[str, Any]
+) -> dict[str, Any]:
     """How photos are prepared for the weights in a file: as is said beside it, else as all published weights want it.
+
+    Args:
+        otherwise: what is said where nothing is beside it, if anything is.
 
     Raises:
         UserError: nobody says it. OpenCLIP would take OpenAI's, which is wrong for every third architecture.
@@ -173,16 +138,16 @@ def preprocessing_of_file(name: str, file: Path) -> dict[str, Any]:
     stored = _read(beside).get("preprocess_cfg") or {} if beside.is_file() else {}
     if _is_said(stored):
         return {key: stored[key] for key in _PREPROCESSING if key in stored}
-    return preprocessing_by_name(name, f"the weights file {file}", beside)
+    return dict(otherwise) or published_preprocessing(name, model_config, f"the weights file {file}", beside)
 
 
-def architecture_of_file(name: str, file: Path) -> dict[str, Any]:
+def architecture_of_file(name: str, file: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """The named architecture, with QuickGELU where the description or our own record beside the file says so.
 
     Raises:
         UserError: that description is of another architecture. Shapes alone would not tell: heads and activations have none.
     """
-    expected, beside = check_architecture(name), file.parent / CONFIG_NAME
+    beside = file.parent / CONFIG_NAME
     record, weights_name = _RECORD_OF_WEIGHTS
     if file.name == weights_name and (file.parent / record).is_file():
         stored = _read(file.parent / record).get("model_config") or {}
@@ -202,7 +167,14 @@ def architecture_of_file(name: str, file: Path) -> dict[str, Any]:
 def architecture_of_tag(name: str, tag: str) -> dict[str, Any]:
     """The named architecture, with QuickGELU where the tag's weights were trained with it: ``openai`` of ViT-B-32."""
     is_quick = (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")
-    return {**check_architecture(name), "quick_gelu": True} if is_quick else check_architecture(name)
+    return {**registered(name), "quick_gelu": True} if is_quick else registered(name)
+
+
+def refuse_another_network(what: str, name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises UserError where a folder's ``model_cfg`` is not the named one, but for a bias and the text's settings."""
+    for key in ("embed_dim", "vision_cfg"):
+        if found.get(key) != expected.get(key):
+            raise UserError(f"{what} are not of {name}: {key} is {found.get(key)}, not {expected.get(key)}")
 
 
 def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -233,15 +205,12 @@ def preprocessing_of_folder(name: str, folder: Path, described: Description) -> 
     """That of an OpenCLIP folder; raises as ``preprocessing_of_file`` does."""
     if _is_said(described.preprocessing):
         return described.preprocessing
-    return preprocessing_by_name(name, f"the OpenCLIP folder {folder}", folder / CONFIG_NAME)
+    return published_preprocessing(name, described.model_config, f"the OpenCLIP folder {folder}", folder / CONFIG_NAME)
 
 
-def preprocessing_by_name(name: str, what: str, beside: Path) -> dict[str, Any]:
-    """As all that is known of an architecture says; ``beside``: where it can be said."""
-    described = describe(name)
-    if _is_said(described.preprocessing):
-        return described.preprocessing
-    published = name if name in open_clip.list_models() else known_name(described.model_config)
+def published_preprocessing(name: str, model_config: Mapping[str, Any], what: str, beside: Path) -> dict[str, Any]:
+    """As all published weights of an architecture want it; ``beside``: where it can be said. Raises as the others do."""
+    published = name if name in open_clip.list_models() else known_name(model_config)
     if published in TINY_MODELS:
         return TINY_PREPROCESSING
     wanted = _published(published) if published is not None else {}
@@ -249,9 +218,10 @@ def preprocessing_by_name(name: str, what: str, beside: Path) -> dict[str, Any]:
         return json.loads(next(iter(wanted)))  # type: ignore[no-any-return]
     choices = "; ".join(f"{', '.join(tags)}: {said}" for said, tags in wanted.items())
     found = f"its published weights differ ({choices})" if wanted else "it has no published weights"
+    one_of = f"Name one of them, as clip_model={name}/{next(iter(wanted.values()))[0]}=FILE, or s" if wanted else "S"
     example = '{"preprocess_cfg": {"mean": [...], "std": [...], "interpolation": "bicubic", "resize_mode": "shortest"}}'
     raise UserError(
-        f"how photos are prepared for {what} of {published or name} is not known: {found}. Say it in {beside}, as in an "
+        f"how photos are prepared for {what} of {published or name} is not known: {found}. {one_of}ay it in {beside}, as in an "
         f"OpenCLIP folder: {example} (interpolation: bicubic or bilinear; resize_mode: shortest or squash)"
     )
 
@@ -260,8 +230,21 @@ def random_preprocessing(name: str) -> dict[str, Any]:
     """For random weights, which would learn with any: that of the published ones, where they agree."""
     if name in TINY_MODELS:
         return TINY_PREPROCESSING
-    described, wanted = describe(name), _published(name)
-    return described.preprocessing or (json.loads(next(iter(wanted))) if len(wanted) == 1 else {})
+    wanted = _published(name)
+    return json.loads(next(iter(wanted))) if len(wanted) == 1 else {}
+
+
+def preprocessing_of_tag(name: str, tag: str) -> dict[str, Any]:
+    """As the weights of one of OpenCLIP's tags want it; empty without a tag.
+
+    Raises:
+        UserError: there is no such tag.
+    """
+    known = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    if tag and not known:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise UserError(f"{name} has no tag {tag!r}: {', '.join(tags) or 'it has none'}")
+    return {key: known[key] for key in _PREPROCESSING if key in known}
 
 
 def _published(name: str) -> dict[str, list[str]]:

@@ -1,17 +1,20 @@
-"""From what a user calls a model (an architecture, a checkpoint, a run, a sweep, an OpenCLIP folder) to a loaded one."""
+"""A model by its name, and the lineage of its weights: the run that trained them, and how OpenCLIP loads those before it."""
 
 import json
 from pathlib import Path
 from typing import NamedTuple
 
+import open_clip
+
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, brings_weights
 from fashionclip_tune.config.stored import stored_config
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.description import CONFIG_NAME, describe_folder, folder_of, hub_repository, known_name, local_name
+from fashionclip_tune.models.description import registered
 from fashionclip_tune.models.openclip import LoadedModel, load_model
-from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME, file_hash, newest_weights, weights_at
-
-_SWEEP_NAME = "sweep.json"
+from fashionclip_tune.models.starts import SWEEP_NAME, checkpoint_record, find_start, folder_of, model_folder
+from fashionclip_tune.models.tiny import TINY_MODELS
+from fashionclip_tune.storage.checkpoint import RECORD_NAME, weights_at
 
 
 class NamedModel(NamedTuple):
@@ -21,65 +24,35 @@ class NamedModel(NamedTuple):
 
 
 def named_model(name: str, config: ProjectConfig) -> NamedModel:
-    """Loads what ``--model`` names, on the CPU.
+    """Loads what ``--model`` names, as ``clip_model`` takes it, on the CPU.
 
     Args:
-        config: the caller's; its architecture and weights count where ``name`` is an architecture or an OpenCLIP folder, and
-            whether the stored one of a run may reach out is taken from it.
+        config: the caller's: its other settings, and whether the stored ones of a run may reach out.
 
     Raises:
-        UserError: there is no such model, or the folder is none.
+        UserError: there is no such model.
     """
-    place = folder_of(name) or Path(name).expanduser()
-    if not place.exists():
-        if hub_repository(name) is not None:
-            settings = {"clip_model": name, "model.pretrained": "default"}
-            return NamedModel(load_model(config.with_overrides(settings)), None)
-        if place.name != name:
-            raise UserError(f"--model {name}: there is no such folder, and architectures have no slash in their names")
-        return NamedModel(load_model(config.with_overrides({"clip_model": name})), None)
-    if place.name == WEIGHTS_NAME and (place.parent / RECORD_NAME).is_file():
-        place = place.parent
-    if config.model.pretrained not in (None, "default"):
-        raise UserError(f"--model {name} and model.pretrained = {config.model.pretrained} both name weights: give one of them")
-    if (place / _SWEEP_NAME).is_file():
-        place = place / "best"
-    if (weights := newest_weights(place)) is not None:
-        place = weights.parent
+    if Path(name).is_dir() and name not in (*TINY_MODELS, *open_clip.list_models()):
+        name = f"{LOCAL_PREFIX}{name}"  # a folder here may be named without a slash, too
+    chosen = config.with_overrides({"clip_model": name})
+    if brings_weights(chosen.model_name):
+        if config.model.pretrained not in (None, "default"):
+            raise UserError(f"{name} and model.pretrained = {config.model.pretrained} both name weights: give one of them")
+        chosen = chosen.with_overrides({"model.pretrained": "default"})
+    return NamedModel(load_model(chosen), started_from(chosen.model_name, allow_remote=config.reading.allow_remote))
+
+
+def started_from(name: str, *, allow_remote: bool) -> ProjectConfig | None:
+    """The run that trained what ``clip_model`` names; None: nothing says what it started from."""
+    folder = folder_of(name)
+    place = model_folder(folder) if folder is not None else None
+    if place is None:
+        return None
     if (place / RECORD_NAME).is_file():
-        return _checkpoint_model(place, config.reading.allow_remote)
-    if (place / CONFIG_NAME).is_file():
-        architecture = known_name(describe_folder(place, f"--model {name}").model_config) or local_name(place)
-        settings = {"clip_model": architecture, "model.pretrained": str(place.absolute())}
-        started_from = _start_of_the_best_trial(place, config.reading.allow_remote)
-        return NamedModel(load_model(config.with_overrides(settings)), started_from)
-    raise UserError(
-        f"--model {name} is no model: give an OpenCLIP architecture, or the folder of a checkpoint ({RECORD_NAME}), a run, a "
-        f"sweep or an OpenCLIP model ({CONFIG_NAME}); a single weights file by --set model.pretrained=FILE"
-    )
-
-
-def _checkpoint_model(folder: Path, allow_remote: bool) -> NamedModel:
+        return stored_config(checkpoint_record(place)["config"], allow_remote=allow_remote)
+    sweep_dir = place.parent
     try:
-        record = json.loads((folder / RECORD_NAME).read_text())
-        started_from = stored_config(record["config"], allow_remote=allow_remote)
-        weights = started_from.with_overrides({"model.pretrained": str(folder.absolute() / WEIGHTS_NAME)})
-        expected = record["files"][WEIGHTS_NAME]
-        is_whole = file_hash(folder / WEIGHTS_NAME) == expected
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
-    if not is_whole:
-        raise UserError(f"{folder} is damaged: {WEIGHTS_NAME} is not what {RECORD_NAME} says")
-    return NamedModel(load_model(weights), started_from)
-
-
-def _start_of_the_best_trial(best: Path, allow_remote: bool) -> ProjectConfig | None:
-    """What the winner of a sweep started from, where its folder is still in the sweep's."""
-    sweep_dir = best.absolute().parent
-    try:
-        trial_id = json.loads((sweep_dir / _SWEEP_NAME).read_text())["best"]["trial_id"]
+        trial_id = json.loads((sweep_dir / SWEEP_NAME).read_text())["best"]["trial_id"]
         (record,) = sweep_dir.glob(f"trials/{trial_id}-*/config.json")
         return stored_config(json.loads(record.read_text()), allow_remote=allow_remote)
     except UserError:
@@ -94,3 +67,28 @@ def starting_point(config: ProjectConfig) -> ProjectConfig:
         return config
     assert config.checkpoint_path is not None
     return config.with_overrides({"model.pretrained": str(weights_at(config.checkpoint_path))})
+
+
+def loading_call(name: str, pretrained: str | None) -> str | None:
+    """How any OpenCLIP user loads the weights that a model starts from; None: they are random, or OpenCLIP cannot."""
+    try:
+        start = find_start(name, pretrained)
+    except UserError:
+        return None
+    calls = "open_clip.create_model_and_transforms"
+    if start.repository is not None:
+        return f'{calls}("{HUB_PREFIX}{start.repository}")'
+    if not start.has_weights or start.file_hash is not None:
+        return None
+    if start.tag is None and folder_of(start.openclip_name) is not None:
+        return f'{calls}("{start.openclip_name}")'
+    # OpenCLIP would warn and take the activation of the name.
+    said = registered(start.openclip_name).get("quick_gelu", False)
+    quick = "" if said == start.model_config.get("quick_gelu", False) else ", force_quick_gelu=True"
+    return f'{calls}("{start.openclip_name}", pretrained="{start.tag or start.file}"{quick})'
+
+
+def use_zero_shot(name: str, pretrained: str | None) -> str:
+    """What to say of weights that are worse than those they were trained from."""
+    call = loading_call(name, pretrained)
+    return "the trained weights are below zero-shot: use the zero-shot ones" + (f", {call}" if call else "")

@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import LOCAL_PREFIX
 from fashionclip_tune.data.preprocessing import Preprocessing, Tokenizer
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.files import give_usual_mode
-from fashionclip_tune.models.description import CONFIG_NAME, check_architecture, hub_repository
+from fashionclip_tune.models.description import CONFIG_NAME, known_name, registered
 from fashionclip_tune.models.foreign_code import drop_code_names, no_foreign_code
-from fashionclip_tune.models.starts import Start, find_start
+from fashionclip_tune.models.hub import has_tokenizer, tokenizer_folder
+from fashionclip_tune.models.starts import Start, find_start, folder_of
 from fashionclip_tune.models.weights import in_openclips_form, put_weights, read_weights
 
 _SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
@@ -35,6 +37,7 @@ class LoadedModel:
     """A model with all that is needed to feed it."""
 
     name: str
+    """Of the architecture, where OpenCLIP lists it; else of the start."""
     network: nn.Module
     preprocessing: Preprocessing
     tokenizer: Tokenizer
@@ -108,7 +111,7 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
                 start.tag,
                 load_weights=False,
                 pretrained_text=False,
-                cache_dir=_cache_of(start.openclip_name, cache_dir),
+                cache_dir=str(cache_dir),
                 force_preprocess_cfg=start.preprocessing,
                 force_quick_gelu=bool(model_config.get("quick_gelu")),
                 **arguments,
@@ -118,18 +121,24 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
     except UserError:
         raise
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
-        raise _weights_error(start, cache_dir, error) from error
-    tokenizer = _tokenizer(start.openclip_name, cache_dir) if with_tokenizer else _same_tokens(network.context_length)
+        raise _weights_error(start, error) from error
+    tokenizer = _tokenizer(start, cache_dir) if with_tokenizer else _same_tokens(network.context_length)
     preprocessing = _preprocessing(name, network.visual.preprocess_cfg)
     return LoadedModel(
-        name=name,
+        name=known_name(model_config) or name,
         network=network,
         preprocessing=preprocessing,
         tokenizer=tokenizer,
         model_config=model_config,
         weights_fingerprint=_fingerprint(network),
-        clamps_logit_scale="init_logit_bias" not in check_architecture(name),
+        clamps_logit_scale="init_logit_bias" not in _first_config(start),
     )
+
+
+def _first_config(start: Start) -> dict[str, Any]:
+    """Of the architecture, to which a sigmoid loss may have added a bias since."""
+    known = known_name(start.model_config)
+    return start.model_config if known is None else registered(known)
 
 
 def _preprocessing(name: str, described: Mapping[str, Any]) -> Preprocessing:
@@ -161,7 +170,7 @@ def _read_start(start: Start, cache_dir: Path) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:
-        raise _weights_error(start, cache_dir, error) from error
+        raise _weights_error(start, error) from error
 
 
 @contextmanager
@@ -188,32 +197,40 @@ def fetch_weights(config: ProjectConfig) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise _weights_error(start, cache_dir, error) from error
-    _tokenizer(start.openclip_name, cache_dir)
+        raise _weights_error(start, error) from error
+    _tokenizer(start, cache_dir)
 
 
-def _tokenizer(openclip_name: str, cache_dir: Path) -> Tokenizer:
-    cache = _cache_of(openclip_name, cache_dir)
+def _tokenizer(start: Start, cache_dir: Path) -> Tokenizer:
+    """That of the folder, else of OpenCLIP's own list, else the one on the hub that the description names."""
+    text, folder = start.model_config["text_cfg"], folder_of(start.openclip_name)
+    on_the_hub = text.get("hf_tokenizer_name")
+    source = f"of {on_the_hub}" if on_the_hub else "of OpenCLIP"
+    if folder is not None and (has_tokenizer(folder) or start.repository is None):
+        source = f"in {folder}"
+    elif on_the_hub:
+        folder = tokenizer_folder(on_the_hub, None if start.repository else cache_dir)
     try:
-        with openclip_is_quiet(), no_foreign_code(openclip_name):
-            tokenizer: Tokenizer = open_clip.get_tokenizer(openclip_name, cache_dir=cache)
+        with openclip_is_quiet(), no_foreign_code(start.openclip_name):
+            tokenizer: Tokenizer
+            if not on_the_hub:
+                tokenizer = open_clip.get_tokenizer(start.openclip_name)
+            else:
+                tokenizer = open_clip.tokenizer.HFTokenizer(
+                    str(folder),
+                    context_length=text.get("context_length", open_clip.CLIPTextCfg.context_length),
+                    tokenizer_mode=text.get("tokenizer_mode"),
+                    **text.get("tokenizer_kwargs", {}),
+                )
     except UserError:
         raise
-    except Exception as error:
-        source = check_architecture(openclip_name)["text_cfg"].get("hf_tokenizer_name") or "of OpenCLIP"
-        kind = UnavailableError if isinstance(error, OSError) else UserError
-        raise kind(
-            f"the tokenizer of {openclip_name} ({source}) could not be loaded: looked in {cache or 'the cache of the hub'} and "
-            f"on the hub ({reason_of(error)}). Copy a cache that has it to {cache_dir}, or give an OpenCLIP folder with "
-            "tokenizer files of its own: --set model.pretrained=FOLDER"
+    except Exception as error:  # transformers raises many types
+        raise UserError(
+            f"the tokenizer of {start.openclip_name} ({source}) could not be loaded ({reason_of(error)}): give an OpenCLIP "
+            f"folder with tokenizer files of its own: --set clip_model={LOCAL_PREFIX}FOLDER"
         ) from error
-    drop_code_names(tokenizer, openclip_name)
+    drop_code_names(tokenizer, start.openclip_name)
     return tokenizer
-
-
-def _cache_of(openclip_name: str, cache_dir: Path) -> str | None:
-    """What is named by its place on the hub is in the hub's own cache."""
-    return None if hub_repository(openclip_name) is not None else str(cache_dir)
 
 
 def _same_tokens(context_length: int) -> Tokenizer:
@@ -225,19 +242,11 @@ def reason_of(error: Exception) -> str:
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
-def _weights_error(start: Start, cache_dir: Path, error: Exception) -> UserError:
-    """A tag's weights, or a file, that cannot be reached; or a file of other weights."""
-    name, reason = start.openclip_name, reason_of(error)
-    if start.tag is None:
-        kind = UnavailableError if isinstance(error, OSError) else UserError
-        where = f" in {start.file}" if start.file is not None else ""
-        return kind(f"the weights of {name}{where} cannot be loaded: {reason}")
-    hub = (open_clip.get_pretrained_cfg(name, start.tag) or {}).get("hf_hub") or "its download address"
-    return UnavailableError(
-        f"the weights of {name}, tag {start.tag}, could not be fetched: looked in {cache_dir} and on the hub at {hub} "
-        f"({reason}). Copy a cache that has them to {cache_dir}, or give a file or an OpenCLIP folder: "
-        f"--set model.pretrained=/path/to/{_WEIGHTS_NAME}"
-    )
+def _weights_error(start: Start, error: Exception) -> UserError:
+    """A file that cannot be read, or is of another network."""
+    kind = UnavailableError if isinstance(error, OSError) else UserError
+    where = f" in {start.file}" if start.file is not None else f", tag {start.tag}," if start.tag is not None else ""
+    return kind(f"the weights of {start.openclip_name}{where} cannot be loaded: {reason_of(error)}")
 
 
 def tokenizer_name(loaded: LoadedModel) -> str:

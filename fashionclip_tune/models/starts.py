@@ -1,32 +1,39 @@
 """From the two settings that name a model (``clip_model``, ``model.pretrained``) to what is read: a file, a tag, or nothing."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, architecture_of, joined, parts
 from fashionclip_tune.errors import UnavailableError, UserError, command
 from fashionclip_tune.models.description import (
+    CONFIG_NAME,
     DEFAULT_TAGS,
-    Description,
     architecture_of_file,
     architecture_of_tag,
-    check_architecture,
-    describe,
     describe_folder,
     files_beside,
-    folder_of,
-    hub_repository,
-    local_name,
-    preprocessing_by_name,
+    known_name,
     preprocessing_of_file,
     preprocessing_of_folder,
+    preprocessing_of_tag,
     random_preprocessing,
-    weights_of_repository,
+    refuse_another_network,
+    registered,
 )
+from fashionclip_tune.models.hub import cached_file, hub_file, tag_file
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
-from fashionclip_tune.models.weights import weights_in_folder
+from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER, weights_in_folder
+from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME, file_hash, newest_weights
+
+SWEEP_NAME = "sweep.json"
+# What the cards of models on the hub say that are in our spaces: a sweep is planned by it before they are fetched.
+_ON_THE_HUB = {"Marqo/marqo-fashionCLIP": "ViT-B-16", "Marqo/marqo-fashionSigLIP": "ViT-B-16-SigLIP"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Start:
     """What of OpenCLIP's ``preprocess_cfg`` has to be said; a tag says its own."""
     tag: str | None = None
     file: Path | None = None
+    file_hash: str | None = None
+    """As its record lists it; None: nothing says what is to be in the file."""
     repository: str | None = None
     stamps: tuple[object, ...] = ()
     """Of all files that say something about it: by the next time, others may have taken their place."""
@@ -50,46 +59,34 @@ class Start:
         return (self.tag or self.file or self.repository) is not None
 
     def fetch(self, cache_dir: Path) -> Path:
-        """The weights file, fetched if need be."""
+        """The weights file, fetched if need be.
+
+        Raises:
+            UnavailableError: it is not here and cannot be fetched.
+            UserError: it is not what its record says.
+        """
         if self.tag is not None:
-            known = open_clip.get_pretrained_cfg(self.openclip_name, self.tag)
-            return Path(open_clip.download_pretrained(known, cache_dir=str(cache_dir)))
+            return tag_file(self.openclip_name, self.tag, NAMES_IN_A_FOLDER, cache_dir)
         if self.repository is not None:
-            return weights_of_repository(self.repository)
+            return hub_file(self.repository, f"{HUB_PREFIX}{self.repository}: the weights", NAMES_IN_A_FOLDER, None)
         assert self.file is not None
+        if self.file_hash is not None and file_hash(self.file) != self.file_hash:
+            raise UserError(f"{self.file.parent} is damaged: {self.file.name} is not what {RECORD_NAME} says")
         return self.file
 
 
-def loading_call(name: str, pretrained: str | None) -> str | None:
-    """How any OpenCLIP user loads the weights that a model starts from; None: they are random, or not to be found here."""
-    try:
-        start = find_start(name, pretrained)
-    except UserError:
-        return None
-    if not start.has_weights:
-        return None
-    calls = "open_clip.create_model_and_transforms"
-    if start.tag is not None or (folder_of(start.openclip_name) is None and start.file is not None):
-        # OpenCLIP would warn and take the activation of the name.
-        is_said = check_architecture(name).get("quick_gelu", False) == start.model_config.get("quick_gelu", False)
-        quick = "" if is_said else ", force_quick_gelu=True"
-        return f'{calls}("{name}", pretrained="{start.tag or start.file}"{quick})'
-    return f'{calls}("{start.openclip_name}")'
-
-
-def use_zero_shot(name: str, pretrained: str | None) -> str:
-    """What to say of weights that are worse than those they were trained from."""
-    call = loading_call(name, pretrained)
-    return "the trained weights are below zero-shot: use the zero-shot ones" + (f", {call}" if call else "")
-
-
-def find_start(name: str, pretrained: str | None) -> Start:
+def find_start(name: str, pretrained: str | None = "default") -> Start:
     """Where a model's weights come from; nothing is fetched but a description on the hub.
+
+    Args:
+        name: as ``clip_model`` takes it.
+        pretrained: as ``model.pretrained``; None: random weights, of which only the architecture is looked for.
 
     Raises:
         UserError: there are no such weights, they are of another architecture, or nobody says how photos are prepared for them.
     """
     start = _find(name, pretrained)
+    _refuse_oblong(name, start.model_config)
     paths = list(files_beside(start.file)) if start.file is not None else []
     if (folder := folder_of(start.openclip_name)) is not None:
         paths += [path for path in folder.iterdir() if path.is_file()]
@@ -99,29 +96,131 @@ def find_start(name: str, pretrained: str | None) -> Start:
     )
 
 
+def check_architecture(name: str) -> dict[str, Any]:
+    """OpenCLIP's ``model_cfg`` of what ``clip_model`` names; raises as ``find_start`` does."""
+    return find_start(name, None).model_config
+
+
+def settled(config: ProjectConfig) -> ProjectConfig:
+    """The same start by one name: ``clip_model`` has the weights too, and of a run the checkpoint that is its newest now."""
+    name, place = config.model_name, config.model.pretrained
+    if place not in ("default", None) and parts(name)[1] is None and not name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
+        name = joined(name, str(place))
+    if (folder := folder_of(name)) is not None:
+        name = f"{LOCAL_PREFIX}{model_folder(folder)}"
+    return config if name == config.model_name else config.with_overrides({"clip_model": name, "model.pretrained": "default"})
+
+
+def model_folder(place: Path) -> Path:
+    """The checkpoint, the OpenCLIP folder or whatever else a folder stands for: of a sweep its winner, of a run its newest."""
+    if (place / SWEEP_NAME).is_file():
+        return place / "best"
+    if place.name == WEIGHTS_NAME and (place.parent / RECORD_NAME).is_file():
+        return place.parent
+    weights = newest_weights(place)
+    return place if weights is None else weights.parent
+
+
 def _find(name: str, pretrained: str | None) -> Start:
-    described = describe(name)
-    if pretrained is None:
-        return Start(name, described.model_config, random_preprocessing(name))
-    place = _default_place(name) if pretrained == "default" else _place(name, pretrained)
-    if isinstance(place, str) and hub_repository(place) is not None:
-        own = described.preprocessing or preprocessing_by_name(name, "the weights there", Path("open_clip_config.json"))
-        return Start(name, described.model_config, own, repository=hub_repository(place))
+    architecture, own = parts(name)
+    if own is not None and pretrained is not None:
+        if pretrained not in ("default", own):
+            raise UserError(f"clip_model = {name!r} and model.pretrained = {pretrained!r} both name weights: give one of them")
+        pretrained = own
+    like = architecture.partition("/")[2] if own is not None else ""
+    architecture = architecture_of(name)
+    if own is not None:
+        registered(architecture, said=name)
+    base = _architecture(architecture, with_weights=pretrained == "default")
+    if pretrained is None or (pretrained == "default" and base.has_weights):
+        return base
+    place = _default_place(architecture) if pretrained == "default" else _place(name, architecture, pretrained)
     if isinstance(place, str):
-        return Start(name, architecture_of_tag(name, place), {}, tag=place)
+        return Start(architecture, architecture_of_tag(architecture, place), {}, tag=place)
+    if place.is_dir():
+        return _folder(architecture, place, base.model_config)
+    expected = architecture_of_tag(architecture, like) if like else base.model_config
+    otherwise = base.preprocessing if folder_of(base.openclip_name) else preprocessing_of_tag(architecture, like)
+    preprocessing = preprocessing_of_file(architecture, place, expected, otherwise)
+    return Start(base.openclip_name, architecture_of_file(architecture, place, expected), preprocessing, file=place)
+
+
+def _architecture(name: str, *, with_weights: bool) -> Start:
+    """What is known by the first part of a name; with the weights that come with it, if any and if they are wanted."""
+    what = f"clip_model = {name!r}"
+    if (folder := folder_of(name)) is not None:
+        return _in_folder(folder, what, with_weights=with_weights)
+    if not name.startswith(HUB_PREFIX):
+        return Start(name, registered(name), random_preprocessing(name))
+    repository, names = name.removeprefix(HUB_PREFIX), [CONFIG_NAME]
+    if not with_weights and repository in _ON_THE_HUB and cached_file(repository, names, None) is None:
+        return _architecture(_ON_THE_HUB[repository], with_weights=False)
+    folder = hub_file(repository, f"{what}: the description", names, None).parent
+    start = _described(folder, what, with_weights=with_weights)
+    return replace(start, repository=repository) if with_weights else start
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder of a name that is ``local-dir:FOLDER``."""
+    return Path(name.removeprefix(LOCAL_PREFIX)).expanduser().absolute() if name.startswith(LOCAL_PREFIX) else None
+
+
+def _in_folder(folder: Path, what: str, *, with_weights: bool) -> Start:
+    """Of any kind of folder that models are in."""
+    place = model_folder(folder)
+    if place.is_file():
+        raise UserError(f"{what} is a file: name its architecture, too, as clip_model=ARCHITECTURE={folder}")
     if not place.is_dir():
-        return Start(name, architecture_of_file(name, place), preprocessing_of_file(name, place), file=place)
-    own_folder = _folder(name, place, described)
-    return Start(
-        local_name(place),
-        own_folder.model_config,
-        preprocessing_of_folder(name, place, own_folder),
-        file=weights_in_folder(place),
-    )
+        raise UnavailableError(f"{what}: there is no such folder")
+    if (place / RECORD_NAME).is_file():
+        start = _in_checkpoint(place)
+        return start if with_weights else replace(start, file=None, file_hash=None)
+    if not (place / CONFIG_NAME).is_file():
+        raise UserError(
+            f"{what} is no model: {place} has no {CONFIG_NAME} (an OpenCLIP folder), no {RECORD_NAME} (a checkpoint of ours), "
+            f"no checkpoints/ (a run) and no {SWEEP_NAME} (a sweep)"
+        )
+    start = _described(place, what, with_weights=with_weights)
+    return replace(start, file=weights_in_folder(place)) if with_weights else start
+
+
+def _described(folder: Path, what: str, *, with_weights: bool) -> Start:
+    """An OpenCLIP folder; where its weights are wanted, it has to say how photos are prepared for them."""
+    described, name = describe_folder(folder, what), f"{LOCAL_PREFIX}{folder}"
+    preprocessing = preprocessing_of_folder(name, folder, described) if with_weights else described.preprocessing
+    return Start(name, described.model_config, preprocessing)
+
+
+def _in_checkpoint(folder: Path) -> Start:
+    """Of one of our checkpoints: its own weights, with the tokenizer of what its run started from."""
+    record = checkpoint_record(folder)
+    model_config, began = record.get("model_config") or {}, architecture_of(str(record["config"]["clip_model"]))
+    architecture = known_name(model_config)
+    if architecture is None:
+        repository = began.removeprefix(HUB_PREFIX)
+        if repository != began and cached_file(repository, [CONFIG_NAME], None) is None:
+            raise UnavailableError(  # what a file says is not fetched
+                f"{folder} started from {began}, which is not in the hub's cache on this machine: fetch it by its name first, "
+                f"`{command('evaluate', '--model', began)}`, or copy the cache"
+            )
+        base = _architecture(began, with_weights=False)
+        architecture, model_config = base.openclip_name, model_config or base.model_config
+    weights = folder / WEIGHTS_NAME
+    preprocessing = preprocessing_of_file(architecture, weights, model_config, {})
+    return Start(architecture, model_config, preprocessing, file=weights, file_hash=str(record["files"][WEIGHTS_NAME]))
+
+
+def checkpoint_record(checkpoint: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((checkpoint / RECORD_NAME).read_text())
+        _ = record["config"]["clip_model"], record["files"][WEIGHTS_NAME], record.get("model_config")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{checkpoint} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
+    return record
 
 
 def _default_place(name: str) -> str | Path:
-    """A tag, a folder, or a name on the hub."""
+    """A tag, or the folder of a tiny tower's pretrained weights."""
     if name in TINY_MODELS:
         folder = pretrained_tiny_dir(name)
         if not folder.is_dir():
@@ -130,23 +229,24 @@ def _default_place(name: str) -> str | Path:
                 "about a minute (model.pretrained=none starts from random weights)"
             )
         return folder
-    if hub_repository(name) is not None:
-        return name
-    if (own := folder_of(name)) is not None:
-        return own
     if name not in DEFAULT_TAGS:
-        raise UserError(f"model.pretrained must be given for {name}: {_allowed_weights(name)}")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        named = f"{name}/{tags[0]}" if tags else f"{name}=FILE"
+        raise UserError(
+            f"{name} has no weights that are its own: name some, such as clip_model={named}: {_allowed_weights(name)}"
+        )
     return DEFAULT_TAGS[name]
 
 
-def _place(name: str, pretrained: str) -> str | Path:
+def _place(name: str, architecture: str, pretrained: str) -> str | Path:
     """A tag, or an existing file or folder."""
-    if open_clip.get_pretrained_cfg(name, pretrained):
+    if open_clip.get_pretrained_cfg(architecture, pretrained):
         return pretrained
     path = Path(pretrained).expanduser().absolute()
     if not path.exists():
         kind = UserError if path.name == pretrained else UnavailableError  # a tag that is none, or a place with nothing there
-        raise kind(f"model.pretrained = {pretrained!r} is neither a file, a folder nor a tag: {_allowed_weights(name)}")
+        whose = f"the weights of clip_model = {name!r}" if parts(name)[1] else f"model.pretrained = {pretrained!r}"
+        raise kind(f"{whose}: {pretrained!r} is neither a file, a folder nor a tag: {_allowed_weights(architecture)}")
     return path
 
 
@@ -155,13 +255,15 @@ def _allowed_weights(name: str) -> str:
     return f"a tag of {name} ({', '.join(tags) or 'it has none'}), a weights file, an OpenCLIP folder, or none"
 
 
-def _folder(name: str, folder: Path, expected: Description) -> Description:
-    """Of an OpenCLIP folder, which must be of the named architecture but for a logit bias."""
-    if folder == folder_of(name):
-        return expected
-    found = describe_folder(folder, f"model.pretrained = {folder}")
-    for key in ("embed_dim", "vision_cfg"):
-        ours, theirs = expected.model_config.get(key), found.model_config.get(key)
-        if ours != theirs:
-            raise UserError(f"the weights in {folder} are not of {name}: {key} is {theirs}, not {ours}")
-    return found
+def _folder(name: str, folder: Path, expected: Mapping[str, Any]) -> Start:
+    """Weights in a folder, which must be of the named architecture but for a logit bias."""
+    start = _in_folder(folder, f"model.pretrained = {folder}", with_weights=True)
+    if folder != folder_of(name):
+        refuse_another_network(f"the weights in {folder}", name, start.model_config, expected)
+    return start
+
+
+def _refuse_oblong(name: str, model_config: Mapping[str, Any]) -> None:
+    size = model_config["vision_cfg"].get("image_size", 224)
+    if isinstance(size, list | tuple) and len(set(size)) > 1:
+        raise UserError(f"{name}: photos of {size[0]} x {size[1]} pixels are not supported, only square ones")

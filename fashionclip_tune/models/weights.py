@@ -48,7 +48,7 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
 
 
 # The order in which OpenCLIP looks for weights in a folder.
-_NAMES_IN_A_FOLDER = (
+NAMES_IN_A_FOLDER = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -67,13 +67,13 @@ def weights_in_folder(folder: Path) -> Path:
     Raises:
         UserError: there is none, or several that OpenCLIP has no rule for.
     """
-    for name in _NAMES_IN_A_FOLDER:
+    for name in NAMES_IN_A_FOLDER:
         if (folder / name).is_file():
             return folder / name
     others = sorted(path for suffix in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{suffix}"))
     if len(others) != 1:
         found = f"several weights files ({', '.join(path.name for path in others)})" if others else "no weights"
-        raise UserError(f"{folder} has {found}: OpenCLIP's name for them is {_NAMES_IN_A_FOLDER[0]}")
+        raise UserError(f"{folder} has {found}: OpenCLIP's name for them is {NAMES_IN_A_FOLDER[0]}")
     return others[0]
 
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
-from fashionclip_tune.models.description import check_architecture
+from fashionclip_tune.models.starts import check_architecture
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import panels, table, text

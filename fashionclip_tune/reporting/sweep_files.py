@@ -13,7 +13,7 @@ from fashionclip_tune.evaluation.evaluate import gain
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.files import atomic_write
-from fashionclip_tune.models.starts import loading_call
+from fashionclip_tune.models.named_model import loading_call
 from fashionclip_tune.storage.checkpoint import weights_at
 
 

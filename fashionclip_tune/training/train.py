@@ -9,9 +9,8 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
-from fashionclip_tune.models.named_model import starting_point
+from fashionclip_tune.models.named_model import starting_point, use_zero_shot
 from fashionclip_tune.models.precision import plan_precision
-from fashionclip_tune.models.starts import use_zero_shot
 from fashionclip_tune.progress import phase_bars
 from fashionclip_tune.storage.checkpoint import best_checkpoint, newest_checkpoint
 from fashionclip_tune.training.callbacks import OnEval, RunCallbacks, TrainResult

@@ -213,7 +213,7 @@ def test_where_the_data_cannot_be_written_the_note_is_kept_in_the_cache(
     ("arguments", "named"),
     [
         (("--model", "ViT-B-33"), "ViT-B-33"),
-        (("--model", "runs/gone"), "--model runs/gone: there is no such folder"),
+        (("--model", "runs/gone"), "clip_model = 'runs/gone': there is no such folder"),
         (("--model", "tiny-clip", "--json", "/"), "--json / cannot be written"),
         (("--model", "tiny-clip", "--json", "nowhere/figures.json"), "--json nowhere/figures.json cannot be written"),
         (("--model", "tiny-clip", "--protocol", "candidates_101"), "needs 100 photos of other products"),
@@ -240,7 +240,7 @@ def test_a_protocol_that_cannot_be_measured_does_not_take_the_others_down(
 def test_folders_that_are_no_model_are_refused_by_name(
     trained: TrainResult, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert f"{tmp_path} is no model" in refused(capsys, "--model", tmp_path, "--data", garments)
+    assert f"local-dir:{tmp_path}' is no model" in refused(capsys, "--model", tmp_path, "--data", garments)
     (tmp_path / "checkpoint.json").write_text("{}")
     assert "checkpoint.json" in refused(capsys, "--model", tmp_path, "--data", garments)
     folder = tmp_path / "export"

@@ -344,7 +344,7 @@ def test_a_tag_that_cannot_be_fetched_names_tag_places_and_the_way_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: Callable[[ProjectConfig], object]
 ) -> None:
     text = message(lambda: wanted(ProjectConfig().with_overrides({"model.cache_dir": str(tmp_path / "empty")})))
-    for part in ("ViT-B-32", "laion2b_s34b_b79k", str(tmp_path / "empty"), "laion/CLIP-ViT-B-32", "model.pretrained="):
+    for part in ("ViT-B-32", "laion2b_s34b_b79k", str(tmp_path / "empty"), "laion/CLIP-ViT-B-32", "clip_model="):
         assert part in text
     assert not caplog.records, "said once, in the error"
 

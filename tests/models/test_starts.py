@@ -18,9 +18,9 @@ from torch import nn
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.named_model import named_model
+from fashionclip_tune.models.named_model import loading_call, named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
-from fashionclip_tune.models.starts import find_start, loading_call
+from fashionclip_tune.models.starts import find_start
 from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.training.callbacks import TrainResult
@@ -229,7 +229,8 @@ NO_TOWERS = {"model_cfg": {"embed_dim": 3, "vision_cfg": 1, "text_cfg": {}}}
 def test_a_name_of_a_folder_that_is_none_is_refused(tiny_config: ProjectConfig, tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / CONFIG).write_text(content)
-    assert "is no OpenCLIP folder" in message(lambda: load_model(of(tiny_config, f"local-dir:{tmp_path}")))
+    said = message(lambda: load_model(of(tiny_config, f"local-dir:{tmp_path}")))
+    assert ("is no model" if content is None else "is no OpenCLIP folder") in said
 
 
 # How photos are prepared for a weights file.
@@ -403,7 +404,7 @@ def test_a_weights_file_is_measured_itself_whatever_lies_beside_it(tmp_path: Pat
     export_openclip(load_model(config), folder)
     other = load_model(config.with_overrides({"training.seed": 5}))
     save_file({key: tensor.contiguous() for key, tensor in other.network.state_dict().items()}, folder / "model.safetensors")
-    with pytest.raises(UserError, match="a single weights file by --set"):
+    with pytest.raises(UserError, match="name its architecture, too, as clip_model=ARCHITECTURE="):
         named_model(str(folder / "model.safetensors"), ProjectConfig())
     by_file = config.with_overrides({"model.pretrained": str(folder / "model.safetensors")})
     assert load_model(by_file).weights_fingerprint == other.weights_fingerprint

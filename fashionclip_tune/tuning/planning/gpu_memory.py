@@ -12,8 +12,8 @@ from fashionclip_tune.config.choices import Precision
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
-from fashionclip_tune.models.description import check_architecture
 from fashionclip_tune.models.precision import plan_precision
+from fashionclip_tune.models.starts import check_architecture
 from fashionclip_tune.models.towers import prepare_towers
 from fashionclip_tune.profiling.memory import estimate_memory
 from fashionclip_tune.profiling.probe import known_peak

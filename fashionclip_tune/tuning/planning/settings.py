@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fashionclip_tune.config.choices import HUB_PREFIX
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.storage.urls import scheme_of
 from fashionclip_tune.tuning.schedulers import check_scheduler

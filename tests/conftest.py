@@ -167,7 +167,10 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
             study.end(number, TrialState.FAIL, "bad_data", "no photo left <at all> to train on")
             continue
         stage_examples = {"training.budget_examples": 32} if number == 1 else {}
-        result = train(base.with_overrides({**settings, **stage_examples}), trial_dir(folder, number, settings))
+        result = train(
+            base.with_overrides({**settings, **stage_examples}),
+            trial_dir(folder, number, settings["clip_model"], settings["loss_function"]),
+        )
         for row in result.history:
             study.record_stage(number, row["examples_seen"], row["recall_at_10"])
         if number == 1:

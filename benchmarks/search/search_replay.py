@@ -31,6 +31,7 @@ from optuna.trial import TrialState
 
 from benchmarks.search.search_plot import plot
 from benchmarks.search.search_table import Surrogate, cross_validate, read_table
+from fashionclip_tune.models.architecture import forward_flops
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.space import load_space
@@ -79,7 +80,9 @@ class OurSearch:
         has_quota: bool = True,
         scheduler: str = "asha",
     ) -> None:
-        quota = plan_quota(None, parameter="clip_model", models=("tiny-clip", "tiny-sig"), num_trials=num_trials)
+        quota = plan_quota(
+            None, parameter="clip_model", models=("tiny-clip", "tiny-sig"), num_trials=num_trials, cost=forward_flops
+        )
         self._study = study(
             folder / "study.journal",
             seed=seed,

@@ -16,7 +16,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.models.foreign_code import no_foreign_code
 from fashionclip_tune.models.openclip import openclip_is_quiet, reason_of
-from fashionclip_tune.models.starts import check_architecture
+from fashionclip_tune.models.starts import check_architecture, find_start
 from fashionclip_tune.models.towers import parameter_groups, prepare_towers
 
 
@@ -57,10 +57,10 @@ def meta_model(name: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _built(name: str) -> Any:
-    check_architecture(name)  # which makes the tiny towers known
+    openclip_name = find_start(name, None).openclip_name
     try:
         with openclip_is_quiet(), no_foreign_code(name), torch.device("meta"):
-            return open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+            return open_clip.create_model(openclip_name, load_weights=False, pretrained_text=False, device="meta")
     except UserError:
         raise
     except Exception as error:  # open_clip, timm and the hub's client raise many types

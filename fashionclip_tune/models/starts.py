@@ -26,7 +26,7 @@ from fashionclip_tune.models.description import (
     refuse_another_network,
     registered,
 )
-from fashionclip_tune.models.hub import cached_file, hub_file, tag_file
+from fashionclip_tune.models.hub import cached_file, cached_tag_file, hub_file, tag_file
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
 from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER, weights_in_folder
 from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME, file_hash, newest_weights
@@ -74,6 +74,12 @@ class Start:
             raise UserError(f"{self.file.parent} is damaged: {self.file.name} is not what {RECORD_NAME} says")
         return self.file
 
+    def at_hand(self, cache_dir: Path) -> Path | None:
+        """The weights file where it is on this machine already."""
+        if self.tag is not None:
+            return cached_tag_file(self.openclip_name, self.tag, NAMES_IN_A_FOLDER, cache_dir)
+        return cached_file(self.repository, NAMES_IN_A_FOLDER, None) if self.repository is not None else self.file
+
 
 def find_start(name: str, pretrained: str | None = "default") -> Start:
     """Where a model's weights come from; nothing is fetched but a description on the hub.
@@ -99,6 +105,15 @@ def find_start(name: str, pretrained: str | None = "default") -> Start:
 def check_architecture(name: str) -> dict[str, Any]:
     """OpenCLIP's ``model_cfg`` of what ``clip_model`` names; raises as ``find_start`` does."""
     return find_start(name, None).model_config
+
+
+def architecture_start(name: str) -> Start:
+    """A start on the hub for a plan: as far as it is known before it is fetched."""
+    repository = name.removeprefix(HUB_PREFIX)
+    if repository in _ON_THE_HUB and cached_file(repository, [CONFIG_NAME], None) is None:
+        known = _ON_THE_HUB[repository]
+        return Start(known, registered(known), random_preprocessing(known), repository=repository)
+    return find_start(name)
 
 
 def settled(config: ProjectConfig) -> ProjectConfig:
@@ -154,7 +169,7 @@ def _architecture(name: str, *, with_weights: bool) -> Start:
         return Start(name, registered(name), random_preprocessing(name))
     repository, names = name.removeprefix(HUB_PREFIX), [CONFIG_NAME]
     if not with_weights and repository in _ON_THE_HUB and cached_file(repository, names, None) is None:
-        return _architecture(_ON_THE_HUB[repository], with_weights=False)
+        return replace(architecture_start(name), repository=None)
     folder = hub_file(repository, f"{what}: the description", names, None).parent
     start = _described(folder, what, with_weights=with_weights)
     return replace(start, repository=repository) if with_weights else start

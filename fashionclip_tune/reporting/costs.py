@@ -11,7 +11,7 @@ from fashionclip_tune.models.starts import check_architecture
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import panels, table, text
-from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, recall_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, recall_of, start_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _MEGABYTE = 1_000_000
@@ -45,11 +45,11 @@ def costs(view: SweepView) -> Iterator[str]:
 
 def _of_each_model(shared: Sequence[Cost]) -> str:
     """What all trials of a model have in common, and the best of them."""
-    of_model = [{row["config"]["clip_model"]: value for value, row in cost.of_trials} for cost in shared]
+    of_model = [{start_of(row): value for value, row in cost.of_trials} for cost in shared]
     best: dict[str, TrialRow] = {}
     for cost in shared:
         for _, row in cost.of_trials:
-            best.setdefault(row["config"]["clip_model"], row)
+            best.setdefault(start_of(row), row)
     rows = [
         [text(model), f"{row['recall_at_10']:.4f}", *(figure_or_nothing(values.get(model), ",.4g") for values in of_model)]
         for model, row in best.items()
@@ -63,7 +63,7 @@ def _of_each_model(shared: Sequence[Cost]) -> str:
 def _kinds(view: SweepView) -> Iterator[Cost]:
     rows = [row for row in view.rows if row["state"] != "RUNNING"]
     yield Cost("device time, min", [(row["device_s"] / 60, row) for row in rows])
-    models = dict.fromkeys(row["config"]["clip_model"] for row in rows)
+    models = dict.fromkeys(start_of(row) for row in rows)
     for title, field in (
         ("photos encoded a second", "images_encoded_per_second"),
         ("captions encoded a second", "texts_encoded_per_second"),
@@ -74,7 +74,7 @@ def _kinds(view: SweepView) -> Iterator[Cost]:
 
 
 def _of_models(rows: Sequence[TrialRow], value_of: dict[str, float | None]) -> list[tuple[float, TrialRow]]:
-    found = ((value_of.get(row["config"]["clip_model"]), row) for row in rows)
+    found = ((value_of.get(start_of(row)), row) for row in rows)
     return [(value, row) for value, row in found if value is not None]
 
 
@@ -82,9 +82,9 @@ def _weights_mb(view: SweepView) -> dict[str, float | None]:
     """Of each architecture, as the best trials' files are; on a durable side there are none, and its tensors are counted."""
     files = sorted(view.folder.glob("trials/*/checkpoints/*/model.safetensors"))
     kept = {path.parents[2].name.split("-")[0]: round(path.stat().st_size / _MEGABYTE, 1) for path in files}
-    found = {row["config"]["clip_model"]: kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
-    models = dict.fromkeys(row["config"]["clip_model"] for row in view.rows)
-    return {model: found[model] if model in found else _computed_mb(model) for model in models}
+    found = {start_of(row): kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
+    names = {start_of(row): row["config"]["clip_model"] for row in view.rows}
+    return {start: found[start] if start in found else _computed_mb(name) for start, name in names.items()}
 
 
 def _computed_mb(model: str) -> float | None:
@@ -112,7 +112,7 @@ def pareto(view: SweepView, cost: Cost) -> go.Figure:
         hoverinfo="skip",
     )
     for model, colour in colours(view).items():
-        own = [(each, row) for each, row in cost.of_trials if row["config"]["clip_model"] == model]
+        own = [(each, row) for each, row in cost.of_trials if start_of(row) == model]
         figure.add_scatter(
             x=[each for each, _ in own],
             y=[row["recall_at_10"] for _, row in own],

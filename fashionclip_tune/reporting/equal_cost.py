@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of, start_of
 from fashionclip_tune.training.history import Row, read_whole_rows
 
 
@@ -40,7 +40,7 @@ def architectures_at_equal_cost(
     """
     by_model: dict[str, list[TrialRow]] = {}
     for row in sorted((row for row in rows if histories.get(row["trial_id"])), key=lambda row: str(row["trial_id"])):
-        by_model.setdefault(row["config"]["clip_model"], []).append(row)
+        by_model.setdefault(start_of(row), []).append(row)
     spent = {model: sum(histories[row["trial_id"]][-1]["device_s"] for row in trials) for model, trials in by_model.items()}
     limit_s = min(spent.values(), default=0.0)
     found = [_within(limit_s, model, trials, histories, spent[model]) for model, trials in by_model.items()]

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fashionclip_tune.reporting.comparison import Standing
-from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of, start_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
@@ -29,7 +29,7 @@ def learning_curves(view: SweepView) -> go.Figure | None:
         curve = view.curves[row["trial_id"]]
         if not curve:
             continue
-        model = row["config"]["clip_model"]
+        model = start_of(row)
         stopped = row["state"] not in ("RUNNING", "COMPLETE")
         is_best = view.best is not None and row["trial_id"] == view.best["trial_id"]
         figure.add_scatter(
@@ -156,12 +156,12 @@ def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
 def described(row: TrialRow) -> str:
     config = row["config"]
     rate = f", lr {config['training.learning_rate']:.1e}" if "training.learning_rate" in config else ""
-    return f"trial {row['trial_id']}: {config['clip_model']}, {config.get('loss_function', '')}{rate}"
+    return f"trial {row['trial_id']}: {start_of(row)}, {config.get('loss_function', '')}{rate}"
 
 
 def colours(view: SweepView) -> dict[str, str]:
     """A colour an architecture, the same in all figures of a sweep."""
-    models = sorted({row["config"]["clip_model"] for row in view.content["trials"] if row["config"]})
+    models = sorted({start_of(row) for row in view.content["trials"] if row["config"]})
     return {model: _COLOURS[number % len(_COLOURS)] for number, model in enumerate(models)}
 
 

@@ -18,6 +18,7 @@ from fashionclip_tune.reporting import costs, figures, sections
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, names_of, standings
 from fashionclip_tune.reporting.gallery import Gallery, make_gallery
 from fashionclip_tune.reporting.html import answers, plot, section, table, text
+from fashionclip_tune.reporting.sweep_files import start_of
 from fashionclip_tune.reporting.sweep_view import SweepView, view_sweep
 
 _log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def _side_by_side(views: Sequence[SweepView]) -> Iterator[str]:
         rows = []
         for each in group:
             gain = "" if each.row.get("gain") is None else f"{each.row['gain']:+.4f}"
-            cells = [text(each.sweep), each.row["trial_id"], text(each.row["config"]["clip_model"]),
+            cells = [text(each.sweep), each.row["trial_id"], text(start_of(each.row)),
                      f"{each.row['recall_at_10']:.4f}", gain, text(each.counted), each.behind]  # fmt: skip
             rows.append((cells, ""))
         yield table(("sweep", "trial", "model", "Recall@10", "gain", "counted as", "behind the first"), rows, numbers=(3, 4))

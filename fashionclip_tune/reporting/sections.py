@@ -13,6 +13,7 @@ from fashionclip_tune.reporting.sweep_files import (
     freed_line,
     loss_label,
     refit_lines,
+    start_of,
     zero_shot_lines,
 )
 from fashionclip_tune.reporting.sweep_view import SweepView
@@ -101,7 +102,7 @@ def ranking(view: SweepView) -> Iterator[str]:
         cells = [
             str(place),
             row["trial_id"],
-            text(row["config"].get("clip_model", "")),
+            text(start_of(row)),
             loss_label(row["config"].get("loss_function")),
             "" if rate is None else f"{rate:.1e}",
             f"{row['recall_at_10']:.4f}",
@@ -146,7 +147,7 @@ def gains(view: SweepView) -> Iterator[str]:
     best_of: dict[tuple[str, str], TrialRow] = {}
     for row in view.rows:
         if row.get("untouched_recall_at_10") is not None:
-            best_of.setdefault((row["config"]["clip_model"], row["config"].get("loss_function", "")), row)
+            best_of.setdefault((start_of(row), row["config"].get("loss_function", "")), row)
     if not best_of:
         yield "<p>The zero-shot weights have not been evaluated.</p>"
         return
@@ -213,7 +214,7 @@ def budget(view: SweepView) -> Iterator[str]:
 
 def failures(rows: Sequence[TrialRow]) -> Iterator[str]:
     cells = [
-        [row["trial_id"], text(row["config"].get("clip_model", "")), (row["stop_reason"] or "").replace("_", " "),
+        [row["trial_id"], text(start_of(row)), (row["stop_reason"] or "").replace("_", " "),
          f"{row['examples_seen']:,}", text(row.get("message") or "")]
         for row in rows
     ]  # fmt: skip

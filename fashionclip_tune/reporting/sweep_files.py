@@ -21,6 +21,8 @@ class _Always(TypedDict):
     trial_id: str
     config: dict[str, Any]
     """What the space drew and ``--set`` fixed, by dotted path."""
+    start: str
+    """The short name of what it starts from; in files of older versions ``start_of`` says it."""
     state: str
     stop_reason: str | None
     message: str | None
@@ -54,6 +56,7 @@ class TrialRow(_Always, total=False):
 
 _COLUMNS = (
     "trial_id",
+    "start",
     "state",
     "stop_reason",
     "recall_at_10",
@@ -94,6 +97,11 @@ def read_sweep(sweep_dir: Path) -> dict[str, Any]:
     if not isinstance(sweep, dict) or any(name not in sweep for name in _SWEEP_NAMES) or not isinstance(sweep["trials"], list):
         raise UserError(f"{sweep_dir} is no sweep: {path} is some other file, without {', '.join(_SWEEP_NAMES)} of a sweep")
     return sweep
+
+
+def start_of(row: Mapping[str, Any]) -> str:
+    """The name by which a trial's start is told apart from others of its sweep."""
+    return str(row.get("start") or row["config"].get("clip_model", ""))
 
 
 def figure_or_nothing(value: float | None, form: str) -> str:
@@ -201,10 +209,10 @@ def zero_shot_lines(sweep: Mapping[str, Any], winner: str, metrics: Mapping[str,
     top = max(measured, key=lambda row: row["untouched_recall_at_10"], default=None)
     if top is None or recall >= top["untouched_recall_at_10"]:
         return []
-    zero_shot, model = top["untouched_recall_at_10"], top["config"].get("clip_model", "?")
+    zero_shot, model = top["untouched_recall_at_10"], str(top["config"].get("clip_model", "?"))
     pretrained = _pretrained(sweep, top)
-    below = f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {zero_shot:.4f} of the zero-shot weights of {model}"
-    below += f" (model.pretrained = {pretrained})"
+    below = f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {zero_shot:.4f} of the zero-shot weights of "
+    below += start_of(top) + (f" (model.pretrained = {pretrained})" if pretrained != "default" else "")
     refit = (sweep.get("refit") or {}).get("metrics", {})
     if refit.get("protocol") == protocol and refit.get("recall_at_10", 0.0) >= zero_shot:
         return [f"{below}. The refit is not: use that"]

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.statistics import PairedTest
-from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, compare_trials, has_failed, ranked, read_sweep
+from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, compare_trials, has_failed, ranked, read_sweep, start_of
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.training.history import Row, read_whole_rows
 
@@ -82,12 +82,12 @@ class SweepView:
         stopped = {row["examples_seen"] for row in self.content["trials"] if rung_of(row["stop_reason"]) is not None}
         return sorted(passed | stopped)
 
-    def encoding_speed(self, clip_model: str, what: str) -> float | None:
+    def encoding_speed(self, start: str, what: str) -> float | None:
         """Photos or texts (``what``, a field of ``EncodingSpeed``) a second: the median of the evaluations of all its trials.
 
         The settings of a trial do not change what its towers cost. None where none was evaluated.
         """
-        own = [row["trial_id"] for row in self.content["trials"] if row["config"].get("clip_model") == clip_model]
+        own = [row["trial_id"] for row in self.content["trials"] if start_of(row) == start]
         speeds = [stage[what] for trial_id in own for stage in self.curves[trial_id] if stage.get(what)]
         return median(speeds) if speeds else None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, counted_in_words, counting_of, names_of
-from fashionclip_tune.reporting.sweep_files import TrialRow, loss_label, ranked, read_sweep, ties_with_best
+from fashionclip_tune.reporting.sweep_files import TrialRow, loss_label, ranked, read_sweep, start_of, ties_with_best
 
 _HEADERS = ("trial", "model", "loss", "learning rate", "R@5", "R@10", "low", "high", "zero-shot R@10", "gain", "gain %", "tie")
 
@@ -43,7 +43,7 @@ def _cells(row: TrialRow, ties: Collection[str]) -> list[str]:
     relative = row.get("relative_gain")
     return [
         row["trial_id"],
-        config.get("clip_model", ""),
+        start_of(row),
         loss_label(config.get("loss_function")),
         f"{config['training.learning_rate']:.1e}" if "training.learning_rate" in config else "",
         *("" if figure is None else f"{figure:.4f}" for figure in (*figures, row.get("untouched_recall_at_10"))),

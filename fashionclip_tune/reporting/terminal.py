@@ -21,6 +21,7 @@ from fashionclip_tune.reporting.sweep_files import (
     ranked,
     read_sweep,
     refit_lines,
+    start_of,
     ties_with_best,
     zero_shot_lines,
 )
@@ -51,7 +52,7 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, ties: C
         end = end_of(row, sweep_state)
         table.add_row(
             row["trial_id"],
-            config.get("clip_model", ""),
+            start_of(row),
             loss_label(config.get("loss_function")),
             f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
             _augmentation(config),
@@ -94,7 +95,7 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     if best is None:
         return ["no trial has ended with a result"]
     config, metrics = best["config"], best["metrics"]
-    model = config.get("clip_model", "?")
+    model = start_of(best)
     recall = metrics["recall_at_10"]
     lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
     if ranked(sweep["trials"])[0]["trial_id"] != best["trial_id"]:
@@ -169,5 +170,5 @@ def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
                 figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%"),
             )
             figures = (figure_or_nothing(row["recall_at_10"], ".4f"), *gains, each.behind)
-            table.add_row(each.sweep, row["trial_id"], row["config"]["clip_model"], *figures, each.counted)
+            table.add_row(each.sweep, row["trial_id"], start_of(each.row), *figures, each.counted)
     return table

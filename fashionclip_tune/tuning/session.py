@@ -21,7 +21,7 @@ from fashionclip_tune.tuning.console.outcome import how_to_go_on
 from fashionclip_tune.tuning.persistence.export import export_best
 from fashionclip_tune.tuning.persistence.hparams import HParamsTab
 from fashionclip_tune.tuning.persistence.location import SweepLocation
-from fashionclip_tune.tuning.persistence.record import SweepRecord, sweep_header
+from fashionclip_tune.tuning.persistence.record import SweepRecord, start_labels_of, sweep_header
 from fashionclip_tune.tuning.persistence.retention import Retention
 from fashionclip_tune.tuning.planning.forecast import PROCESS_S, TRIAL_S
 from fashionclip_tune.tuning.planning.plan import SweepPlan
@@ -134,6 +134,7 @@ def drive(plan: SweepPlan, location: SweepLocation, console: Console, time_budge
                 slots=plan.slots,
                 rule=plan.rule,
                 share_of=plan.allotment.share_of,
+                labels=start_labels_of(header),
                 durable=location.durable_plan(plan.sync_every_s, plan.may_end_at),
                 disk_budget_bytes=plan.disk_budget_bytes,
                 time_budget=time_budget,

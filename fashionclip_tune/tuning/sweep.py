@@ -214,14 +214,9 @@ def _check_device(settings: SweepSettings, name: str, *, dry_run: bool) -> None:
 def _prepare_models(plan: SweepPlan) -> None:
     """Makes or fetches weights."""
     configs = plan.check.config_of_model
-    for config in configs.values():
-        if len(configs) > 1 and config.model.pretrained not in ("default", None) and Path(config.model.pretrained).exists():
-            raise UserError(
-                f"model.pretrained = {config.model.pretrained} holds one model's weights, the space has {', '.join(configs)}: "
-                f"add --set clip_model={config.model_name}"
-            )
     pretrain_missing([name for name, config in configs.items() if config.model.pretrained == "default"])
     for name, config in configs.items():
-        if find_start(name, config.model.pretrained).tag is not None:
-            _log.info(f"weights of {name}: from {config.model_cache_dir}, else from the hub")
+        start = find_start(name, config.model.pretrained)
+        if start.has_weights and start.at_hand(config.model_cache_dir) is None:
+            _log.info(f"fetching the weights of {name}")
         fetch_weights(config)

@@ -1,10 +1,11 @@
 """A trial as everyone knows it: its plan, its share of the machine, its folder, its metric."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from fashionclip_tune.reporting.sweep_files import TrialRow, start_of
 
 METRIC = "recall_at_10"
 
@@ -56,8 +57,13 @@ class TrialPlan:
         return cls(**plan, durable=durable and DurablePlan(**durable), share=share)
 
 
-def trial_dir(sweep_dir: Path, number: int, settings: Mapping[str, Any]) -> Path:
-    """``SWEEP/trials/0007-vit-b-32-siglip``."""
-    name = f"{number:04d}-{settings['clip_model']}-{settings['loss_function']}".lower()
+def trial_dir(sweep_dir: Path, number: int, start: str, loss_function: str) -> Path:
+    """``SWEEP/trials/0007-vit-b-32-siglip``; ``start``: the short name of what the trial starts from."""
+    name = f"{number:04d}-{start}-{loss_function}".lower()
     # A folder's path may be longer than a name can be.
     return sweep_dir / "trials" / name.replace("/", "-").encode()[:200].decode(errors="ignore")
+
+
+def dir_of(sweep_dir: Path, row: TrialRow) -> Path:
+    """The same of a row of sweep.json."""
+    return trial_dir(sweep_dir, int(row["trial_id"]), start_of(row), row["config"]["loss_function"])

@@ -88,7 +88,7 @@ def all_but_the_winner(garments: Path, results: Path, scratch: Path | None) -> S
     on_append = place.mirror.append_journal if place.mirror is not None else lambda: None
     study = SweepStudy(place.run_dir / "study.journal", seed=0, num_startup_trials=1, on_append=on_append, quota=plan.quota)
     number, drawn = study.suggest(plan.draw)
-    folder = trial_dir(place.run_dir, number, drawn)
+    folder = trial_dir(place.run_dir, number, drawn["clip_model"], drawn["loss_function"])
     for row in train(plan.build(drawn), folder).history:
         study.record_stage(number, row["examples_seen"], row["recall_at_10"])
     study.end(number, TrialState.COMPLETE, "budget")

@@ -239,7 +239,7 @@ def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own() -> 
         (["--scheduler", "none"], "stopping: none: every trial runs to its budget"),
         (["--min-trials-per-model", "5"], "at least 5 trials each, in turns of like cost"),
         (["--min-trials-per-model", "0"], "losses: contrastive, siglip\n"),
-        (["--set", "clip_model=tiny-sig"], "models:   tiny-sig; losses: contrastive, siglip\n"),
+        (["--set", "clip_model=tiny-sig"], "losses:   contrastive, siglip\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

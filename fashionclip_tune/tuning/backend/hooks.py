@@ -4,8 +4,8 @@ Everything that Ray is told here is in the journal first. Ray's trial ids mean n
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class SweepJob:
     rule: StoppingRule = NO_STOPPING
     share_of: Callable[[ProjectConfig], Share] | None = None
     """A trial's part of the machine; None: as ``slots`` says, all the same."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """The short names of what trials start from."""
     durable: DurablePlan | None = None
     disk_budget_bytes: int | None = None
     """Of the sweep's folder in the results; None: as much as the disk has."""
@@ -85,7 +87,8 @@ class StudySearcher(_NotPickled, Searcher):
                 return finished  # type: ignore[no-any-return]
             share = self._job.share(config)
             self._running[trial_id], self._gpus[trial_id] = number, share.gpus
-            folder = trial_dir(self._job.sweep_dir, number, settings)
+            start = self._job.labels.get(config.model_name, settings["clip_model"])
+            folder = trial_dir(self._job.sweep_dir, number, start, settings["loss_function"])
             plan = TrialPlan(number, str(folder), config.to_dict(), self._job.durable, share, self._job.disk_budget_bytes)
             return plan.to_ray()
         return None

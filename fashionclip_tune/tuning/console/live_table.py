@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fashionclip_tune.errors import StopReason, rung_of
-from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, has_failed, loss_label, ranked
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, has_failed, loss_label, ranked, start_of
 
 _HEADERS = ("trial", "model", "loss", "lr", "stage", "R@10", "change", "img/s")
 _NUMBERS = _HEADERS[3:]
@@ -94,9 +94,7 @@ class Progress:
         widths = [max(len(text) for text in (header, *column)) for header, *column in zip(_HEADERS, *cells, strict=True)]
         room = self._console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
         best = ranked([row for row in rows if row["examples_seen"] > 0 and not has_failed(row)])[:1]
-        below = [
-            f"best so far: trial {row['trial_id']}, {row['config']['clip_model']}, {row['recall_at_10']:.4f}" for row in best
-        ]
+        below = [f"best so far: trial {row['trial_id']}, {start_of(row)}, {row['recall_at_10']:.4f}" for row in best]
         below += [f"{len(rows) - len(shown)} more have ended"] if len(shown) < len(rows) else []
         table = Table(
             title=f"{sweep['name']}: {self._ended()} of {self._num_trials} trials ended, {so_far} so far{self._left()}",
@@ -117,7 +115,7 @@ class Progress:
 
     def _cells(self, row: TrialRow) -> list[str]:
         config = row["config"]
-        model, rate = config.get("clip_model", ""), config.get("training.learning_rate")
+        model, rate = start_of(row), config.get("training.learning_rate")
         if self._console.width < _NARROW and len(model) > _NARROW_MODEL:
             model = model[: _NARROW_MODEL - 1] + "…"
         return [
@@ -167,7 +165,7 @@ def _newest(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
 
 def _line(row: TrialRow) -> str:
     config = row["config"]
-    what = f"trial {row['trial_id']}  {config.get('clip_model', '')} {config.get('loss_function', '')}"
+    what = f"trial {row['trial_id']}  {start_of(row)} {config.get('loss_function', '')}"
     if row["recall_at_10"] is None:
         return f"{what:<36}  {row['examples_seen']:>9,} examples  " + ("started" if row["state"] == "RUNNING" else _state(row))
     change = "" if row.get("recall_change") is None else f" ({row['recall_change']:+.4f})"

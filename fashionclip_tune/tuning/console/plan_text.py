@@ -17,8 +17,9 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     budget, stage = plan.budget_examples, plan.stage_examples
     lines = [
         f"space:    {plan.space.name}: {'; '.join(plan.check.parameters)} (100 draws are valid configurations)",
-        f"models:   {', '.join(plan.check.config_of_model)}; losses: {', '.join(plan.check.losses)}"
-        + (f"; at least {plan.quota.min_trials} trials each, in turns of like cost" if plan.quota else ""),
+        *_labelled("starts:", [facts.line() for facts in plan.starts.values()]),
+        f"losses:   {', '.join(plan.check.losses)}"
+        + (f"; at least {plan.quota.min_trials} trials for each start, in turns of like cost" if plan.quota else ""),
         f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"
         f" {plan.num_valid:,} to evaluate on",
         f"trials:   {plan.num_trials}, at most {plan.slots.count} side by side, on {plan.base.device}",
@@ -60,7 +61,7 @@ def _share_line(plan: SweepPlan, configs: Sequence[ProjectConfig]) -> str:
     """Of configurations of one model with the same share."""
     fitted, frozen = plan.allotment.fitted(configs[0]), [config.freeze.token_embedding for config in configs]
     share = plan.allotment.share_of(fitted)
-    text = f"{fitted.model_name}: {share.cpus:g} CPU, {fitted.training.num_workers} loader processes"
+    text = f"{plan.starts[fitted.model_name].label}: {share.cpus:g} CPU, {fitted.training.num_workers} loader processes"
     if share.gpus:
         text += f", {share.gpus:.2f} GPU, {plan.allotment.at_a_time(fitted)} side by side"
     if plan.gpu is not None:
@@ -85,10 +86,10 @@ def _memory_lines(plan: SweepPlan) -> list[str]:
     kinds = list({kind.count: kind for kind in plan.allotment.groups.values()}.values())
     if plan.allotment.host_bytes is None:
         return []
-    each = [
-        f"{kind.count} x {(kind.host.trial_bytes + kind.host.worker_bytes) / GB:.1f} of {' or '.join(kind.models)}"
-        for kind in kinds
-    ]
+    each = list[str]()
+    for kind in kinds:
+        labels = " or ".join(plan.starts[model].label for model in kind.models)
+        each.append(f"{kind.count} x {(kind.host.trial_bytes + kind.host.worker_bytes) / GB:.1f} of {labels}")
     parts = f"{kinds[0].host.shared_bytes / GB:.1f} for all, beside it {', or '.join(each)}"
     there = plan.allotment.machine.memory_bytes / GB
     return [f"host RAM: at most {plan.allotment.host_bytes / GB:.1f} of {there:.1f} GB ({parts}; estimate)"]
@@ -111,7 +112,12 @@ def _time_lines(plan: SweepPlan) -> list[str]:
         return [*lines, f"time:     not known before the first stages: no rate is known here ({known_by})"]
     low, middle, high = (_duration(forecast.hours * (1 + part * forecast.error)) for part in (-1, 0, 1))
     lines.append(f"time:     {middle} ({low} to {high})")
-    return [*lines, *_labelled("rates:", [_rate_line(model, paces) for model, paces in plan.course.paces_of_models().items()])]
+    return [
+        *lines,
+        *_labelled(
+            "rates:", [_rate_line(plan.starts[model].label, paces) for model, paces in plan.course.paces_of_models().items()]
+        ),
+    ]
 
 
 def _rate_line(model: str, paces: Sequence[ModelPace]) -> str:

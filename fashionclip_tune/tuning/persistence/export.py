@@ -18,7 +18,7 @@ from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.persistence.retention import durable_run
-from fashionclip_tune.tuning.trial import trial_dir
+from fashionclip_tune.tuning.trial import dir_of
 
 
 def export_best(
@@ -39,7 +39,7 @@ def export_best(
     best = best_row(rows)
     if best is None:
         return
-    folder, config = trial_dir(sweep_dir, int(best["trial_id"]), best["config"]), build(best["config"])
+    folder, config = dir_of(sweep_dir, best), build(best["config"])
     weights = _weights(folder, int(best["step"]), config, mirror)
     if weights is None:
         # Only where checkpoints are not written at every stage: its worker was killed before it could write the last one.

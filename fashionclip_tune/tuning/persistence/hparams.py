@@ -12,7 +12,8 @@ from typing import Any
 from tensorboard.plugins.hparams.summary_v2 import Discrete, HParam, Metric, hparams_config_pb, hparams_pb
 from torch.utils.tensorboard import FileWriter
 
-from fashionclip_tune.tuning.trial import METRIC, trial_dir
+from fashionclip_tune.reporting.sweep_files import TrialRow, start_of
+from fashionclip_tune.tuning.trial import METRIC, dir_of
 
 _SUFFIX = ".hparams"
 NOT_APPLICABLE = "none"
@@ -26,11 +27,11 @@ class HParamsTab:
         self._is_number = columns(drawn)
         self._added: set[str] = set()
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, rows: Iterable[TrialRow]) -> None:
         for row in rows:
             if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in self._added:
                 continue
-            folder = trial_dir(self._sweep_dir, int(row["trial_id"]), row["config"])
+            folder = dir_of(self._sweep_dir, row)
             if folder.is_dir():
                 write_hparams(folder, row, self._is_number)
             self._added.add(row["trial_id"])
@@ -43,14 +44,14 @@ def columns(drawn: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
     return {name: all(_is_number(settings.get(name)) for settings in drawn) for name in names}
 
 
-def write_hparams(trial_dir: Path, row: Mapping[str, Any], is_number: Mapping[str, bool]) -> None:
+def write_hparams(trial_dir: Path, row: TrialRow, is_number: Mapping[str, bool]) -> None:
     """Adds an ended trial to the tab, once; ``is_number`` has the columns.
 
     In a file of its own: what the run wrote, and what a resumed run purges of it, stays as it is.
     """
     if any(trial_dir.glob(f"*{_SUFFIX}")):
         return
-    settings = row["config"]
+    settings = {**row["config"], "clip_model": start_of(row)} if "clip_model" in row["config"] else row["config"]
     # What --set fixed, or a later draw brought, is shown too where the first draws did not have it.
     is_number = {**is_number, **{name: False for name in settings if name not in is_number}}
     hparams = [HParam(name, Discrete([], dtype=float if numeric else str)) for name, numeric in is_number.items()]

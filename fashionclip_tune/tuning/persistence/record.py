@@ -42,6 +42,7 @@ def sweep_header(plan: SweepPlan, location: SweepLocation) -> dict[str, Any]:
         "data": plan.data,
         "settings": asdict(plan.settings),
         "base_config": plan.base.to_dict(),
+        "starts": {name: asdict(facts) for name, facts in plan.starts.items()},
         "plan": asdict(plan.forecast),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
@@ -59,6 +60,11 @@ def _git_commit() -> str | None:
 _ABOUT_RECALL = ("protocol", "num_pairs", "num_products", "num_gallery_images", "num_gallery_texts", *COVERAGE)
 
 
+def start_labels_of(header: Mapping[str, Any]) -> dict[str, str]:
+    """Short names of a sweep's starts; none of one that an older version began, whose folders have the long ones."""
+    return {name: str(start["label"]) for name, start in header.get("starts", {}).items()}
+
+
 class SweepRecord:
     """Writes what a sweep has found so far. ``header`` is what does not change: name, settings, versions."""
 
@@ -66,6 +72,7 @@ class SweepRecord:
         self._sweep_dir = sweep_dir
         self._study = study
         self._header = header
+        self._labels = start_labels_of(header)
         self._earlier_s = float(header.get("elapsed_s", 0.0))
         self._earlier_freed = [int(header.get(name, 0)) for name in FREED]
         self._started = time.monotonic()
@@ -84,7 +91,7 @@ class SweepRecord:
             "elapsed_s": self._earlier_s + time.monotonic() - self._started,
             **{name: before + now for name, before, now in zip(FREED, self._earlier_freed, freed, strict=True)},
             "state": state,
-            "best": best and {name: best[name] for name in ("trial_id", "config", "metrics")},
+            "best": best and {name: best[name] for name in ("trial_id", "config", "start", "metrics")},
             "zero_shot": self._zero_shot,
             "trials": [{name: value for name, value in row.items() if name != "metrics"} for row in rows],
         }
@@ -102,7 +109,8 @@ class SweepRecord:
         config = settings(trial)
         # A stage counts once it is in the journal; a file that is ahead of it belongs to a report under way.
         recorded = trial.intermediate_values
-        folder = trial_dir(self._sweep_dir, trial.number, config) if config else None
+        start = self._labels.get(config.get("clip_model", ""), config.get("clip_model", ""))
+        folder = trial_dir(self._sweep_dir, trial.number, start, config["loss_function"]) if config else None
         history = [row for row in read_history(folder) if row["examples_seen"] in recorded] if folder else []
         last: dict[str, Any] = history[-1] if history else {}
         if history and history[0]["step"] == 0:
@@ -115,6 +123,7 @@ class SweepRecord:
             "stop_reason": stop_reason(trial),
             "message": message(trial),
             "config": config,
+            "start": start,
             "step": last.get("step", 0),
             "examples_seen": last.get("examples_seen", 0),
             "recall_at_10": 0.0 if worthless else last.get(METRIC),

@@ -10,12 +10,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.reporting.sweep_files import TrialRow, ranked
+from fashionclip_tune.reporting.sweep_files import TrialRow, ranked, start_of
 from fashionclip_tune.storage.checkpoint import remove_checkpoints, strip_training_state
 from fashionclip_tune.training.remote_state import RemoteState
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.planning.disk import KEPT_PER_MODEL
-from fashionclip_tune.tuning.trial import trial_dir
+from fashionclip_tune.tuning.trial import dir_of
 
 
 def keepers(rows: Sequence[TrialRow]) -> set[str]:
@@ -23,7 +23,7 @@ def keepers(rows: Sequence[TrialRow]) -> set[str]:
     kept: dict[str, list[str]] = {}
     for row in ranked(rows):
         if row["state"] != "RUNNING":
-            kept.setdefault(row["config"]["clip_model"], []).append(row["trial_id"])
+            kept.setdefault(start_of(row), []).append(row["trial_id"])
     return {trial_id for trials in kept.values() for trial_id in trials[:KEPT_PER_MODEL]}
 
 
@@ -48,7 +48,7 @@ class Retention:
             trial_id, keeps_weights = row["trial_id"], row["trial_id"] in kept
             if keeps_weights and trial_id in self._stripped:
                 continue
-            folder = trial_dir(self._sweep_dir, int(trial_id), row["config"])
+            folder = dir_of(self._sweep_dir, row)
             if folder.is_dir() and not self._free(folder, keeps_weights):
                 continue  # its worker is still there
             (self._stripped if keeps_weights else self._emptied).add(trial_id)

@@ -10,12 +10,15 @@ from typing import Any
 import optuna
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import start_labels
 from fashionclip_tune.config.stored import with_stored
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.data.index import ShardIndex
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine.hardware import Machine
-from fashionclip_tune.models.architecture import with_default_freeze
+from fashionclip_tune.models.architecture import forward_flops, with_default_freeze
+from fashionclip_tune.models.start_facts import StartFacts, start_facts
+from fashionclip_tune.models.starts import settled
 from fashionclip_tune.tuning.planning.allocation import Allotment, Site, find_site
 from fashionclip_tune.tuning.planning.budget import plan_budget, preset_budget
 from fashionclip_tune.tuning.planning.dataset import data_location, describe_data, load_data
@@ -69,6 +72,8 @@ class SweepPlan:
     data_fingerprint: str
     data: Mapping[str, Any]
     """As ``describe_data`` makes it."""
+    starts: Mapping[str, StartFacts]
+    """What trials start from, as ``clip_model`` names it."""
     course: Course
     preset_note: str
     disk: DiskPlan
@@ -90,9 +95,13 @@ class SweepPlan:
         """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
         drawn = self.space.draw(trial)
         refuse_shared(drawn, f"space {self.space.file}")
-        config = self.build({**drawn, **self.settings.overrides})
+        wanted = {**drawn, **self.settings.overrides}
+        start = settled(with_stored(self.base, wanted, known_models=self.check.config_of_model))
+        config = self.build({**wanted, "clip_model": start.model_name, "model.pretrained": start.model.pretrained})
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
         paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
+        if config.model.pretrained == "default":  # clip_model says it all
+            paths.pop("model.pretrained", None)
         flat = config.to_dict()
         if config.freeze != self.base.freeze:  # a default for the card, which a resumed sweep may not find again
             paths["freeze.token_embedding"] = None
@@ -109,7 +118,8 @@ class SweepPlan:
     @property
     def fitted_configs(self) -> list[ProjectConfig]:
         """Of the draws with which the space was checked, as trials would run them."""
-        return [self.allotment.fitted(config.with_overrides(self.settings.overrides)) for config in self.check.configs]
+        threads = {"hardware.threads": self.base.hardware.threads}
+        return [self.allotment.fitted(config.with_overrides(threads)) for config in self.check.configs]
 
     @cached_property
     def at_a_time(self) -> dict[str, int]:
@@ -178,7 +188,7 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site) -> _Found:
         refuse_shared(drawn, f"space {space.file}")
         given = {**space.base, **drawn, **settings.overrides}
         card_bytes = site.gpu.card.memory_bytes if site.gpu is not None else None
-        return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), card_bytes, given)
+        return with_default_freeze(settled(base.with_overrides({**drawn, **settings.overrides})), card_bytes, given)
 
     check = check_space(space, build, flags.seed)
     largest = check.batch_sizes[-1]
@@ -197,9 +207,15 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> Sweep
     disk = plan_disk(check.configs, num_trials)
     allotment = _within_disk(settings, found, num_trials, disk)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
-    configs = [allotment.fitted(config.with_overrides(fixed)) for config in check.configs]
-    models, parameter = check.models(), check.model_parameter
-    quota = plan_quota(settings.min_trials_per_model, parameter=parameter, models=models, num_trials=num_trials)
+    threads = fixed["hardware.threads"]
+    configs = [allotment.fitted(config.with_overrides({"hardware.threads": threads})) for config in check.configs]
+    quota = plan_quota(
+        settings.min_trials_per_model,
+        parameter=check.model_parameter,
+        models=check.choices(),
+        num_trials=num_trials,
+        cost=lambda choice: forward_flops(check.start_of_choice[choice]),
+    )
     rate, num_valid = settings.samples_per_second, len(found.valid)
     paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate)
     course = Course(
@@ -212,8 +228,9 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> Sweep
         num_points=len(found.space.points),
         quota=quota,
     )
+    labels = start_labels(check.config_of_model)
     budget, stage, preset_note = _examples(settings, course, found)
-    threads, examples = fixed["hardware.threads"], {"training.budget_examples": budget, "training.stage_examples": stage}
+    examples = {"training.budget_examples": budget, "training.stage_examples": stage}
     chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
     chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0)
     return SweepPlan(
@@ -237,6 +254,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> Sweep
         num_valid=num_valid,
         data_fingerprint=f"{found.train.fingerprint}:{found.valid.fingerprint}",
         data=describe_data(found.train, found.valid),
+        starts={name: start_facts(config, labels[name]) for name, config in check.config_of_model.items()},
         course=course,
         preset_note=preset_note,
         disk=disk,

@@ -42,7 +42,7 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class SpaceCheck:
-    """What random draws of a space held: a config for each model among them, and the batch sizes."""
+    """What random draws of a space held: a config for each start among them, and the batch sizes."""
 
     config_of_model: dict[str, ProjectConfig]
     batch_sizes: tuple[int, ...]
@@ -52,18 +52,20 @@ class SpaceCheck:
     """What was drawn."""
     distributions: Mapping[str, BaseDistribution]
     model_parameter: str | None
-    """The categorical parameter whose value is the architecture, in every draw; None: there is no such parameter."""
+    """The categorical parameter that decides what is started from, in every draw; None: there is no such parameter."""
+    start_of_choice: Mapping[Any, str]
+    """What each of its values starts from, as ``clip_model`` names it."""
     configs: tuple[ProjectConfig, ...]
     """Of all draws, as often as they were drawn."""
     num_points: int | None
     """How many different points the space has, where nothing else was drawn; None: it has more to it."""
 
-    def models(self) -> tuple[str, ...]:
-        """Architectures in the order in which the space names them; in no order where no parameter names them."""
+    def choices(self) -> tuple[Any, ...]:
+        """Values of that parameter in the order in which the space names them; without one, the starts in no order."""
         if self.model_parameter is None:
             return tuple(self.config_of_model)
         named: Any = self.distributions[self.model_parameter]
-        return tuple(name for name in named.choices if name in self.config_of_model)
+        return tuple(choice for choice in named.choices if choice in self.start_of_choice)
 
 
 def load_space(name_or_file: str) -> SearchSpace:
@@ -103,7 +105,6 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
     batch_sizes, losses = set(), set()
     distributions: dict[str, BaseDistribution] = {}
     configs = []
-    name_models: set[str] | None = None
     try:
         drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
     except Exception as error:
@@ -120,8 +121,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         batch_sizes.add(config.training.batch_size)
         losses.add(config.loss_function.value)
         distributions |= point.distributions
-        here = _named_after(config.model_name, point)
-        name_models = here if name_models is None else name_models & here
+    parameter, start_of_choice = _deciding(drawn, [config.model_name for config in configs])
     return SpaceCheck(
         config_of_model,
         tuple(sorted(batch_sizes)),
@@ -129,7 +129,8 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         parameters=tuple(_described(name, distribution) for name, distribution in distributions.items()),
         settings=tuple(point.settings for point in drawn),
         distributions=distributions,
-        model_parameter=min(name_models or (), default=None),
+        model_parameter=parameter,
+        start_of_choice=start_of_choice,
         configs=tuple(configs),
         num_points=_num_points(drawn, len(space.points)),
     )
@@ -144,10 +145,15 @@ def _num_points(drawn: Sequence[DrawnPoint], num_given: int) -> int | None:
     return len(points) if all(each.params in points for each in drawn) else None
 
 
-def _named_after(model_name: str, point: DrawnPoint) -> set[str]:
-    """Categorical parameters that were drawn as the architecture's name."""
-    categorical = (name for name, kind in point.distributions.items() if isinstance(kind, CategoricalDistribution))
-    return {name for name in categorical if point.params[name] == model_name}
+def _deciding(drawn: Sequence[DrawnPoint], starts: Sequence[str]) -> tuple[str | None, dict[Any, str]]:
+    """The categorical parameter with one start for each of its values, and one value for each start, if there is one."""
+    for name, kind in drawn[0].distributions.items():
+        if isinstance(kind, CategoricalDistribution) and all(name in point.params for point in drawn):
+            pairs = {(point.params[name], start) for point, start in zip(drawn, starts, strict=True)}
+            values, named = zip(*pairs, strict=True)
+            if len(set(values)) == len(set(named)) == len(pairs):
+                return name, dict(pairs)
+    return None, {}
 
 
 def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:

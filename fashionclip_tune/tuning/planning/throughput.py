@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import platform
 import statistics
 import tempfile
@@ -18,7 +19,7 @@ import torch
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.files import cache_dir, write_json
 from fashionclip_tune.machine.hardware import available_cores
-from fashionclip_tune.models.tiny import TINY_MODELS
+from fashionclip_tune.models.architecture import forward_flops
 from fashionclip_tune.profiling.throughput import known_pace
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.training.callbacks import RunCallbacks
@@ -28,9 +29,9 @@ from fashionclip_tune.tuning.planning.forecast import ModelPace
 
 _log = logging.getLogger(__name__)
 
-# Forward and backward pass of a photo and a caption; a T4 makes 15 to 25 TFLOPS of it in fp16. Estimates, not measured.
-_GFLOP = {"ViT-B-32": 44, "ViT-B-16": 123, "ViT-B-16-SigLIP2-256": 174}
-_TFLOPS = 20
+_FORWARDS_A_STEP = 3  # in floating-point operations: the backward pass takes two
+_TFLOPS = 20  # of a T4 in fp16, which makes 15 to 25; an estimate
+_MEASURED_FLOPS = 1e9  # of a photo and a caption: below, a short run takes seconds
 _RECOMPUTED = 4 / 3  # one more forward pass, with micro-batches or gradient checkpointing
 _FORWARD_SHARE = 1 / 3  # of a training step's work: what an evaluation does
 _START_S = {"cpu": 1.0, "cuda": 20.0}
@@ -59,7 +60,7 @@ def model_paces(
     """Of each configuration, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for a T4.
 
     Where one configuration's is not known it is taken for the slowest of its model; None where nothing is known of a model.
-    Only the tiny towers on a CPU are measured now, in a few seconds, once.
+    Only small towers on a CPU are measured now, in a few seconds, once.
     """
     by_kind: dict[Path, ModelPace | None] = {}
     by_model: dict[str, list[ModelPace]] = {}
@@ -83,7 +84,7 @@ def _pace(
     num_valid: int,
     stated: float | None,
 ) -> ModelPace | None:
-    """``to_measure``: one of this model, where a tiny tower is measured now."""
+    """``to_measure``: one of this model, where a small tower is measured now."""
     device = config.device.partition(":")[0]
     if stated is not None:
         return _with_evaluation(stated, num_valid, device, "stated")
@@ -93,7 +94,8 @@ def _pace(
     if device == "cuda" and (pace := known_pace(config)) is not None:
         shared = pace.side_by_side / 2 if at_a_time > 1 and pace.side_by_side is not None else pace.alone
         return _with_evaluation(shared, num_valid, device, "measured by probe")
-    if device == "cpu" and config.model_name in TINY_MODELS:
+    flops = forward_flops(config.model_name)
+    if device == "cpu" and flops < _MEASURED_FLOPS:
         alone = _path(to_measure, 0, num_valid)
         if not alone.is_file():
             _log.info(f"measuring how fast {config.model_name} trains here: once, some seconds")
@@ -102,8 +104,8 @@ def _pace(
             except RuntimeError:  # bad data and the like: the sweep will say it, trial by trial
                 return None
         return _read_pace(alone, "measured in a short run")
-    if device == "cuda" and config.model_name in _GFLOP:
-        work = float(_GFLOP[config.model_name] * at_a_time)  # side by side they share the card's time
+    if device == "cuda" and math.isfinite(flops):
+        work = _FORWARDS_A_STEP * flops / 1e9 * at_a_time  # side by side they share the card's time
         if config.training.micro_batch_size is not None or config.hardware.gradient_checkpointing:
             work *= _RECOMPUTED
         return _with_evaluation(1000 * _TFLOPS / work, num_valid, device, "estimate for a T4", is_estimate=True)

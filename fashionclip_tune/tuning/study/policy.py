@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.architecture import forward_flops
 
 _DEFAULT = 6
 _MAX_STARTUP_TRIALS = 6
@@ -29,12 +28,12 @@ class ModelQuota:
     spent like sums on each, and the sampler soon knows them all.
 
     Attributes:
-        parameter: the categorical parameter that names the architecture in the space.
-        cost_of_model: of one trial, in any unit.
+        parameter: the categorical parameter that decides what is started from.
+        cost_of_model: of one trial of each of its values, in any unit.
     """
 
     parameter: str
-    cost_of_model: Mapping[str, float]
+    cost_of_model: Mapping[Any, float]
     min_trials: int
 
     def next_fixed(self, num_started: Mapping[Any, int]) -> dict[str, Any]:
@@ -50,17 +49,17 @@ def plan_quota(
     wanted: int | None,
     *,
     parameter: str | None,
-    models: Sequence[str],
+    models: Sequence[Any],
     num_trials: int,
-    cost: Callable[[str], float] = forward_flops,
+    cost: Callable[[Any], float],
 ) -> ModelQuota | None:
     """By default six an architecture, but half of the sweep at most: the rest is the sampler's.
 
     Args:
         wanted: ``--min-trials-per-model``; None: the default.
-        parameter: that names the architecture; None: the space has none, and nothing can be bound.
-        models: the space's architectures; of two that cost the same the first one comes first.
-        cost: of a trial of an architecture, in any unit.
+        parameter: that decides what is started from; None: the space has none, and nothing can be bound.
+        models: its values; of two that cost the same the first one comes first.
+        cost: of a trial of one, in any unit.
 
     Raises:
         UserError: a number that is negative, does not fit the sweep, or that this space cannot be bound to.

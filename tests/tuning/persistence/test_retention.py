@@ -41,7 +41,7 @@ class Sweep:
             self.drive.put(f"trials/{folder.name}/{name}", b"x" * size)
 
     def folder(self, number: int) -> Path:
-        return trial_dir(self.run_dir, number, SETTINGS)
+        return trial_dir(self.run_dir, number, SETTINGS["clip_model"], SETTINGS["loss_function"])
 
     def here(self, number: int) -> dict[str, int]:
         folder = self.folder(number) / "checkpoints"

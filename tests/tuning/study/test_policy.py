@@ -32,7 +32,7 @@ def test_the_default_is_six_or_what_half_of_the_sweep_gives(num_trials: Any, min
 def test_what_cannot_be_bound_is_left_free_and_refused_where_it_is_asked_for() -> None:
     assert plan_quota(None, parameter=None, models=MODELS, num_trials=100, cost=len) is None
     assert plan_quota(0, parameter="model", models=MODELS, num_trials=100, cost=len) is None
-    assert plan_quota(3, parameter="model", models=MODELS[:1], num_trials=100) is None
+    assert plan_quota(3, parameter="model", models=MODELS[:1], num_trials=100, cost=len) is None
     with pytest.raises(UserError, match="no categorical parameter of its own"):
         plan_quota(2, parameter=None, models=MODELS, num_trials=100, cost=len)
     with pytest.raises(UserError, match="-1 is not allowed: at least 0"):

@@ -1,0 +1,85 @@
+"""What is to be known of a start before it is trained: architecture, input, tokenizer, where its weights are, licence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from huggingface_hub import ModelCard
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import HUB_PREFIX
+from fashionclip_tune.models.description import known_name
+from fashionclip_tune.models.hub import CARD_NAME
+from fashionclip_tune.models.starts import Start, architecture_start, find_start
+
+
+@dataclass(frozen=True)
+class StartFacts:
+    """Of one start, as a plan and a report say them."""
+
+    label: str
+    architecture: str
+    image_size: int
+    context_length: int
+    tokenizer: str
+    weights: str
+    is_at_hand: bool
+    """Else the weights are fetched when the sweep begins, which needs a network."""
+    licence: str | None
+    """As the card beside the weights says it; None: none does, or they are not fetched yet."""
+
+    def line(self) -> str:
+        named = self.label if self.label == self.architecture else f"{self.label}: {self.architecture}"
+        text = f"{named}, {self.image_size} px, {self.context_length} tokens of {self.tokenizer}; {self.weights}"
+        text += "" if self.is_at_hand else ", not on this machine: fetched when it begins"
+        return f"{text}; licence {self.licence}" if self.licence else text
+
+
+def start_facts(config: ProjectConfig, label: str) -> StartFacts:
+    """Raises UserError for a start that there is not; of one that is to be fetched what is known beforehand."""
+    start = _planned(config)
+    vision, text = start.model_config["vision_cfg"], start.model_config["text_cfg"]
+    size = vision.get("image_size", open_clip.CLIPVisionCfg.image_size)
+    file = start.at_hand(config.model_cache_dir)
+    return StartFacts(
+        label,
+        known_name(start.model_config) or "an architecture of its own",
+        size if isinstance(size, int) else size[0],
+        text.get("context_length", open_clip.CLIPTextCfg.context_length),
+        tokenizer_source(start.model_config),
+        _weights(start),
+        file is not None or not start.has_weights,
+        _licence(file) if file is not None else None,
+    )
+
+
+def _planned(config: ProjectConfig) -> Start:
+    """Without a network, too, where the architecture is known beforehand."""
+    if config.model_name.startswith(HUB_PREFIX):
+        return architecture_start(config.model_name)
+    return find_start(config.model_name, config.model.pretrained)
+
+
+def tokenizer_source(model_config: Mapping[str, Any]) -> str:
+    return str(model_config.get("text_cfg", {}).get("hf_tokenizer_name") or "openai/clip")
+
+
+def _weights(start: Start) -> str:
+    if start.repository is not None:
+        return f"weights of {HUB_PREFIX}{start.repository}"
+    if start.tag is not None:
+        repository = (open_clip.get_pretrained_cfg(start.openclip_name, start.tag) or {}).get("hf_hub", "").rpartition("/")[0]
+        return f"weights {start.tag}" + (f" of {HUB_PREFIX}{repository}" if repository else "")
+    return f"weights in {start.file}" if start.file is not None else "random weights"
+
+
+def _licence(weights_file: Path) -> str | None:
+    """Of the model card beside the weights, in the head that the hub reads."""
+    card = weights_file.parent / CARD_NAME
+    try:
+        licence = ModelCard.load(card).data.license if card.is_file() else None
+    except (OSError, ValueError):  # somebody's README
+        return None
+    return str(licence) if licence else None

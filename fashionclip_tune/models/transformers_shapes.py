@@ -112,7 +112,7 @@ def _trunk_config(model_config: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     odd = _odd("vision_cfg", said, wanted, {"timm_model_pretrained"})
     trunk = None if odd else _trunk(name)
     if trunk is None:
-        return {}, odd or {"vision_cfg.timm_model_name": name}
+        return {}, {"vision_cfg.timm_model_name": name, **odd}
     if [trunk["image_size"], trunk["hidden_size"]] != [said["image_size"], model_config["embed_dim"]]:
         odd |= {"vision_cfg.image_size": said["image_size"], "embed_dim": model_config["embed_dim"]}
     tanh = said["act_kwargs"] == _TANH

@@ -73,7 +73,7 @@ def write_transformers(
     return notes
 
 
-def _wanted(config: Mapping[str, Any]) -> dict[str, Tensor]:
+def _wanted(config: dict[str, Any]) -> dict[str, Tensor]:
     """Names and shapes of the model's weights, without storage."""
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 

@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from timm.layers import AttentionPoolLatent
+from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 

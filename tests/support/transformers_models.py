@@ -93,7 +93,7 @@ def save_word_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="</s>", unk_token="<unk>").save_pretrained(folder)
 
 
-def inputs(config: Any, num: int = 3) -> tuple[Tensor, Tensor]:
+def inputs(config: Any, num: int = 2) -> tuple[Tensor, Tensor]:
     """Photos, and texts of different lengths, as both libraries take them."""
     generator = torch.Generator().manual_seed(1)
     side, text = config.vision_config.image_size, config.text_config

@@ -28,7 +28,7 @@ MADE = "<!-- Made by `make docs` from {source}. Change it there. -->"
 
 SETTINGS = """# Settings
 
-A setting has a dotted path. Give it as `--set PATH=VALUE` to `run_sweep.py`, `train`, `evaluate` and `probe`, or as
+A setting has a dotted path. Give it as `--set PATH=VALUE` to `run_sweep.py`, `train`, `evaluate`, `export` and `probe`, or as
 `config.with_overrides({"PATH": VALUE})` in Python, or return it from a search space ([spaces.md](spaces.md)). A wrong path or
 value ends with one line that says what is allowed. "None" is written `none` on the command line and `None` in Python.
 

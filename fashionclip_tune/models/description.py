@@ -108,37 +108,33 @@ def _openclips_text_towers() -> set[str]:
 
 def known_name(model_config: Mapping[str, Any]) -> str | None:
     """Which of OpenCLIP's architectures a ``model_cfg`` is, but for a bias of the logits; None: it is none of them."""
-    described = {key: value for key, value in model_config.items() if key != "init_logit_bias"}
     register_tiny_models()
+    described = _without_what_is_set(model_config)
     for name in dict.fromkeys([*DEFAULT_TAGS, *TINY_MODELS, *open_clip.list_models()]):
-        known = dict(open_clip.get_model_config(name) or {})
-        known.pop("init_logit_bias", None)
-        if known == described:
+        if described == _without_what_is_set(open_clip.get_model_config(name) or {}):
             return str(name)
     return None
 
 
-def preprocessing_of_file(
-    name: str, file: Path, model_config: Mapping[str, Any], otherwise: Mapping[str, Any]
-) -> dict[str, Any]:
-    """How photos are prepared for the weights in a file: as is said beside it, else as all published weights want it.
+def _without_what_is_set(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A bias of the logits may have been added; a way to compute GELU is set in the network that the name stands for."""
+    described = {key: value for key, value in model_config.items() if key != "init_logit_bias"}
+    towers = {part: described[part] for part in _PARTS[1:] if isinstance(described.get(part), Mapping)}
+    return described | {part: {**said, "act_kwargs": None} for part, said in towers.items()}
 
-    Args:
-        otherwise: what is said where nothing is beside it, if anything is.
 
-    Raises:
-        UserError: nobody says it. OpenCLIP would take OpenAI's, which is wrong for every third architecture.
-    """
+def preprocessing_beside(file: Path) -> dict[str, Any]:
+    """How photos are prepared for the weights in a file, as is said beside it; empty where nothing is."""
     record, weights_name = _RECORD_OF_WEIGHTS
     if file.name == weights_name and (file.parent / record).is_file():
         stored = _read(file.parent / record).get("preprocessing", {})
-        if _is_said(stored):
+        if is_said(stored):
             return {key: stored[key] for key in _PREPROCESSING if key in stored}
     beside = file.parent / CONFIG_NAME
     stored = _read(beside).get("preprocess_cfg") or {} if beside.is_file() else {}
-    if _is_said(stored):
+    if is_said(stored):
         return {key: stored[key] for key in _PREPROCESSING if key in stored}
-    return dict(otherwise) or published_preprocessing(name, model_config, f"the weights file {file}", beside)
+    return {}
 
 
 def architecture_of_file(name: str, file: Path, expected: dict[str, Any]) -> dict[str, Any]:
@@ -196,20 +192,17 @@ def _network_settings(model_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def files_beside(file: Path) -> Iterator[Path]:
-    """A weights file, and those that ``preprocessing_of_file`` reads."""
+    """A weights file, and those that ``preprocessing_beside`` reads."""
     beside = (file.parent / name for name in (_RECORD_OF_WEIGHTS[0], CONFIG_NAME))
     yield from (path for path in (file, *beside) if path.is_file())
 
 
-def preprocessing_of_folder(name: str, folder: Path, described: Description) -> dict[str, Any]:
-    """That of an OpenCLIP folder; raises as ``preprocessing_of_file`` does."""
-    if _is_said(described.preprocessing):
-        return described.preprocessing
-    return published_preprocessing(name, described.model_config, f"the OpenCLIP folder {folder}", folder / CONFIG_NAME)
-
-
 def published_preprocessing(name: str, model_config: Mapping[str, Any], what: str, beside: Path) -> dict[str, Any]:
-    """As all published weights of an architecture want it; ``beside``: where it can be said. Raises as the others do."""
+    """As all published weights of an architecture want it; ``beside``: where it can be said.
+
+    Raises:
+        UserError: they differ, or there are none. OpenCLIP would take OpenAI's, wrong for every third architecture.
+    """
     published = name if name in open_clip.list_models() else known_name(model_config)
     if published in TINY_MODELS:
         return TINY_PREPROCESSING
@@ -257,7 +250,7 @@ def _published(name: str) -> dict[str, list[str]]:
     return tags_of
 
 
-def _is_said(preprocessing: object) -> bool:
+def is_said(preprocessing: object) -> bool:
     """Older OpenCLIP folders state no more than mean and std; the rest has one meaning then."""
     return isinstance(preprocessing, Mapping) and all(preprocessing.get(key) is not None for key in ("mean", "std"))
 

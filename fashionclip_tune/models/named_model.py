@@ -12,9 +12,9 @@ from fashionclip_tune.config.stored import stored_config
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.description import registered
 from fashionclip_tune.models.openclip import LoadedModel, load_model
-from fashionclip_tune.models.starts import SWEEP_NAME, checkpoint_record, find_start, folder_of, model_folder
+from fashionclip_tune.models.starts import SWEEP_NAME, find_start, folder_of, model_folder
 from fashionclip_tune.models.tiny import TINY_MODELS
-from fashionclip_tune.storage.checkpoint import RECORD_NAME, weights_at
+from fashionclip_tune.storage.checkpoint import RECORD_NAME, read_record, weights_at
 
 
 class NamedModel(NamedTuple):
@@ -49,7 +49,7 @@ def started_from(name: str, *, allow_remote: bool) -> ProjectConfig | None:
     if place is None:
         return None
     if (place / RECORD_NAME).is_file():
-        return stored_config(checkpoint_record(place)["config"], allow_remote=allow_remote)
+        return stored_config(read_record(place)["config"], allow_remote=allow_remote)
     sweep_dir = place.parent
     try:
         trial_id = json.loads((sweep_dir / SWEEP_NAME).read_text())["best"]["trial_id"]

@@ -26,7 +26,11 @@ from fashionclip_tune.models.description import CONFIG_NAME, known_name, registe
 from fashionclip_tune.models.foreign_code import drop_code_names, no_foreign_code
 from fashionclip_tune.models.hub import has_tokenizer, tokenizer_folder
 from fashionclip_tune.models.starts import Start, find_start, folder_of
+from fashionclip_tune.models.transformers_shapes import set_activation
+from fashionclip_tune.models.transformers_weights import read_transformers_weights, to_openclip
 from fashionclip_tune.models.weights import in_openclips_form, put_weights, read_weights
+
+_log = logging.getLogger(__name__)
 
 _SIGLIP_BIAS = -10.0  # Zhai et al. 2023, section 3.2
 _WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -96,7 +100,13 @@ def _cached(config: ProjectConfig) -> LoadedModel:
 
 @lru_cache(maxsize=3)
 def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_tokenizer: bool = True) -> LoadedModel:
-    weights, arguments, model_config = None, dict[str, Any](), start.model_config
+    for note in start.notes:
+        _log.info(f"note: {note}")
+    weights, model_config = None, start.model_config
+    arguments = dict[str, Any]()
+    if folder_of(start.openclip_name) is None:
+        listed = registered(start.openclip_name)
+        arguments = {part: model_config[part] for part in ("text_cfg", "vision_cfg") if model_config[part] != listed[part]}
     if start.has_weights:
         weights = _read_start(start, cache_dir)
         if "logit_bias" in weights and "init_logit_bias" not in model_config:  # of a CLIP model trained with the sigmoid loss
@@ -116,8 +126,12 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
                 force_quick_gelu=bool(model_config.get("quick_gelu")),
                 **arguments,
             )
+            set_activation(network, model_config)
             if weights is not None:
-                put_weights(network, in_openclips_form(network, weights), start.file or start.tag or start.repository)
+                where = start.file or start.tag or start.repository
+                is_theirs = start.is_of_transformers
+                own = to_openclip(weights, network, where) if is_theirs else in_openclips_form(network, weights)
+                put_weights(network, own, where)
     except UserError:
         raise
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
@@ -166,7 +180,8 @@ def _preprocessing(name: str, described: Mapping[str, Any]) -> Preprocessing:
 
 def _read_start(start: Start, cache_dir: Path) -> dict[str, Tensor]:
     try:
-        return read_weights(start.fetch(cache_dir))
+        file = start.fetch(cache_dir)
+        return read_transformers_weights(file) if start.is_of_transformers else read_weights(file)
     except UserError:
         raise
     except Exception as error:
@@ -206,7 +221,10 @@ def _tokenizer(start: Start, cache_dir: Path) -> Tokenizer:
     text, folder = start.model_config["text_cfg"], folder_of(start.openclip_name)
     on_the_hub = text.get("hf_tokenizer_name")
     source = f"of {on_the_hub}" if on_the_hub else "of OpenCLIP"
-    if folder is not None and (has_tokenizer(folder) or start.repository is None):
+    if start.tokenizer_folder is not None:
+        folder = start.tokenizer_folder
+        source = f"in {folder}"
+    elif folder is not None and (has_tokenizer(folder) or start.repository is None):
         source = f"in {folder}"
     elif on_the_hub:
         folder = tokenizer_folder(on_the_hub, None if start.repository else cache_dir)

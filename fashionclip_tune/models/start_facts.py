@@ -27,6 +27,7 @@ class StartFacts:
     weights: str
     is_at_hand: bool
     """Else the weights are fetched when the sweep begins, which needs a network."""
+    notes: tuple[str, ...]
     licence: str | None
     """As the card beside the weights says it; None: none does, or they are not fetched yet."""
 
@@ -51,6 +52,7 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
         tokenizer_source(start.model_config),
         _weights(start),
         file is not None or not start.has_weights,
+        start.notes,
         _licence(file) if file is not None else None,
     )
 

@@ -1,6 +1,5 @@
 """From the two settings that name a model (``clip_model``, ``model.pretrained``) to what is read: a file, a tag, or nothing."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,18 +17,20 @@ from fashionclip_tune.models.description import (
     architecture_of_tag,
     describe_folder,
     files_beside,
+    is_said,
     known_name,
-    preprocessing_of_file,
-    preprocessing_of_folder,
+    preprocessing_beside,
     preprocessing_of_tag,
+    published_preprocessing,
     random_preprocessing,
     refuse_another_network,
     registered,
 )
 from fashionclip_tune.models.hub import cached_file, cached_tag_file, hub_file, tag_file
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
+from fashionclip_tune.models.transformers_format import describe_transformers, is_transformers_folder
 from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER, weights_in_folder
-from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME, file_hash, newest_weights
+from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME, file_hash, newest_weights, read_record
 
 SWEEP_NAME = "sweep.json"
 # What the cards of models on the hub say that are in our spaces: a sweep is planned by it before they are fetched.
@@ -49,7 +50,13 @@ class Start:
     file: Path | None = None
     file_hash: str | None = None
     """As its record lists it; None: nothing says what is to be in the file."""
+    is_of_transformers: bool = False
+    """The file has the names of transformers."""
+    tokenizer_folder: Path | None = None
+    """Where its tokenizer is, if neither with the description nor where OpenCLIP has it."""
     repository: str | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What is taken for granted, for people to read."""
     stamps: tuple[object, ...] = ()
     """Of all files that say something about it: by the next time, others may have taken their place."""
 
@@ -155,9 +162,9 @@ def _find(name: str, pretrained: str | None) -> Start:
     if place.is_dir():
         return _folder(architecture, place, base.model_config)
     expected = architecture_of_tag(architecture, like) if like else base.model_config
-    otherwise = base.preprocessing if folder_of(base.openclip_name) else preprocessing_of_tag(architecture, like)
-    preprocessing = preprocessing_of_file(architecture, place, expected, otherwise)
-    return Start(base.openclip_name, architecture_of_file(architecture, place, expected), preprocessing, file=place)
+    start = Start(base.openclip_name, architecture_of_file(architecture, place, expected), {}, file=place)
+    said = base.preprocessing if folder_of(base.openclip_name) else preprocessing_of_tag(architecture, like)
+    return _prepared(start, preprocessing_beside(place) or said, f"the weights file {place}", place.parent)
 
 
 def _architecture(name: str, *, with_weights: bool) -> Start:
@@ -190,25 +197,52 @@ def _in_folder(folder: Path, what: str, *, with_weights: bool) -> Start:
     if (place / RECORD_NAME).is_file():
         start = _in_checkpoint(place)
         return start if with_weights else replace(start, file=None, file_hash=None)
+    if is_transformers_folder(place):
+        start = _in_transformers_folder(place)
+        return start if with_weights else replace(start, file=None, is_of_transformers=False)
     if not (place / CONFIG_NAME).is_file():
         raise UserError(
             f"{what} is no model: {place} has no {CONFIG_NAME} (an OpenCLIP folder), no {RECORD_NAME} (a checkpoint of ours), "
-            f"no checkpoints/ (a run) and no {SWEEP_NAME} (a sweep)"
+            f"no checkpoints/ (a run) and no {SWEEP_NAME} (a sweep), "
+            "no config.json of transformers"
         )
     start = _described(place, what, with_weights=with_weights)
     return replace(start, file=weights_in_folder(place)) if with_weights else start
 
 
+def _in_transformers_folder(folder: Path) -> Start:
+    found = describe_transformers(folder)
+    return Start(
+        found.architecture,
+        found.model_config,
+        found.preprocessing,
+        file=found.weights_file,
+        is_of_transformers=True,
+        tokenizer_folder=found.tokenizer_folder,
+        notes=found.notes,
+    )
+
+
 def _described(folder: Path, what: str, *, with_weights: bool) -> Start:
     """An OpenCLIP folder; where its weights are wanted, it has to say how photos are prepared for them."""
-    described, name = describe_folder(folder, what), f"{LOCAL_PREFIX}{folder}"
-    preprocessing = preprocessing_of_folder(name, folder, described) if with_weights else described.preprocessing
-    return Start(name, described.model_config, preprocessing)
+    described = describe_folder(folder, what)
+    start = Start(f"{LOCAL_PREFIX}{folder}", described.model_config, described.preprocessing)
+    return _prepared(start, described.preprocessing, f"the OpenCLIP folder {folder}", folder) if with_weights else start
+
+
+def _prepared(start: Start, said: Mapping[str, Any], what: str, folder: Path) -> Start:
+    """With what is said of how photos are prepared, else with what its architecture's published weights have in common."""
+    if is_said(said):
+        return replace(start, preprocessing=dict(said))
+    published = published_preprocessing(start.openclip_name, start.model_config, what, folder / CONFIG_NAME)
+    architecture = known_name(start.model_config) or start.openclip_name
+    note = f"photos are prepared as for the published weights of {architecture}: nothing beside {what} says how"
+    return replace(start, preprocessing=published, notes=(*start.notes, note))
 
 
 def _in_checkpoint(folder: Path) -> Start:
     """Of one of our checkpoints: its own weights, with the tokenizer of what its run started from."""
-    record = checkpoint_record(folder)
+    record = read_record(folder)
     model_config, began = record.get("model_config") or {}, architecture_of(str(record["config"]["clip_model"]))
     architecture = known_name(model_config)
     if architecture is None:
@@ -220,18 +254,11 @@ def _in_checkpoint(folder: Path) -> Start:
             )
         base = _architecture(began, with_weights=False)
         architecture, model_config = base.openclip_name, model_config or base.model_config
-    weights = folder / WEIGHTS_NAME
-    preprocessing = preprocessing_of_file(architecture, weights, model_config, {})
-    return Start(architecture, model_config, preprocessing, file=weights, file_hash=str(record["files"][WEIGHTS_NAME]))
-
-
-def checkpoint_record(checkpoint: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads((checkpoint / RECORD_NAME).read_text())
-        _ = record["config"]["clip_model"], record["files"][WEIGHTS_NAME], record.get("model_config")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{checkpoint} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
-    return record
+    weights, own_folder = folder / WEIGHTS_NAME, folder_of(began)
+    start = Start(architecture, model_config, {}, file=weights, file_hash=str(record["files"][WEIGHTS_NAME]))
+    if own_folder is not None and own_folder.is_dir() and is_transformers_folder(own_folder):
+        start = replace(start, tokenizer_folder=describe_transformers(own_folder).tokenizer_folder)
+    return _prepared(start, preprocessing_beside(weights), f"the checkpoint {folder}", folder)
 
 
 def _default_place(name: str) -> str | Path:

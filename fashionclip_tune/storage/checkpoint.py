@@ -198,6 +198,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, record)
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of its weights, one that is stripped of its training state included; its files are not looked at.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD_NAME).read_text())
+        _ = record["config"]["clip_model"], record["files"][WEIGHTS_NAME], record.get("model_config")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is no checkpoint of this project: {RECORD_NAME}: {error!r}") from error
+    return record
+
+
 def _check_content(folder: Path, step: int) -> None:
     """A right hash says that a file is the one that was listed, not that it is ours."""
     try:

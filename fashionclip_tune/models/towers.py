@@ -91,7 +91,7 @@ def _places_by_timm(network: Any) -> dict[str, Place]:
     The grouping is timm's finest, a residual block each most often: so many are as much as in a transformer. Its first
     group is the stem. What its patterns leave out, a classifier or the norm before it, is a head.
     """
-    trunk = getattr(network.visual, "trunk", None)
+    trunk: Any = getattr(network.visual, "trunk", None)
     if not hasattr(trunk, "group_matcher"):
         return {}
     matcher = trunk.group_matcher(coarse=False)

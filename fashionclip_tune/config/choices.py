@@ -34,6 +34,16 @@ class LearningRateSchedule(str, Enum):
     CONSTANT = "constant"  # stays as it is
 
 
+class BatchNorms(str, Enum):
+    """What training does with the running statistics of batch norms."""
+
+    FIXED = "fixed"  # they are used, and stay as they are
+    UPDATE = "update"  # each batch is normalised by its own, which move the running ones
+    LEGACY = (
+        "legacy"  # as before there was a choice: frozen ones and micro-batches move them too, the average does not know them
+    )
+
+
 class RetrievalProtocol(str, Enum):
     """What counts as right in an evaluation, and among what: see ``protocols`` and docs/evaluation.md."""
 

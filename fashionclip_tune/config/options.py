@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from fashionclip_tune.config.choices import CaptionChoice, LearningRateSchedule, PositivePairs, Precision, RetrievalProtocol
+from fashionclip_tune.config.choices import (
+    BatchNorms,
+    CaptionChoice,
+    LearningRateSchedule,
+    PositivePairs,
+    Precision,
+    RetrievalProtocol,
+)
 from fashionclip_tune.config.section import NO_FINGERPRINT, Section
 
 
@@ -95,6 +102,10 @@ class ModelConfig(Section):
     batch is least, since -10 (SigLIP, section 3.2) goes with SigLIP's own first scale of 10 and not with CLIP's 100."""
     patch_dropout: float = 0.0
     """Share of the patches that the image tower does not see in training, drawn for each photo (FLIP, Li et al. 2023)."""
+    batch_norm: BatchNorms = BatchNorms.FIXED
+    """Batch norms in training, where a model has some. ``fixed``: by their pretrained statistics, which stay; their weights are
+    trained. ``update``: by those of each batch, which move the stored ones, but for what is frozen; such a step takes the whole
+    batch in one pass. ``legacy``: what began before there was this setting goes on so; nothing else should have it."""
     cache_dir: Path | None = field(default=None, metadata=NO_FINGERPRINT)
     """Where downloaded weights are kept; none: ``openclip_cache/`` below ``base_path``."""
 
@@ -227,12 +238,14 @@ class OptimizerConfig(Section):
     """Likewise for the text tower."""
     layer_decay: float = 1.0
     """Each layer of both towers below the last has its rate multiplied by this once more: decay ** (L + 1 - depth), with
-    depth 0 for the embeddings, 1 to L for the blocks (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT)."""
+    depth 0 for the embeddings, 1 to L for the blocks (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT). In an image tower of
+    timm's that is no plain transformer, timm's grouping says what is a block: its stem is at 0, what it leaves out at L + 1."""
     logit_learning_rate: float | None = None
     """Of scale and bias of the logits; none: ``training.learning_rate``."""
     ema_decay: float | None = None
     """An exponential moving average of the weights is what is evaluated and exported: average = decay * average +
-    (1 - decay) * weights after each step, from the first weights on; none: the weights themselves."""
+    (1 - decay) * weights after each step, from the first weights on; statistics of batch norms that move are averaged too;
+    none: the weights themselves."""
 
     def _check(self) -> None:
         for name in ("image_rate", "text_rate"):
@@ -256,7 +269,8 @@ class FreezeConfig(Section):
     token_embedding: bool = False
     """The text tower's table of token embeddings: half of SigLIP2's parameters."""
     image_blocks: int = 0
-    """The patch embedding and the first so many blocks of the image tower."""
+    """The patch embedding and the first so many blocks of the image tower. In one of timm's that is no plain transformer: the
+    stem and the first so many groups of timm's finest grouping (``group_matcher``), most often a residual block each."""
     text_blocks: int = 0
     """The token and position embeddings and the first so many blocks of the text tower."""
 

@@ -6,11 +6,15 @@ What lets them reach out or run commands is never taken from there: it is the ca
 from collections.abc import Container, Mapping
 from typing import Any
 
+from fashionclip_tune.config.choices import BatchNorms
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.errors import UserError
 
 _ALLOWS_REMOTE = "reading.allow_remote"
+BATCH_NORM = "model.batch_norm"
+UNSAID = {BATCH_NORM: BatchNorms.LEGACY.value}
+"""What a stored configuration that does not speak of it was made with, where that is not the default of today."""
 
 
 def stored_config(flat: Mapping[str, Any], *, allow_remote: bool) -> ProjectConfig:
@@ -19,7 +23,16 @@ def stored_config(flat: Mapping[str, Any], *, allow_remote: bool) -> ProjectConf
     Raises:
         UserError: as ``with_stored``.
     """
-    return with_stored(ProjectConfig().with_overrides({_ALLOWS_REMOTE: allow_remote}), flat)
+    return with_stored(ProjectConfig().with_overrides({**UNSAID, _ALLOWS_REMOTE: allow_remote}), flat)
+
+
+def as_begun(config: ProjectConfig, stored: Mapping[str, Any]) -> ProjectConfig:
+    """The caller's configuration for going on with what was begun with ``stored`` settings.
+
+    Batch norms are ``fixed`` by default in what begins anew; another value is the caller's word.
+    """
+    is_legacy = {**UNSAID, **stored}[BATCH_NORM] == BatchNorms.LEGACY.value
+    return config.with_overrides(UNSAID) if is_legacy and config.model.batch_norm is BatchNorms.FIXED else config
 
 
 def with_stored(base: ProjectConfig, flat: Mapping[str, Any], *, known_models: Container[str] = ()) -> ProjectConfig:

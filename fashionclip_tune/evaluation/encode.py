@@ -17,6 +17,7 @@ from fashionclip_tune.data.dataset import BadSamples
 from fashionclip_tune.data.index import BadSample
 from fashionclip_tune.evaluation.dataset import EvaluationSet, pixel_blocks
 from fashionclip_tune.evaluation.protocols import Pool
+from fashionclip_tune.models.batch_norms import evaluating
 from fashionclip_tune.models.openclip import LoadedModel
 from fashionclip_tune.models.precision import PrecisionPlan
 from fashionclip_tune.progress import OnProgress, no_progress
@@ -73,16 +74,14 @@ def embed(
         BadDataError: more photos than ``max_bad_share`` cannot be read.
     """
     network = loaded.network
-    was_training = network.training
-    network.eval()
     bad = BadSamples(photos.reader.index, max_bad_share)
     captions = photos.captions if all_captions else photos.captions[: photos.num_first_captions]
     image_clock, text_clock = BlockClock(plan.device), BlockClock(plan.device)
     try:
-        images_ND, readable_N = _encode_images(network, photos, batch_size, plan, bad, on_progress, image_clock)
-        captions_VD = _encode_captions(loaded, captions, batch_size, plan, text_clock)
+        with evaluating(network):
+            images_ND, readable_N = _encode_images(network, photos, batch_size, plan, bad, on_progress, image_clock)
+            captions_VD = _encode_captions(loaded, captions, batch_size, plan, text_clock)
     finally:
-        network.train(was_training)
         photos.reader.close()  # opened again when next needed; the set itself is kept
     pool = Pool(
         images_ND=images_ND,

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
 from functools import cache, lru_cache
 from typing import Any
 
@@ -11,9 +11,12 @@ import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fashionclip_tune.config.choices import BatchNorms
 from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.section import value_at
 from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.models.batch_norms import batch_norms, check_one_pass
 from fashionclip_tune.models.foreign_code import no_foreign_code
 from fashionclip_tune.models.openclip import openclip_is_quiet, reason_of
 from fashionclip_tune.models.starts import check_architecture, find_start
@@ -21,7 +24,7 @@ from fashionclip_tune.models.towers import parameter_groups, prepare_towers
 
 
 def check_model_options(config: ProjectConfig) -> None:
-    """Refuses what a ``Trainer`` would refuse of ``freeze``, ``model.patch_dropout`` and ``optimizer.layer_decay``.
+    """Refuses what a ``Trainer`` would refuse of ``freeze``, patch dropout, layer decay and batch norms that are updated.
 
     Nothing is built where they have their defaults, which every model can take.
 
@@ -29,25 +32,37 @@ def check_model_options(config: ProjectConfig) -> None:
         UserError: no such architecture, or it lacks what an option needs.
     """
     model_config = check_architecture(config.model_name)
-    if config.freeze == FreezeConfig() and config.model.patch_dropout == 0 and config.optimizer.layer_decay == 1:
-        return
-    if has_known_text_tower(model_config):
-        _try(config.model_name, config.freeze, config.model.patch_dropout, config.optimizer.layer_decay)
+    plain = ProjectConfig(clip_model=config.clip_model)
+    paths = (*_CHECKED, *_ONE_PASS) if config.model.batch_norm is BatchNorms.UPDATE else _CHECKED
+    asked = plain.with_overrides({path: value_at(config, path) for path in paths})
+    if asked != plain and has_known_text_tower(model_config):
+        _try(asked)
+
+
+_CHECKED = (
+    *(f"freeze.{field.name}" for field in fields(FreezeConfig)),
+    *("model.patch_dropout", "optimizer.layer_decay", "model.batch_norm"),
+)
+# Where batch norms are updated, a step is one pass of the whole batch.
+_ONE_PASS = ("training.batch_size", "training.micro_batch_size", "hardware.gradient_checkpointing")
 
 
 @lru_cache(maxsize=256)  # the draws of a space have few combinations of these
-def _try(name: str, freeze: FreezeConfig, patch_dropout: float, layer_decay: float) -> None:
-    config = replace(ProjectConfig(clip_model=name), freeze=freeze).with_overrides(
-        {"model.patch_dropout": patch_dropout, "optimizer.layer_decay": layer_decay}
-    )
-    network = meta_model(name)
+def _try(config: ProjectConfig) -> None:
+    network = meta_model(config.model_name)
     prepare_towers(network, config)
+    check_one_pass(network, config)
     parameter_groups(network, config.training, config.optimizer)
 
 
 def has_known_text_tower(model_config: Mapping[str, Any]) -> bool:
     """Whether it is described here; text towers of the hub's ``transformers`` are described there only."""
     return "hf_model_name" not in model_config.get("text_cfg", {})
+
+
+def may_have_batch_norms(name: str) -> bool:
+    """Whether an architecture has batch norms, or is not known here well enough to tell."""
+    return not has_known_text_tower(check_architecture(name)) or bool(batch_norms(meta_model(name)))
 
 
 def meta_model(name: str) -> Any:

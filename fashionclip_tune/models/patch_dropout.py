@@ -75,11 +75,10 @@ def share_patch_draws(network: nn.Module) -> PatchDraws:
 
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_BATCH_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def tied_to_micro_batch(network: nn.Module) -> list[str]:
-    """Modules whose numbers depend on how a batch is cut: other dropout, and statistics over a batch.
+    """Modules of other dropout, whose numbers depend on how a batch is cut.
 
     The three published models and the tiny ones have none.
     """
@@ -94,6 +93,6 @@ def tied_to_micro_batch(network: nn.Module) -> list[str]:
             probability = module.drop_prob or 0.0
         elif type(module).__name__ == "PatchDropoutWithIndices":
             probability = module.prob
-        if probability > 0 or isinstance(module, _BATCH_STATISTICS):
+        if probability > 0:
             names.append(name)
     return names

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 from open_clip.transformer import PatchDropout, VisionTransformer
+from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
 from fashionclip_tune.config.options import OptimizerConfig, TrainingConfig
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.models.batch_norms import keep_statistics
 
 Encode = Callable[..., Tensor]
 
@@ -52,14 +54,14 @@ _EMBEDDINGS = re.compile(
 )
 _HEADS = re.compile(
     r"visual\.(ln_post\.|proj|attn_pool\.)"
-    r"|visual\.trunk\.(norm\.|fc_norm\.|attn_pool\.)|visual\.head\."
+    r"|visual\.trunk\.(norm\.|fc_norm\.|attn_pool\.|head\.)|visual\.head\."
     r"|(text\.)?(ln_final\.|text_projection)"
 )
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of one parameter. ``depth`` is None in scale and bias, and in architectures that are no transformers."""
+    """Of one parameter. ``depth`` is None in scale and bias, and in towers whose layers nobody knows."""
 
     tower: Tower
     depth: int | None
@@ -78,7 +80,31 @@ def parameter_places(network: nn.Module) -> dict[str, Place]:
     for name in names:
         if match := _BLOCK.match(name):
             blocks[_tower(name)] = max(blocks[_tower(name)], 1 + int(match[1]))
-    return {name: Place(_tower(name), _depth(name, blocks[_tower(name)]), blocks[_tower(name)]) for name in names}
+    places = {name: Place(_tower(name), _depth(name, blocks[_tower(name)]), blocks[_tower(name)]) for name in names}
+    is_plain = all(place.depth is not None for place in places.values() if place.tower == "image")
+    return places if is_plain else {**places, **_places_by_timm(network)}
+
+
+def _places_by_timm(network: Any) -> dict[str, Place]:
+    """Of the image tower's parameters, as timm groups those of its trunk for layer decay; empty: it is none of timm's.
+
+    The grouping is timm's finest, a residual block each most often: so many are as much as in a transformer. Its first
+    group is the stem. What its patterns leave out, a classifier or the norm before it, is a head.
+    """
+    trunk: Any = getattr(network.visual, "trunk", None)
+    if not hasattr(trunk, "group_matcher"):
+        return {}
+    matcher = trunk.group_matcher(coarse=False)
+    specs = [".*"]  # of a function, which places all
+    if isinstance(matcher, Mapping):
+        specs = [spec for each in matcher.values() for spec in (each if isinstance(each, list | tuple) else [each])]
+    patterns = [re.compile(spec if isinstance(spec, str) else spec[0]) for spec in specs if spec is not None]
+    groups = group_parameters(trunk, matcher, reverse=True)
+    known = {name: group for name, group in groups.items() if any(pattern.match(name) for pattern in patterns)}
+    num_blocks = max(known.values())
+    names = [name for name, _ in network.named_parameters() if _tower(name) == "image"]
+    depths = {name: known.get(name.removeprefix("visual.trunk."), num_blocks + 1) for name in names}
+    return {name: Place("image", depth, num_blocks) for name, depth in depths.items()}
 
 
 def _tower(name: str) -> Tower:
@@ -129,19 +155,21 @@ def _peak_rate(name: str, place: Place, training: TrainingConfig, rates: Optimiz
         return rate
     if place.layers_above is None:
         raise UserError(
-            f"optimizer.layer_decay = {rates.layer_decay} is not possible: the {place.tower} tower is no plain transformer, "
-            f"the layer of {name} is not known; allowed is 1"
+            f"optimizer.layer_decay = {rates.layer_decay} is not possible: the {place.tower} tower is no plain transformer "
+            f"and none that timm groups, the layer of {name} is not known; allowed is 1"
         )
     return rate * rates.layer_decay**place.layers_above
 
 
 def prepare_towers(network: Any, config: ProjectConfig) -> None:
-    """Freezes, drops patches and saves memory as the configuration says; ``network`` is ready for an optimizer then.
+    """Freezes, drops patches, keeps statistics and saves memory as the configuration says; ``network``, in training mode, is
+    ready for an optimizer then.
 
     Raises:
         UserError: the model does not have what is to be frozen or dropped.
     """
     _freeze(network, config)
+    keep_statistics(network, config)
     if config.model.patch_dropout > 0:
         _drop_patches(network, config)
     if config.hardware.gradient_checkpointing:
@@ -171,7 +199,7 @@ def _check_blocks(places: Mapping[str, Place], tower: Tower, wanted: int, model_
     if wanted and unknown:
         raise UserError(
             f"freeze.{tower}_blocks = {wanted} is not possible: the {tower} tower of {model_name} is no plain transformer "
-            f"({unknown[0]}); allowed is 0"
+            f"and none that timm groups ({unknown[0]}); allowed is 0"
         )
     if wanted > there:
         raise UserError(

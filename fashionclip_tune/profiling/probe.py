@@ -15,6 +15,7 @@ from fashionclip_tune.data.batches import TrainBatch
 from fashionclip_tune.errors import OutOfMemoryError
 from fashionclip_tune.files import cache_dir, write_json
 from fashionclip_tune.machine.hardware import cuda_of_driver
+from fashionclip_tune.models.batch_norms import needs_one_pass
 from fashionclip_tune.models.openclip import LoadedModel, load_random_model
 from fashionclip_tune.models.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.models.towers import prepare_towers
@@ -67,7 +68,7 @@ def probe(config: ProjectConfig) -> ProbeReport:
     if plan.device.type != "cuda":
         # What would be computed in on a T4, where nothing else is asked for.
         dtype = plan.autocast_dtype or (torch.float16 if config.hardware.precision.value == "auto" else None)
-        sizes = _halves(config.training.batch_size)
+        sizes = _sizes(config, loaded)
         return ProbeReport(None, None, tuple(Probe(size, _estimate(config, loaded, size, dtype), None, None) for size in sizes))
     card = torch.cuda.get_device_properties(plan.device)
     known = cache_dir() / "probes" / f"{probe_identity(config)}.json"
@@ -86,9 +87,9 @@ def card_bytes(config: ProjectConfig) -> int | None:
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
-def _halves(batch_size: int) -> list[int]:
-    sizes = [batch_size]
-    while sizes[-1] > 1:
+def _sizes(config: ProjectConfig, loaded: LoadedModel) -> list[int]:
+    sizes = [config.training.batch_size]
+    while sizes[-1] > 1 and not needs_one_pass(loaded.network, config):
         sizes.append((sizes[-1] + 1) // 2)
     return sizes
 
@@ -116,7 +117,7 @@ def probe_identity(config: ProjectConfig) -> str | None:
 # Trials that differ in other settings (rates, captions, augmentation) share a measurement, whatever part of the machine they
 # have: ``hardware.threads`` and ``hardware.device_share`` change nothing of what a card measures.
 _RELEVANT = (
-    *("clip_model", "training.batch_size", "freeze.", "model.patch_dropout"),
+    *("clip_model", "training.batch_size", "freeze.", "model.patch_dropout", "model.batch_norm"),
     *("hardware.precision", "hardware.gradient_checkpointing", "hardware.compile"),
 )
 
@@ -148,7 +149,7 @@ def _estimate(config: ProjectConfig, loaded: LoadedModel, micro_batch_size: int,
 def _measure(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan) -> dict[str, int | None]:
     """Micro-batch to peak bytes, None where memory ran out."""
     peaks: dict[str, int | None] = {}
-    for size in _halves(config.training.batch_size):
+    for size in _sizes(config, loaded):
         peaks[str(size)] = _peak_of(lambda size=size: _train(config, loaded, plan, size), plan)  # type: ignore[misc]
         if peaks[str(size)] is not None:
             break

@@ -59,18 +59,22 @@ def learning_rate_factor(step: int, total_steps: int, schedule: ScheduleConfig) 
 
 
 class WeightAverage:
-    """Exponential moving average of the trained parameters: average = decay * average + (1 - decay) * weights.
+    """Exponential moving average of what training moves: average = decay * average + (1 - decay) * weights.
 
     It starts at the first weights, so nothing needs to be corrected for. What is frozen has no average of its own.
+
+    Args:
+        statistics: buffers that are averaged as well, by name.
 
     References:
         Tarvainen and Valpola 2017, Mean teachers are better role models, section 2.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, statistics: Mapping[str, Tensor] | None = None) -> None:
         # AveragedModel would copy frozen parameters too.
         self._move = get_ema_multi_avg_fn(decay)
-        self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._trained: dict[str, Tensor] = {**trained, **(statistics or {})}
         self.start()
 
     def start(self) -> None:

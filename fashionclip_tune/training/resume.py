@@ -9,14 +9,17 @@ from typing import Any
 from torch import nn
 
 from fashionclip_tune.config.project import ProjectConfig, override_paths
+from fashionclip_tune.config.stored import UNSAID, as_begun
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.storage.checkpoint import Checkpoint, newest_checkpoint
 
 
 def checkpoint_to_resume(
     place: Path, config: ProjectConfig, *, data: str, weights: str, network: nn.Module
-) -> Checkpoint | None:
+) -> tuple[Checkpoint | None, ProjectConfig]:
     """The newest checkpoint at ``place`` that is of this run; those passed over on the way are warned about.
+
+    And the configuration to go on with, ``as_begun``.
 
     Args:
         place: a run's folder, or one checkpoint.
@@ -30,7 +33,7 @@ def checkpoint_to_resume(
 
     def check(checkpoint: Checkpoint) -> None:
         try:
-            _check_run(checkpoint, config, data=data, weights=weights)
+            _check_run(checkpoint, as_begun(config, checkpoint.record["config"]), data=data, weights=weights)
         except UserError as error:
             of_other_runs.append(error)
             raise
@@ -39,19 +42,23 @@ def checkpoint_to_resume(
     found, refused = newest_checkpoint(place, check)
     if found is None and of_other_runs:  # a setting was changed, most likely, and not by mistake
         raise of_other_runs[0]
-    if found is None and (place / "config.json").is_file():  # killed before its first checkpoint
-        check_same(json.loads((place / "config.json").read_text()), config, place)
+    if found is not None:
+        config = as_begun(config, found.record["config"])
+    elif (place / "config.json").is_file():  # killed before its first checkpoint
+        before = json.loads((place / "config.json").read_text())
+        config = as_begun(config, before)
+        check_same(before, config, place)
     for reason in refused:
         warnings.warn(f"passed over: {reason}", stacklevel=4)
-    return found
+    return found, config
 
 
 def check_same(before: Mapping[str, Any], config: ProjectConfig, where: Path) -> None:
     """Raises UserError with the settings that differ from those of a run, of the ones that change numbers.
 
-    A setting that did not exist when the run began counts as what it is by default.
+    A setting that did not exist when the run began counts as what it is by default, or as ``UNSAID`` has it.
     """
-    now, before = config.to_dict(), {**ProjectConfig().to_dict(), **before}
+    now, before = config.to_dict(), {**ProjectConfig().to_dict(), **UNSAID, **before}
     counted = override_paths(only_fingerprinted=True)
     changes = [f"{path} was {before[path]!r}, is {now[path]!r}" for path in counted if now[path] != before[path]]
     if changes:

@@ -68,7 +68,6 @@ class Run:
         keep_best: bool,
     ) -> None:
         self._started = time.perf_counter()
-        self._config = config
         self._out_dir = out_dir
         self._plan = plan
         self._callbacks = callbacks
@@ -91,6 +90,11 @@ class Run:
         self._loaded = load_model(starting_point(config))
         data = f"{self._index.fingerprint}:{self._valid.fingerprint}"
         weights = f"{self._loaded.weights_fingerprint}:{self._loaded.preprocessing}"
+        found: Checkpoint | None = None
+        if resume_from is not None:
+            network = self._loaded.network
+            found, config = checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network)
+        self._config = config
         self._fingerprint = config.fingerprint(data=data, weights=weights)
         self._rows: list[Row] = []
         self._earlier_s = 0.0
@@ -101,11 +105,9 @@ class Run:
         self._run_plan = plan_run(config, len(self._index))
         self._trainer = Trainer(self._loaded, config, self._run_plan.total_steps, plan)
         self._evaluator = RunEvaluator(config, shards, self._loaded, plan, self._trainer.free_gradients, on_phase)
+        if found is not None:
+            self._restore(found)
         if resume_from is not None:
-            network = self._trainer.network
-            found = checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network)
-            if found is not None:
-                self._restore(found)
             self._device_time.go_on(found.record["device_s"] if found is not None else 0.0)
 
     def _restore(self, resumed: Checkpoint) -> None:

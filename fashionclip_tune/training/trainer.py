@@ -16,6 +16,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import TrainBatch
 from fashionclip_tune.errors import OutOfMemoryError
 from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, sigmoid_bce
+from fashionclip_tune.models.batch_norms import check_one_pass, moving_statistics, needs_one_pass, warn_of_statistics
 from fashionclip_tune.models.openclip import LoadedModel
 from fashionclip_tune.models.patch_dropout import share_patch_draws, tied_to_micro_batch
 from fashionclip_tune.models.precision import PrecisionPlan
@@ -68,13 +69,14 @@ class Trainer:
         self._total_steps = total_steps
         self._plan = plan
         prepare_towers(self.network, config)
+        check_one_pass(self.network, config)
         self._patches = share_patch_draws(self.network)
         # Photos come pixel by pixel, and keep that order. Convolutions would go on in it, in which depthwise ones of torch
         # corrupt memory on a CPU.
         self._takes_any_layout = is_vision_transformer(self.network)
         self._optimizer: Any = build_optimizer(self.network, training, config.optimizer)
-        decay = config.optimizer.ema_decay
-        self._average = WeightAverage(self.network, decay) if decay is not None else None
+        decay, statistics = config.optimizer.ema_decay, moving_statistics(self.network, config)
+        self._average = WeightAverage(self.network, decay, statistics) if decay is not None else None
         self._encode_image, self._encode_text = encoders(self.network, plan.device, compiled=config.hardware.compile)
         self._scaler = self._new_scaler()
         self._passes = StrictPasses()
@@ -83,6 +85,7 @@ class Trainer:
         self._keys_of_step: dict[int, tuple[str, ...]] = {}
         if self.micro_batch_size < training.batch_size:
             self._warn_of_chance()
+        warn_of_statistics(self.network, config)
 
     def run_stage(
         self,
@@ -219,6 +222,9 @@ class Trainer:
         where = f"out of memory at step {self.step + 1} with a micro-batch of {self.micro_batch_size}"
         if self.micro_batch_size == 1:
             raise OutOfMemoryError(f"{where}, which cannot be halved: {reason}")
+        if needs_one_pass(self.network, self._config):
+            cure = "set model.batch_norm=fixed, or a smaller training.batch_size"
+            raise OutOfMemoryError(f"{where}, which model.batch_norm = update does not let be halved ({reason}): {cure}")
         self.micro_batch_size = (self.micro_batch_size + 1) // 2
         warnings.warn(f"{where}: the run goes on with {self.micro_batch_size} ({reason})", stacklevel=4)
         self._warn_of_chance()
@@ -231,8 +237,7 @@ class Trainer:
     def _warn_of_chance(self) -> None:
         if names := tied_to_micro_batch(self.network):
             warnings.warn(
-                f"{self._loaded.name} has dropout or batch statistics within ({', '.join(names[:3])}): what it computes "
-                "depends on the micro-batch",
+                f"{self._loaded.name} has dropout within ({', '.join(names[:3])}): what it computes depends on the micro-batch",
                 stacklevel=5,
             )
 

@@ -91,7 +91,8 @@ def _reopened(settings: SweepSettings, sweeps: SweepCatalog, name: str, saved: d
     settings = stored_settings(saved["settings"], name).resumed(settings, name)
     _check_device(settings, name, dry_run=dry_run)
     location = sweeps.place(name, settings.scratch, saved)
-    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run)
+    begun = saved.get("base_config", {})
+    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run, begun=begun)
     _check_unchanged(saved, plan)
     return _Reopened(saved, location, plan)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fashionclip_tune.cli.main import main
+from fashionclip_tune.config.choices import BatchNorms
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.stored import stored_config, with_stored
+from fashionclip_tune.config.stored import as_begun, stored_config, with_stored
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.named_model import named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model
@@ -166,9 +167,21 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(
     assert not marker.exists()
 
 
+def test_what_does_not_speak_of_batch_norms_was_made_when_they_were_updated() -> None:
+    assert stored_config({}, allow_remote=False).model.batch_norm is BatchNorms.LEGACY
+    assert stored_config(ProjectConfig().to_dict(), allow_remote=False) == ProjectConfig()
+    legacy, updating = (ProjectConfig().with_overrides({"model.batch_norm": name}) for name in ("legacy", "update"))
+    for before in ({}, legacy.to_dict()):
+        assert as_begun(ProjectConfig(), before) == legacy
+        assert as_begun(updating, before) == updating, "to be refused, not to be changed"
+    for before in (ProjectConfig(), updating):
+        assert as_begun(ProjectConfig(), before.to_dict()) == ProjectConfig()
+
+
 def test_the_callers_word_counts_and_the_files_does_not() -> None:
     there = {"reading.allow_remote": True, "training.epochs": 7}
-    assert stored_config(there, allow_remote=False) == ProjectConfig().with_overrides({"training.epochs": 7})
+    expected = ProjectConfig().with_overrides({"training.epochs": 7, "model.batch_norm": "legacy"})
+    assert stored_config(there, allow_remote=False) == expected
     assert stored_config({}, allow_remote=True).reading.allow_remote
     allowing = ProjectConfig().with_overrides({"reading.allow_remote": True})
     assert with_stored(allowing, {"reading.allow_remote": False}).reading.allow_remote

@@ -41,7 +41,8 @@ first weights are compared by their content.
 
 AFTER_SECTION = {
     "training.": """
-When memory runs out, a run halves its micro-batch, says so and does the same step again. At one photo it ends.
+When memory runs out, a run halves its micro-batch, says so and does the same step again. At one photo it ends, and so does
+one whose batch norms are updated (`model.batch_norm`).
 """,
     "model.": """
 **Weights from the hub.** Published weights come from the Hugging Face hub into `openclip_cache/`. Without a network, copy a

@@ -336,10 +336,10 @@ def test_the_average_goes_through_a_checkpoint_bit_for_bit(tiny_config: ProjectC
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def lite(folder: Path) -> str:
-    """A convolutional image tower, the smallest that is at hand."""
+def lite(folder: Path, trunk: str = "tf_efficientnet_lite0") -> str:
+    """A folder without weights: a convolutional image tower of timm's, small."""
     text = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    image = {"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
+    image = {"timm_model_name": trunk, "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
     described = {"model_cfg": {"embed_dim": 32, "vision_cfg": image, "text_cfg": text}}
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     return f"local-dir:{folder}"
@@ -351,7 +351,8 @@ def test_convolutions_get_photos_colour_by_colour_and_patches_as_they_come(
     tiny_config: ProjectConfig, tmp_path: Path, name: str, is_kept: bool, image_strength: float
 ) -> None:
     clip_model = lite(tmp_path) if name == "lite" else name
-    config = model_config(tiny_config, clip_model, "contrastive", **{"augmentation.image_strength": image_strength})
+    settings = {"augmentation.image_strength": image_strength, "model.batch_norm": "update"}
+    config = model_config(tiny_config, clip_model, "contrastive", **settings)
     trainer = Trainer(load_random_model(config), config, TOTAL_STEPS, CPU)
     seen: list[torch.Tensor] = []
     trainer.network.visual.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

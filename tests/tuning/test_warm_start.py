@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+from fashionclip_tune.config.choices import BatchNorms
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.storage.folder import RemoteFolder
+from fashionclip_tune.tuning.persistence.location import SweepCatalog
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
+from fashionclip_tune.tuning.persistence.record import sweep_header
 from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 from fashionclip_tune.tuning.study.study import SweepStudy, origin, settings
+from fashionclip_tune.tuning.sweep import _reopened
 from fashionclip_tune.tuning.warm_start import older_trials
+from tests.training.test_trainer import lite
 
 SPACE = """
 BASE = {'training.batch_size': 16, 'training.num_workers': 0, 'model.pretrained': None}
@@ -36,6 +41,11 @@ def older(garments: Path, tmp_path: Path) -> Any:
     plan = planned(garments, tmp_path)
     folder = tmp_path / "older"
     folder.mkdir()
+    begin(folder, plan)
+    return folder
+
+
+def begin(folder: Path, plan: Any) -> None:
     study = SweepStudy(folder / "study.journal", seed=0, num_startup_trials=4, quota=plan.quota)
     for state, reason in (("COMPLETE", "budget"), ("FAIL", "error"), ("PRUNED", "rung_1"), (None, None)):
         number, _ = study.suggest(plan.draw)
@@ -44,7 +54,6 @@ def older(garments: Path, tmp_path: Path) -> Any:
             study.end(number, TrialState[state], reason)
     about = {"name": "older", "data_fingerprint": plan.data_fingerprint, "base_config": plan.base.to_dict()}
     (folder / "sweep.json").write_text(json.dumps(about))
-    return folder
 
 
 def planned(data: Any, tmp_path: Path, **changed: Any) -> Any:
@@ -74,6 +83,49 @@ def test_of_a_sweep_that_has_a_durable_side_only_too(older: Path, garments: Path
     assert [(each.params, each.intermediate_values, origin(each)) for each in found] == [
         (each.params, each.intermediate_values, origin(each)) for each in expected
     ]
+
+
+def from_before_batch_norms_were_a_choice(older: Path) -> None:
+    about = json.loads((older / "sweep.json").read_text())
+    del about["base_config"]["model.batch_norm"]
+    (older / "sweep.json").write_text(json.dumps(about))
+
+
+def test_trials_from_before_batch_norms_were_a_choice_are_taken_where_there_are_none(
+    older: Path, garments: Path, tmp_path: Path
+) -> None:
+    from_before_batch_norms_were_a_choice(older)
+    assert len(older_trials(planned(garments, tmp_path, warm_start=str(older)))) == 2
+    for space in (SPACE, SPACE.replace("'tiny-clip'", f"'{lite(tmp_path, 'test_efficientnet')}'")):
+        (tmp_path / "mine.py").write_text(space)
+    shutil.rmtree(older)
+    older.mkdir()
+    begin(older, planned(garments, tmp_path))
+    assert len(older_trials(planned(garments, tmp_path, warm_start=str(older)))) == 2
+    from_before_batch_norms_were_a_choice(older)
+    with pytest.raises(UserError, match=r"model\.batch_norm was legacy in trial \d+, here it is fixed"):
+        older_trials(planned(garments, tmp_path, warm_start=str(older)))
+
+
+def test_a_sweep_that_goes_on_updates_batch_norms_if_it_began_before_they_were_a_choice(garments: Path, tmp_path: Path) -> None:
+    """Through two lives, trials that are drawn anew included; a new sweep does not."""
+    (tmp_path / "mine.py").write_text(SPACE)
+    sweeps = SweepCatalog(str(tmp_path / "results"))
+    plan = planned(garments, tmp_path)
+    saved = {**sweep_header(plan, sweeps.place("begun", None)), "name": "begun", "state": "RUNNING", "trials": []}
+    assert saved["base_config"]["model.batch_norm"] == "fixed"
+
+    def life(saved: dict[str, Any]) -> Any:
+        again = _reopened(SweepSettings(), sweeps, "begun", json.loads(json.dumps(saved)), dry_run=True).plan
+        config = again.build({"clip_model": "tiny-clip"})
+        assert config.model.batch_norm is again.base.model.batch_norm
+        return again
+
+    assert life(saved).base.model.batch_norm is BatchNorms.FIXED
+    del saved["base_config"]["model.batch_norm"]
+    second = life(saved)
+    assert second.base.model.batch_norm is BatchNorms.LEGACY
+    assert life({**saved, "base_config": second.base.to_dict()}).base.model.batch_norm is BatchNorms.LEGACY
 
 
 def test_another_seed_scheduler_and_number_of_trials_are_no_obstacle(older: Path, garments: Path, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from fashionclip_tune.config.choices import Precision
+from fashionclip_tune.config.choices import BatchNorms, Precision
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
+from fashionclip_tune.models.batch_norms import needs_one_pass
 from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.models.starts import check_architecture
 from fashionclip_tune.models.towers import prepare_towers
@@ -169,17 +170,18 @@ class GpuMemory:
             needed = measured if measured is not None else _estimate_bytes(at_size)
             if needed <= self._room_bytes:
                 return Need(needed, size, "measured" if measured is not None else "estimate")
-            if size == 1:
-                raise self._refusal(config, needed)
+            if size == 1 or _needs_one_pass(config):
+                raise self._refusal(config, size, needed)
             size = (size + 1) // 2
 
-    def _refusal(self, config: ProjectConfig, needed: int) -> UserError:
+    def _refusal(self, config: ProjectConfig, size: int, needed: int) -> UserError:
         allowed, cure = f"the card has {self.card.memory_bytes / GB:.1f}", ""
         if self.share is not None:
             allowed = f"--gpus-per-trial {self.share:g} allows {self._room_bytes / GB:.1f} of the card's"
             allowed, cure = f"{allowed} {self.card.memory_bytes / GB:.1f}", "give a larger share or none, "
+        photos = "one photo" if size == 1 else f"the {size} photos of a batch (model.batch_norm = update: it cannot be cut)"
         return UserError(
-            f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for one photo at a time, {allowed}: {cure}freeze a "
+            f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for {photos} at a time, {allowed}: {cure}freeze a "
             "part of it (--set freeze.token_embedding=true, freeze.text_tower), or leave it out of the space"
         )
 
@@ -187,7 +189,16 @@ class GpuMemory:
 def _memory_settings(config: ProjectConfig) -> tuple[Any, ...]:
     training, hardware = config.training, config.hardware
     settings = (training.batch_size, training.micro_batch_size, hardware.gradient_checkpointing, hardware.precision)
-    return (config.model_name, *settings, config.freeze, config.optimizer.ema_decay is None, config.model.patch_dropout)
+    model = (config.model_name, config.model.patch_dropout, config.model.batch_norm)
+    return (*model, *settings, config.freeze, config.optimizer.ema_decay is None)
+
+
+def _needs_one_pass(config: ProjectConfig) -> bool:
+    if config.model.batch_norm is not BatchNorms.UPDATE:
+        return False
+    network = meta_model(config.model_name)
+    prepare_towers(network, config)
+    return needs_one_pass(network, config)
 
 
 def _estimate_bytes(config: ProjectConfig) -> int:

@@ -11,7 +11,7 @@ import optuna
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import start_labels
-from fashionclip_tune.config.stored import with_stored
+from fashionclip_tune.config.stored import as_begun, with_stored
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.data.index import ShardIndex
 from fashionclip_tune.errors import UserError
@@ -147,6 +147,7 @@ def plan_sweep(
     find_nodes: Callable[[], Sequence[Node] | None] = lambda: None,
     dry_run: bool = False,
     machine: Machine | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> SweepPlan:
     """Resolves and checks everything that can be known before a trial runs.
 
@@ -154,12 +155,13 @@ def plan_sweep(
         find_nodes: those of the cluster that the sweep runs on, asked once the flags are known to be right; None: this machine.
         dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
         machine: None: this one.
+        begun: the stored base configuration of a sweep that goes on.
 
     Raises:
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     flags = checked_flags(settings)
-    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine))
+    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine), begun)
     if found.space.name == "openclip" and found.site.device == "cpu":
         _log.info("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
     return _sized(settings, flags, found)
@@ -178,9 +180,10 @@ class _Found:
     check: SpaceCheck
 
 
-def _find(settings: SweepSettings, flags: CheckedFlags, site: Site) -> _Found:
+def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mapping[str, Any] | None) -> _Found:
     space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
     base = _base_config(settings, space, site.device, flags.seed, data_location(settings.data))
+    base = base if begun is None else as_begun(base, begun)
     shards = run_shards(base)
     train, valid = load_data(base, shards)
 

@@ -91,7 +91,7 @@ def _reopened(settings: SweepSettings, sweeps: SweepCatalog, name: str, saved: d
     settings = stored_settings(saved["settings"], name).resumed(settings, name)
     _check_device(settings, name, dry_run=dry_run)
     location = sweeps.place(name, settings.scratch, saved)
-    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run)
+    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run, goes_on=True)
     _check_unchanged(saved, plan)
     return _Reopened(saved, location, plan)
 

@@ -17,8 +17,8 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine.hardware import Machine
 from fashionclip_tune.models.architecture import with_default_freeze
 from fashionclip_tune.tuning.planning.allocation import Allotment, Site, find_site
-from fashionclip_tune.tuning.planning.budget import plan_budget, preset_budget
-from fashionclip_tune.tuning.planning.dataset import data_location, describe_data, load_data
+from fashionclip_tune.tuning.planning.budget import check_batch_sizes, check_known_size, plan_examples
+from fashionclip_tune.tuning.planning.dataset import check_batches, data_location, describe_data, load_data
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 from fashionclip_tune.tuning.planning.forecast import Course, Forecast, forecast
 from fashionclip_tune.tuning.planning.gpu_memory import GB, GpuMemory
@@ -90,7 +90,9 @@ class SweepPlan:
         """A trial's settings as they are recorded: what the space drew and ``--set`` fixed, model and loss always."""
         drawn = self.space.draw(trial)
         refuse_shared(drawn, f"space {self.space.file}")
-        config = self.build({**drawn, **self.settings.overrides})
+        given = {**drawn, **self.settings.overrides}
+        check_known_size(given.get("training.batch_size"), self.stage_examples)
+        config = self.build(given)
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
         paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
         flat = config.to_dict()
@@ -137,6 +139,7 @@ def plan_sweep(
     find_nodes: Callable[[], Sequence[Node] | None] = lambda: None,
     dry_run: bool = False,
     machine: Machine | None = None,
+    goes_on: bool = False,
 ) -> SweepPlan:
     """Resolves and checks everything that can be known before a trial runs.
 
@@ -144,15 +147,19 @@ def plan_sweep(
         find_nodes: those of the cluster that the sweep runs on, asked once the flags are known to be right; None: this machine.
         dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
         machine: None: this one.
+        goes_on: a sweep that was started before: its examples are those that were planned then.
 
     Raises:
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     flags = checked_flags(settings)
     found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine))
+    if not goes_on:
+        check_batch_sizes(settings, found.check.batch_sizes)
+        check_batches(found.check.configs, found.check.batch_sizes[-1], found.train)
     if found.space.name == "openclip" and found.site.device == "cpu":
         _log.info("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
-    return _sized(settings, flags, found)
+    return _sized(settings, flags, found, goes_on=goes_on)
 
 
 @dataclass(frozen=True)
@@ -181,14 +188,10 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site) -> _Found:
         return with_default_freeze(base.with_overrides({**drawn, **settings.overrides}), card_bytes, given)
 
     check = check_space(space, build, flags.seed)
-    largest = check.batch_sizes[-1]
-    if largest > len(train):
-        where = f"the {len(train)} photos to train on in {base.dataset_dir}"
-        raise UserError(f"training.batch_size = {largest} is more than {where}")
     return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check)
 
 
-def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> SweepPlan:
+def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_on: bool) -> SweepPlan:
     """The plan for what was found: each trial's part of the machine, its examples, the hours and the disk."""
     check = found.check
     if settings.num_trials is None and check.num_points is not None:
@@ -212,7 +215,14 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> Sweep
         num_points=len(found.space.points),
         quota=quota,
     )
-    budget, stage, preset_note = _examples(settings, course, found)
+    budget, stage, preset_note = plan_examples(
+        settings,
+        course,
+        batch_sizes=check.batch_sizes,
+        num_train=len(found.train),
+        epochs=found.base.training.epochs,
+        goes_on=goes_on,
+    )
     threads, examples = fixed["hardware.threads"], {"training.budget_examples": budget, "training.stage_examples": stage}
     chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
     chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0)
@@ -266,18 +276,6 @@ def _within_disk(settings: SweepSettings, found: _Found, num_trials: int, disk: 
         return allotment
     cut = f"{wanted.slots.count} trials at a time would need more than --disk-budget-gb {settings.disk_budget_gb:g}"
     return replace(allotment, cuts=(*allotment.cuts, f"{cut}: {allotment.slots.count}"))
-
-
-def _examples(settings: SweepSettings, course: Course, found: _Found) -> tuple[int, int, str]:
-    """Of a trial and of a stage; and what was made of the preset, where one decides."""
-    budget, stage, sizes = settings.budget_examples, settings.grace_examples, found.check.batch_sizes
-    examples, note = found.base.training.epochs * len(found.train), ""
-    if settings.preset is not None and budget is None:
-        examples, own_stage, note = preset_budget(settings.preset, course, batch_sizes=sizes, num_train=len(found.train))
-        if stage is None:
-            return examples, own_stage, note
-    factor = course.reduction_factor
-    return *plan_budget(budget, stage, examples=examples, batch_sizes=sizes, reduction_factor=factor), note
 
 
 def _filled_in(settings: SweepSettings, found: _Found) -> SweepSettings:

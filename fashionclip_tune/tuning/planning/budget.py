@@ -87,10 +87,8 @@ def plan_budget(
     for flag, value in (("--budget-examples", budget), ("--grace-examples", stage)):
         if value is not None and (value < unit or value % unit):
             sizes = ", ".join(map(str, batch_sizes))
-            nearest = " or ".join(str(each) for each in (value // unit * unit, (value // unit + 1) * unit) if each)
-            raise UserError(
-                f"{flag} {value} is not allowed: a multiple of {unit} (every batch size in the space: {sizes}), say {nearest}"
-            )
+            allowed = f"a multiple of {unit} (every batch size in the space: {sizes})"
+            raise UserError(f"{flag} {value} is not allowed: {allowed}, say {_nearest(value, unit)}")
     if stage is None:
         wanted = budget if budget is not None else examples
         stage = max(1, round(wanted / stages / unit)) * unit
@@ -101,9 +99,14 @@ def plan_budget(
     elif budget is None:
         budget = max(1, round(examples / stage)) * stage
     if budget % stage:
-        nearest = max(1, round(budget / stage)) * stage
-        raise UserError(f"--budget-examples {budget} is not allowed: a multiple of --grace-examples {stage}, say {nearest}")
+        allowed = f"a multiple of --grace-examples {stage}"
+        raise UserError(f"--budget-examples {budget} is not allowed: {allowed}, say {_nearest(budget, stage)}")
     return budget, stage
+
+
+def _nearest(value: int, unit: int) -> str:
+    """``896 or 1024``: the multiples below and above."""
+    return " or ".join(str(number * unit) for number in (value // unit, value // unit + 1) if number > 0)
 
 
 def _divisor_near(number: int, wanted: int) -> int:

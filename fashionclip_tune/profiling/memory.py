@@ -24,6 +24,10 @@ FRAGMENTATION = 0.10
 # The backward pass holds gradients of an activation or two beside the activations.
 _GRADIENTS_ON_THE_WAY = 2
 _CANVAS_AREA = 1.25**2  # of the photos before augmentation crops them
+# Of each tower: embeddings in parts and as one, scaled, and their gradients. fp32.
+_EMBEDDINGS = 4
+# [B, B] in fp32 at the peak of a loss, most of them where the first bias of the sigmoid loss is fitted, in doubles.
+_LOSS_MATRICES = 9
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class MemoryEstimate:
     """What a micro-batch keeps for its backward pass, autocast's copies of the weights included."""
     batch_bytes: int
     """Photos as bytes, of this batch and of the next."""
+    loss_bytes: int
+    """Embeddings of the whole batch and the loss's matrices, which micro-batches do not divide; what of the latter has room
+    where the activations were is left out, since a batch that is cut has none while its loss is computed."""
     margin_bytes: int
     """Context and workspaces; gradients on the way; a tenth of the activations for fragmentation."""
 
@@ -74,6 +81,9 @@ def estimate_memory(
     if gradient_checkpointing:
         meta.set_grad_checkpointing(True)
         activations_bytes = _kept(meta, micro_batch_size, autocast_dtype).total_bytes + kept.largest_block_bytes
+    matrices_bytes = 4 * _LOSS_MATRICES * batch_size**2
+    if micro_batch_size < batch_size:
+        matrices_bytes = max(0, matrices_bytes - activations_bytes)
     return MemoryEstimate(
         weights_bytes=weights_bytes,
         gradients_bytes=trained_bytes,
@@ -81,6 +91,7 @@ def estimate_memory(
         average_bytes=trained_bytes if averages_weights else 0,
         activations_bytes=activations_bytes,
         batch_bytes=round(2 * batch_size * 3 * _image_size(network) ** 2 * _CANVAS_AREA),
+        loss_bytes=4 * 2 * _EMBEDDINGS * batch_size * kept.embedding_size + matrices_bytes,
         margin_bytes=CONTEXT_BYTES + _GRADIENTS_ON_THE_WAY * kept.largest_bytes + round(FRAGMENTATION * activations_bytes),
     )
 
@@ -95,10 +106,10 @@ def _image_size(network: Any) -> int:
 
 
 class _Kept:
-    """Storages that a forward pass saves, other than the weights: together, by block, and the largest."""
+    """Storages that a forward pass saves, other than the weights: together, by block, and the largest; and what it returns."""
 
     def __init__(self, weights: list[Tensor]) -> None:
-        self.total_bytes = self.largest_bytes = self.largest_block_bytes = 0
+        self.total_bytes = self.largest_bytes = self.largest_block_bytes = self.embedding_size = 0
         self._known = {tensor.untyped_storage() for tensor in weights}
         self._at_start: list[int] = []
 
@@ -133,7 +144,8 @@ def _kept(network: Any, num_photos: int, autocast_dtype: torch.dtype | None) -> 
         hooks += [block.register_forward_hook(kept.block_ends) for block in blocks]
         try:
             with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-                functional_call(network, tensors, (images_BCHW, tokens_BL))
+                found = functional_call(network, tensors, (images_BCHW, tokens_BL))
+            kept.embedding_size = (found["image_features"] if isinstance(found, dict) else found[0]).shape[-1]
         finally:
             for hook in hooks:
                 hook.remove()

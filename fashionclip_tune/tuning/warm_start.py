@@ -79,7 +79,8 @@ def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> No
     """Raises UserError unless this sweep could have run the trial."""
     for name, distribution in trial.distributions.items():
         ours = plan.check.distributions.get(name)
-        _check_comparable(ours == distribution, f"parameter {name} was drawn from {distribution}, here it is {ours}")
+        differs = f"parameter {name} was drawn from {distribution}, here it is {ours}: the search knows one set of its values"
+        _check_comparable(ours == distribution, f"{differs}; give the space the older one, or leave --warm-start out")
     fixed: Any = FixedTrial(trial.params)
     try:
         ours_config = plan.build(plan.draw(fixed))

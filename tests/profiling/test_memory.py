@@ -1,14 +1,19 @@
 """The estimate against what is known of it, on networks without storage; there is no GPU to measure on."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from fashionclip_tune.cli.main import main
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.losses import fitted_logit_bias, info_nce, sigmoid_bce
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.profiling.memory import MemoryEstimate, estimate_memory
 from fashionclip_tune.profiling.probe import probe
@@ -108,3 +113,61 @@ def test_probe_estimates_what_is_configured(tiny_config: ProjectConfig, monkeypa
 
 
 NO_STAGES = {"training.stage_examples": None, "training.budget_examples": None}
+
+
+@pytest.mark.parametrize("positives", [None, "all", "mask"])
+@pytest.mark.parametrize("loss", ["contrastive", "sigmoid", "first bias"])
+def test_a_loss_holds_no_more_matrices_than_are_counted(loss: str, positives: Any, tiny_config: ProjectConfig) -> None:
+    size = 512
+    image_BD, text_BD = (F.normalize(torch.randn(size, 16), dim=1).requires_grad_() for _ in range(2))
+    scale, bias = torch.tensor(50.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    pairs_BB = None if positives is None else torch.eye(size, dtype=torch.bool)
+    treatment = positives or "all"
+    with _LiveStorages() as live:
+        if loss == "contrastive":
+            info_nce(image_BD, text_BD, scale, pairs_BB, treatment).backward()
+        elif loss == "sigmoid":
+            sigmoid_bce(image_BD, text_BD, scale, bias, pairs_BB, treatment).backward()
+        else:
+            fitted_logit_bias(image_BD, text_BD, scale, pairs_BB, treatment)
+    network = load_model(tiny_config).network
+    found = estimate(network, batch_size=size, micro_batch_size=size)
+    matrices_bytes = found.loss_bytes - 2 * 4 * 4 * size * network.visual.output_dim
+    assert 0.4 * matrices_bytes < live.peak_bytes <= matrices_bytes
+
+
+def test_embeddings_of_the_whole_batch_stay_where_it_is_cut_and_matrices_take_the_activations_room(
+    tiny_config: ProjectConfig,
+) -> None:
+    network = load_model(tiny_config).network
+    whole, cut = (estimate(network, micro, batch_size=256) for micro in (256, 8))
+    matrices_bytes = 9 * 256 * 256 * 4
+    embeddings_bytes = whole.loss_bytes - matrices_bytes
+    assert embeddings_bytes == 2 * 4 * 4 * 256 * network.visual.output_dim
+    assert cut.loss_bytes == embeddings_bytes + max(0, matrices_bytes - cut.activations_bytes)
+    large = estimate(network, 8, batch_size=16_384)
+    assert large.loss_bytes > 9 * 16_384**2 * 4 - large.activations_bytes
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Bytes of the storages that operations make, as long as somebody holds them, at their most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = self._bytes = 0
+        self._seen = weakref.WeakSet[Any]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return tree_map_only(torch.Tensor, self._note, func(*args, **(kwargs or {})))
+
+    def _note(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self._bytes += storage.nbytes()
+            self.peak_bytes = max(self.peak_bytes, self._bytes)
+            weakref.finalize(storage, self._free, storage.nbytes())
+        return tensor
+
+    def _free(self, num_bytes: int) -> None:
+        self._bytes -= num_bytes

@@ -69,10 +69,9 @@ def _share_line(plan: SweepPlan, configs: Sequence[ProjectConfig]) -> str:
         memory = _range([f"{bytes_ / GB:.1f}" for bytes_ in sorted(need.memory_bytes for need in needs)])
         sources = " or ".join(sorted({need.source for need in needs}))
         text += f": {memory} of {plan.gpu.card.memory_bytes / GB:.1f} GB ({sources})"
-        if any(need.micro_batch_size < config.training.batch_size for need, config in zip(needs, configs, strict=True)):
-            sizes = _range([str(size) for size in sorted(need.micro_batch_size for need in needs)])
-            batches = _range([str(size) for size in sorted(config.training.batch_size for config in configs)])
-            text += f" at micro-batch {sizes} of {batches}"
+        sizes = {(config.training.batch_size, need.micro_batch_size) for need, config in zip(needs, configs, strict=True)}
+        if cut := [f"{micro} of {batch}" for batch, micro in sorted(sizes) if micro < batch]:
+            text += f" at micro-batch {', '.join(cut)}"
     if all(frozen) and not plan.base.freeze.token_embedding:
         text += "; token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)"
     return text

@@ -1,7 +1,7 @@
 """The data that a sweep is about: found, indexed, looked over, and compared with what it was."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import copy_first_shards
 from fashionclip_tune.data.dataset import RunShards, cached_index, leaking_products, run_shards, storage_of
 from fashionclip_tune.data.index import ShardIndex, count_kinds, gaps_in_captions
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import cache_dir
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.storage.urls import scheme_of
@@ -30,6 +31,26 @@ def describe_data(train: ShardIndex, valid: ShardIndex) -> dict[str, Any]:
         }
         for split, index in (("train", train), ("valid", valid))
     }
+
+
+def check_batches(configs: Sequence[ProjectConfig], largest: int, train: ShardIndex) -> None:
+    """
+    Args:
+        configs: draws of the space.
+        largest: the largest batch that it may draw.
+
+    Raises:
+        UserError: there are not as many photos to train on, or, for batches of unique products, not as many products.
+    """
+    where = f"to train on in {configs[0].dataset_dir}"
+    if largest > len(train):
+        raise UserError(f"training.batch_size = {largest} is more than the {len(train)} photos {where}")
+    largest = max((config.training.batch_size for config in configs if config.training.unique_products), default=0)
+    if largest > (products := len(set(train.product_ids.tolist()))):
+        raise UserError(
+            f"training.batch_size = {largest} with training.unique_products is more than the {products} products {where}: "
+            "smaller batches, or --set training.unique_products=false"
+        )
 
 
 def data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

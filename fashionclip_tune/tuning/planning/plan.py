@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,8 +19,8 @@ from fashionclip_tune.models.architecture import forward_flops, with_default_fre
 from fashionclip_tune.models.start_facts import StartFacts, start_facts
 from fashionclip_tune.models.starts import settled
 from fashionclip_tune.tuning.planning.allocation import Allotment, Site, find_site
-from fashionclip_tune.tuning.planning.budget import plan_budget, preset_budget
-from fashionclip_tune.tuning.planning.dataset import data_location, describe_data, load_data
+from fashionclip_tune.tuning.planning.budget import check_batch_sizes, check_known_size, plan_examples
+from fashionclip_tune.tuning.planning.dataset import check_batches, data_location, describe_data, load_data
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 from fashionclip_tune.tuning.planning.forecast import Course, Forecast, forecast
 from fashionclip_tune.tuning.planning.gpu_memory import GB, GpuMemory
@@ -29,8 +28,8 @@ from fashionclip_tune.tuning.planning.settings import (
     CheckedFlags,
     SweepSettings,
     absolute,
+    base_config,
     checked_flags,
-    refuse_owned,
     refuse_shared,
 )
 from fashionclip_tune.tuning.planning.slots import Node, Slots
@@ -96,6 +95,7 @@ class SweepPlan:
         drawn = self.space.draw(trial)
         refuse_shared(drawn, f"space {self.space.file}")
         wanted = {**drawn, **self.settings.overrides}
+        check_known_size(wanted.get("training.batch_size"), self.stage_examples)
         start = settled(with_stored(self.base, wanted, known_models=self.check.config_of_model))
         config = self.build({**wanted, "clip_model": start.model_name, "model.pretrained": start.model.pretrained})
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
@@ -155,16 +155,19 @@ def plan_sweep(
         find_nodes: those of the cluster that the sweep runs on, asked once the flags are known to be right; None: this machine.
         dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
         machine: None: this one.
-        begun: the stored base configuration of a sweep that goes on.
+        begun: the stored base configuration of a sweep that goes on: its examples are those that were planned then.
 
     Raises:
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     flags = checked_flags(settings)
     found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine), begun)
+    if begun is None:
+        check_batch_sizes(settings, found.check.batch_sizes)
+        check_batches(found.check.configs, found.check.batch_sizes[-1], found.train)
     if found.space.name == "openclip" and found.site.device == "cpu":
         _log.info("note: the openclip models on a CPU take hours a trial; they are meant for a GPU")
-    return _sized(settings, flags, found)
+    return _sized(settings, flags, found, goes_on=begun is not None)
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class _Found:
 
 def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mapping[str, Any] | None) -> _Found:
     space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
-    base = _base_config(settings, space, site.device, flags.seed, data_location(settings.data))
+    base = base_config(settings, space, site.device, flags.seed, data_location(settings.data))
     base = base if begun is None else as_begun(base, begun)
     shards = run_shards(base)
     train, valid = load_data(base, shards)
@@ -194,14 +197,10 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappi
         return with_default_freeze(settled(base.with_overrides({**drawn, **settings.overrides})), card_bytes, given)
 
     check = check_space(space, build, flags.seed)
-    largest = check.batch_sizes[-1]
-    if largest > len(train):
-        where = f"the {len(train)} photos to train on in {base.dataset_dir}"
-        raise UserError(f"training.batch_size = {largest} is more than {where}")
     return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check)
 
 
-def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> SweepPlan:
+def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_on: bool) -> SweepPlan:
     """The plan for what was found: each trial's part of the machine, its examples, the hours and the disk."""
     check = found.check
     if settings.num_trials is None and check.num_points is not None:
@@ -232,7 +231,14 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found) -> Sweep
         quota=quota,
     )
     labels = start_labels(check.config_of_model)
-    budget, stage, preset_note = _examples(settings, course, found)
+    budget, stage, preset_note = plan_examples(
+        settings,
+        course,
+        batch_sizes=check.batch_sizes,
+        num_train=len(found.train),
+        epochs=found.base.training.epochs,
+        goes_on=goes_on,
+    )
     examples = {"training.budget_examples": budget, "training.stage_examples": stage}
     chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
     chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0)
@@ -289,18 +295,6 @@ def _within_disk(settings: SweepSettings, found: _Found, num_trials: int, disk: 
     return replace(allotment, cuts=(*allotment.cuts, f"{cut}: {allotment.slots.count}"))
 
 
-def _examples(settings: SweepSettings, course: Course, found: _Found) -> tuple[int, int, str]:
-    """Of a trial and of a stage; and what was made of the preset, where one decides."""
-    budget, stage, sizes = settings.budget_examples, settings.grace_examples, found.check.batch_sizes
-    examples, note = found.base.training.epochs * len(found.train), ""
-    if settings.preset is not None and budget is None:
-        examples, own_stage, note = preset_budget(settings.preset, course, batch_sizes=sizes, num_train=len(found.train))
-        if stage is None:
-            return examples, own_stage, note
-    factor = course.reduction_factor
-    return *plan_budget(budget, stage, examples=examples, batch_sizes=sizes, reduction_factor=factor), note
-
-
 def _filled_in(settings: SweepSettings, found: _Found) -> SweepSettings:
     """As they are recorded: for a later life of the sweep, which may be started from another folder."""
     space, gpu = found.space, found.site.gpu
@@ -314,23 +308,3 @@ def _filled_in(settings: SweepSettings, found: _Found) -> SweepSettings:
         scratch=absolute(settings.scratch) if settings.scratch else None,
         sync_every=_SYNC_EVERY_MINUTES if settings.sync_every is None else settings.sync_every,
     )
-
-
-def _base_config(settings: SweepSettings, space: SearchSpace, device: str, seed: int, data: Path | str) -> ProjectConfig:
-    """What all trials share. Later ones win: defaults of a sweep, the space's BASE, ``--set``, what flags own."""
-    refuse_owned(space.base, f"BASE of {space.file}")
-    refuse_owned(settings.overrides, "--set")
-    scratch = absolute(settings.scratch) if settings.scratch else None
-    reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
-    owned: dict[str, Any] = {"device": device, "dataset_root": data, "training.seed": seed}
-    owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
-    base = ProjectConfig().with_overrides({"training.checkpoint_minutes": 0, **space.base, **settings.overrides, **owned})
-    return base.with_overrides({"model.cache_dir": _weights_cache(base)})
-
-
-def _weights_cache(base: ProjectConfig) -> Path:
-    """On the local disk, since the folder that a sweep is started in may be a drive's; but one that is there is used."""
-    here = base.model_cache_dir.absolute()
-    if base.reading.scratch is None or base.model.cache_dir is not None or here.is_dir():
-        return here
-    return base.reading.scratch / here.name

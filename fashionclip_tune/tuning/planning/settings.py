@@ -9,6 +9,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.storage.urls import scheme_of
+from fashionclip_tune.tuning.planning.space import SearchSpace
 from fashionclip_tune.tuning.schedulers import check_scheduler
 
 # Equal budgets are what makes trials comparable, and the slots are planned for one device.
@@ -265,3 +266,23 @@ def checked_flags(settings: SweepSettings) -> CheckedFlags:
 
 def absolute(folder: str) -> str:
     return str(Path(folder).absolute()) if scheme_of(folder) is None else folder
+
+
+def base_config(settings: SweepSettings, space: SearchSpace, device: str, seed: int, data: Path | str) -> ProjectConfig:
+    """What all trials share. Later ones win: defaults of a sweep, the space's BASE, ``--set``, what flags own."""
+    refuse_owned(space.base, f"BASE of {space.file}")
+    refuse_owned(settings.overrides, "--set")
+    scratch = absolute(settings.scratch) if settings.scratch else None
+    reading = {"allow_remote": settings.allow_remote, "scratch": scratch, "scratch_gb": settings.scratch_gb}
+    owned: dict[str, Any] = {"device": device, "dataset_root": data, "training.seed": seed}
+    owned |= {f"reading.{name}": value for name, value in reading.items() if value is not None}
+    base = ProjectConfig().with_overrides({"training.checkpoint_minutes": 0, **space.base, **settings.overrides, **owned})
+    return base.with_overrides({"model.cache_dir": _weights_cache(base)})
+
+
+def _weights_cache(base: ProjectConfig) -> Path:
+    """On the local disk, since the folder that a sweep is started in may be a drive's; but one that is there is used."""
+    here = base.model_cache_dir.absolute()
+    if base.reading.scratch is None or base.model.cache_dir is not None or here.is_dir():
+        return here
+    return base.reading.scratch / here.name

@@ -19,6 +19,7 @@ from fashionclip_tune.tuning.study.study import DrawnPoint, Space, draw_points
 
 SPACES_DIR = Path(__file__).parents[2] / "spaces"
 _CHECKED_POINTS = 100
+_MOST_VALUES = 1000  # of an integer parameter that are looked at
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class SpaceCheck:
 
     config_of_model: dict[str, ProjectConfig]
     batch_sizes: tuple[int, ...]
+    """All that were drawn, and all others that a parameter allows whose value was the batch size whenever it was drawn."""
     losses: tuple[str, ...]
     parameters: tuple[str, ...]
     settings: tuple[Mapping[str, Any], ...]
@@ -102,7 +104,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         UserError: names the space, what it drew and what is wrong with it.
     """
     config_of_model: dict[str, ProjectConfig] = {}
-    batch_sizes, losses = set(), set()
+    losses = set()
     distributions: dict[str, BaseDistribution] = {}
     configs = []
     try:
@@ -118,13 +120,12 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
             raise UserError(f"space {space.file} drew {point.settings}, which is no valid configuration: {error}") from error
         configs.append(config)
         config_of_model.setdefault(config.model_name, config)
-        batch_sizes.add(config.training.batch_size)
         losses.add(config.loss_function.value)
         distributions |= point.distributions
     parameter, start_of_choice = _deciding(drawn, [config.model_name for config in configs])
     return SpaceCheck(
         config_of_model,
-        tuple(sorted(batch_sizes)),
+        _batch_sizes(drawn, configs, distributions),
         tuple(sorted(losses)),
         parameters=tuple(_described(name, distribution) for name, distribution in distributions.items()),
         settings=tuple(point.settings for point in drawn),
@@ -154,6 +155,27 @@ def _deciding(drawn: Sequence[DrawnPoint], starts: Sequence[str]) -> tuple[str |
             if len(set(values)) == len(set(named)) == len(pairs):
                 return name, dict(pairs)
     return None, {}
+
+
+def _batch_sizes(
+    drawn: Sequence[DrawnPoint], configs: Sequence[ProjectConfig], distributions: Mapping[str, BaseDistribution]
+) -> tuple[int, ...]:
+    """Of the draws, and those that a branch of the space that is rarely taken may bring yet."""
+    of_draws = [config.training.batch_size for config in configs]
+    sizes = set(of_draws)
+    for name, distribution in distributions.items():
+        known = [(point, size) for point, size in zip(drawn, of_draws, strict=True) if name in point.params]
+        if all("training.batch_size" in point.settings and point.params[name] == size for point, size in known):
+            sizes.update(value for value in _values(distribution) if value >= 1)
+    return tuple(sorted(sizes))
+
+
+def _values(distribution: BaseDistribution) -> Sequence[int]:
+    if isinstance(distribution, CategoricalDistribution):
+        return [choice for choice in distribution.choices if isinstance(choice, int)]
+    if isinstance(distribution, IntDistribution):
+        return range(distribution.low, distribution.high + 1, distribution.step)[:_MOST_VALUES]
+    return ()
 
 
 def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:

@@ -6,10 +6,11 @@ import logging
 import math
 import platform
 import statistics
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.files import cache_dir, write_json
 from fashionclip_tune.machine.hardware import available_cores
 from fashionclip_tune.models.architecture import forward_flops
+from fashionclip_tune.profiling.probe import known_peak
 from fashionclip_tune.profiling.throughput import known_pace
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.training.callbacks import RunCallbacks
@@ -32,7 +34,6 @@ _log = logging.getLogger(__name__)
 _FORWARDS_A_STEP = 3  # in floating-point operations: the backward pass takes two
 _TFLOPS = 20  # of a T4 in fp16, which makes 15 to 25; an estimate
 _MEASURED_FLOPS = 1e9  # of a photo and a caption: below, a short run takes seconds
-_RECOMPUTED = 4 / 3  # one more forward pass, with micro-batches or gradient checkpointing
 _FORWARD_SHARE = 1 / 3  # of a training step's work: what an evaluation does
 _START_S = {"cpu": 1.0, "cuda": 20.0}
 _MEASURED_EXAMPLES = 512
@@ -59,22 +60,49 @@ def model_paces(
 ) -> list[ModelPace] | None:
     """Of each configuration, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for a T4.
 
-    Where one configuration's is not known it is taken for the slowest of its model; None where nothing is known of a model.
-    Only small towers on a CPU are measured now, in a few seconds, once.
+    Where one configuration's is not measured it follows from the slowest of its model's that are, by what the two compute in a
+    step; None where nothing is known of a model. Only small towers on a CPU are measured now, in a few seconds for each
+    batch size, once.
     """
     by_kind: dict[Path, ModelPace | None] = {}
-    by_model: dict[str, list[ModelPace]] = {}
-    first: dict[str, ProjectConfig] = {}
-    kinds = [_path(config, at_a_time(config), num_valid) for config in configs]
-    for kind, config in zip(kinds, configs, strict=True):
-        alone = first.setdefault(config.model_name, config)
+    measured: dict[str, list[tuple[float, ModelPace]]] = {}
+    first: dict[tuple[Any, ...], ProjectConfig] = {}
+    counts = [at_a_time(config) for config in configs]
+    kinds = [_path(config, count, num_valid) for config, count in zip(configs, counts, strict=True)]
+    for kind, config, count in zip(kinds, configs, counts, strict=True):
+        training = config.training
+        alone = first.setdefault((config.model_name, training.batch_size, training.micro_batch_size), config)
         if kind not in by_kind:
-            by_kind[kind] = pace = _pace(config, alone, at_a_time(config), num_valid, stated)
-            by_model.setdefault(config.model_name, []).extend([pace] if pace is not None else [])
-    if not all(by_model.values()):
-        return None
-    slowest = {model: min(paces, key=lambda pace: pace.samples_per_second) for model, paces in by_model.items()}
-    return [by_kind[kind] or slowest[config.model_name] for kind, config in zip(kinds, configs, strict=True)]
+            by_kind[kind] = pace = _pace(config, alone, count, num_valid, stated)
+            if pace is not None:
+                measured.setdefault(config.model_name, []).append((_load(config, count), pace))
+    found = []
+    for kind, config, count in zip(kinds, configs, counts, strict=True):
+        pace = by_kind[kind]
+        if pace is None and config.model_name in measured:
+            load, like = min(measured[config.model_name], key=lambda each: each[0] * each[1].samples_per_second)
+            pace = replace(like, samples_per_second=like.samples_per_second * load / _load(config, count))
+        if (pace := pace or _estimated(config, count, num_valid)) is None:
+            return None
+        found.append(pace)
+    return found
+
+
+def _step_work(config: ProjectConfig) -> float:
+    """Of a training step, as a multiple of one with neither micro-batches nor gradient checkpointing: each is one more forward
+    pass beside the three that a step takes as much time as."""
+    training = config.training
+    is_cut = training.micro_batch_size is not None and training.micro_batch_size < training.batch_size
+    return 1 + _FORWARD_SHARE * (is_cut + config.hardware.gradient_checkpointing)
+
+
+def _load(config: ProjectConfig, at_a_time: int) -> float:
+    """What a trial's rate is divided by; on a GPU those side by side share the card's time."""
+    return _step_work(config) * (at_a_time if _device_type(config) == "cuda" else 1)
+
+
+def _device_type(config: ProjectConfig) -> str:
+    return config.device.partition(":")[0]
 
 
 def _pace(
@@ -84,8 +112,8 @@ def _pace(
     num_valid: int,
     stated: float | None,
 ) -> ModelPace | None:
-    """``to_measure``: one of this model, where a small tower is measured now."""
-    device = config.device.partition(":")[0]
+    """As measured or stated; ``to_measure``: one of this model and batch size, where a small tower is measured now."""
+    device = _device_type(config)
     if stated is not None:
         return _with_evaluation(stated, num_valid, device, "stated")
     path = _path(config, at_a_time, num_valid)
@@ -93,9 +121,11 @@ def _pace(
         return _read_pace(path, "measured in an earlier sweep")
     if device == "cuda" and (pace := known_pace(config)) is not None:
         shared = pace.side_by_side / 2 if at_a_time > 1 and pace.side_by_side is not None else pace.alone
+        whole = config.with_overrides({"training.micro_batch_size": None})
+        if (known_peak(whole) or sys.maxsize) < sys.maxsize:  # it fitted, and so that is what was timed
+            shared *= _step_work(whole) / _step_work(config)
         return _with_evaluation(shared, num_valid, device, "measured by probe")
-    flops = forward_flops(config.model_name)
-    if device == "cpu" and flops < _MEASURED_FLOPS:
+    if device == "cpu" and forward_flops(config.model_name) < _MEASURED_FLOPS:
         alone = _path(to_measure, 0, num_valid)
         if not alone.is_file():
             _log.info(f"measuring how fast {config.model_name} trains here: once, some seconds")
@@ -104,12 +134,15 @@ def _pace(
             except RuntimeError:  # bad data and the like: the sweep will say it, trial by trial
                 return None
         return _read_pace(alone, "measured in a short run")
-    if device == "cuda" and math.isfinite(flops):
-        work = _FORWARDS_A_STEP * flops / 1e9 * at_a_time  # side by side they share the card's time
-        if config.training.micro_batch_size is not None or config.hardware.gradient_checkpointing:
-            work *= _RECOMPUTED
-        return _with_evaluation(1000 * _TFLOPS / work, num_valid, device, "estimate for a T4", is_estimate=True)
     return None
+
+
+def _estimated(config: ProjectConfig, at_a_time: int, num_valid: int) -> ModelPace | None:
+    device, flops = _device_type(config), forward_flops(config.model_name)
+    if device != "cuda" or not math.isfinite(flops):
+        return None
+    rate = 1e12 * _TFLOPS / (_FORWARDS_A_STEP * flops * _load(config, at_a_time))
+    return _with_evaluation(rate, num_valid, device, "estimate for a T4", is_estimate=True)
 
 
 def _read_pace(path: Path, source: str) -> ModelPace:

@@ -125,7 +125,7 @@ def _body(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> Ite
         yield f'<section class="sweep"><h1>{text(view.name)}</h1><p class="meta">{sections.about(view)}</p>'
         yield from sections.winner(view)
         yield section("Ranking", *sections.ranking(view))
-        yield section("Gain over zero-shot", *sections.gains(view))
+        yield section("Gain over zero-shot", *sections.gains(view), *sections.starts(view))
         yield section("Learning curves", *sections.curves(view))
         yield section("What mattered", *sections.what_mattered(view))
         yield section("Budget", *sections.budget(view))

@@ -212,6 +212,19 @@ def budget(view: SweepView) -> Iterator[str]:
         yield f"<p>Disk: {text(freed)}.</p>"
 
 
+def starts(view: SweepView) -> Iterator[str]:
+    """What trials started from; nothing of a sweep that an older version ran."""
+    known = list(view.content.get("starts", {}).values())
+    rows = [
+        [text(each["label"]), text(each["architecture"]), f"{each['image_size']} px, {each['context_length']} tokens",
+         text(each["weights"]), text(each["licence"] or "not said beside the weights")]
+        for each in known
+    ]  # fmt: skip
+    if rows:
+        yield "<h3>What trials started from</h3>"
+        yield table(("start", "architecture", "input", "weights", "licence"), [(row, "") for row in rows])
+
+
 def failures(rows: Sequence[TrialRow]) -> Iterator[str]:
     cells = [
         [row["trial_id"], text(start_of(row)), (row["stop_reason"] or "").replace("_", " "),

@@ -49,8 +49,6 @@ def prepare(
 ) -> PrepareReport:
     """Writes the shards, then ``report.json`` and, last, ``dataset.json``. Called again after it was stopped, it goes on.
 
-    Where more than one worker is used, a script that calls this needs ``if __name__ == "__main__":``, as for any pool.
-
     Args:
         on_progress: called with (done, total) after each image; total leaves out the rows dropped before any is decoded.
         on_note: told in a line what a person who waits should know.

@@ -25,7 +25,7 @@ from fashionclip_tune.files import sync_folder, write_json
 from fashionclip_tune.prepare.item_rows import ItemRow
 from fashionclip_tune.prepare.photo_encoding import EncodedPhoto, ImageHashes, PhotoSource, encode_all
 
-_BATCH = 32  # image files that a worker encodes at a time
+_BATCH = 8  # image files that a worker encodes at a time: Ctrl-C waits for them
 
 
 @dataclass(frozen=True)

@@ -182,14 +182,7 @@ class Announcer(_NotPickled, Callback):
     def __init__(self, on_event: Callable[[], None]) -> None:
         self._on_event = on_event
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def _announce(self, *given: Any, **info: Any) -> None:
         self._on_event()
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        self._on_event()
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._on_event()
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._on_event()
+    on_trial_start = on_trial_result = on_trial_complete = on_trial_error = _announce

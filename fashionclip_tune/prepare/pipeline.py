@@ -98,7 +98,7 @@ def prepare(
             for split, counts in report.splits.items()
             if counts.samples
         }
-        write_dataset_json(options.out, described, source=_source(options, columns, drawn=report.splits_drawn))
+        write_dataset_json(options.out, described, source=_source(options, columns, drawn=splits_from is None))
     return report
 
 

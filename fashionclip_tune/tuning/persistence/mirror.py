@@ -90,13 +90,7 @@ class SweepMirror:
             self._journal.write_bytes(durable)
             header = read_header(self.folder)
             assert header is not None, "nothing is restored of a sweep that has not begun"
-            begun: dict[str, Any] = {
-                "state": "RUNNING",
-                "best": None,
-                "zero_shot": {},
-                "trials": [],
-                **self._counted(),
-            }
+            begun: dict[str, Any] = {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": [], **self._counted()}
             write_json(self._sweep_dir / "sweep.json", {**begun, **header})
         self._mirrored_bytes = len(durable)
         self.fetch_evaluations()

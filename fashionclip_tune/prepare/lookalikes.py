@@ -18,10 +18,10 @@ _RIGHTS_AT_ONCE, _PAIRS_AT_ONCE = 128, 1 << 18
 
 @dataclass(frozen=True)
 class Pairs:
-    """Photos, by their number, that look like one of an earlier split; examples are (earlier, later)."""
+    """How many photos look like one of an earlier split; examples, by their names, are (earlier, later)."""
 
     photos: int
-    examples: tuple[tuple[int, int], ...]
+    examples: tuple[tuple[str, str], ...]
 
 
 def count_same(hashes: Sequence[ImageHashes]) -> int:
@@ -29,17 +29,17 @@ def count_same(hashes: Sequence[ImageHashes]) -> int:
     return len(hashes) - len({photo.pixels for photo in hashes})
 
 
-def same_across_splits(hashes: Sequence[ImageHashes], splits: Sequence[int]) -> Pairs:
+def same_across_splits(hashes: Sequence[ImageHashes], splits: Sequence[int], names: Sequence[str]) -> Pairs:
     """Photos with exactly the pixels of one in an earlier split (splits count 0, 1, 2)."""
     first_of: dict[int, int] = {}
     for photo in sorted(range(len(hashes)), key=lambda photo: splits[photo]):
         first_of.setdefault(hashes[photo].pixels, photo)
     pairs = [(first_of[each.pixels], photo) for photo, each in enumerate(hashes)]
     found = [(first, photo) for first, photo in pairs if splits[first] != splits[photo]]
-    return Pairs(len(found), tuple(found[:3]))
+    return Pairs(len(found), tuple((names[first], names[photo]) for first, photo in found[:3]))
 
 
-def similar_across_splits(hashes: Sequence[ImageHashes], splits: Sequence[int]) -> Pairs:
+def similar_across_splits(hashes: Sequence[ImageHashes], splits: Sequence[int], names: Sequence[str]) -> Pairs:
     """Photos that are not the same as, but nearly, one in an earlier split, by both measures above."""
     gradients = np.array([photo.gradients for photo in hashes], dtype=np.uint64)
     bits = np.unpackbits(gradients.view(np.uint8).reshape(-1, 8), axis=1)
@@ -68,7 +68,7 @@ def similar_across_splits(hashes: Sequence[ImageHashes], splits: Sequence[int]) 
                 for earlier, photo in zip(left[near].tolist(), right[near].tolist(), strict=True):
                     earlier_of[photo] = min(earlier, earlier_of.get(photo, earlier))
     examples = sorted((first, second) for second, first in earlier_of.items())
-    return Pairs(len(earlier_of), tuple(examples[:3]))
+    return Pairs(len(earlier_of), tuple((names[first], names[second]) for first, second in examples[:3]))
 
 
 def _contrasts(thumbnails_NPC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

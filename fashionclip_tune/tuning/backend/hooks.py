@@ -46,17 +46,12 @@ class SweepJob:
     num_trials: int
     slots: Slots
     rule: StoppingRule = NO_STOPPING
-    share_of: Callable[[ProjectConfig], Share] | None = None
-    """A trial's part of the machine; None: as ``slots`` says, all the same."""
+    share_of: Callable[[ProjectConfig], Share] = lambda config: Share(0.0, 1.0)
+    """A trial's part of the machine."""
     durable: DurablePlan | None = None
     disk_budget_bytes: int | None = None
     """Of the sweep's folder in the results; None: as much as the disk has."""
     time_budget: TimeBudget | None = None
-
-    def share(self, config: ProjectConfig) -> Share:
-        if self.share_of is not None:
-            return self.share_of(config)
-        return Share(self.slots.gpus_per_trial, self.slots.cpus_per_trial)
 
 
 class StudySearcher(_NotPickled, Searcher):
@@ -83,7 +78,7 @@ class StudySearcher(_NotPickled, Searcher):
             if settings is None or config is None or not self._may_start(config.model_name):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
-            share = self._job.share(config)
+            share = self._job.share_of(config)
             self._running[trial_id], self._gpus[trial_id] = number, share.gpus
             folder = trial_dir(self._job.sweep_dir, number, settings)
             plan = TrialPlan(number, str(folder), config.to_dict(), self._job.durable, share, self._job.disk_budget_bytes)

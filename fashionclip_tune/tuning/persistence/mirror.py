@@ -123,8 +123,11 @@ class SweepMirror:
             if not is_wanted or target.exists():
                 continue
             content = self.folder.read(name)
-            if parts[-1].endswith(".json") and not _is_json(content):
-                continue  # torn: that stage is trained again
+            if parts[-1].endswith(".json"):
+                try:
+                    json.loads(content)
+                except ValueError:  # torn: that stage is trained again
+                    continue
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             self._published[name] = _version(target)
@@ -197,11 +200,3 @@ def read_header(folder: RemoteFolder, sweep: str = "") -> dict[str, Any] | None:
 def _version(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def _is_json(content: bytes) -> bool:
-    try:
-        json.loads(content)
-    except ValueError:
-        return False
-    return True

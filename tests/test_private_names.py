@@ -17,8 +17,6 @@ ALLOWED = [
     ),
     ("data/loader.py", "iterator._shutdown_workers", "workers live until the garbage collector runs otherwise"),
     ("data/loader.py", "iterator._workers", "a stuck worker is named and ended"),
-    ("prepare/photo_encoding.py", "pool._processes", "a stuck process of a pool is ended"),
-    ("prepare/photo_encoding.py", "pool._result_queue._writer", "the reader of a pool whose processes died comes to an end"),
     ("tuning/study/study.py", "self._file_path", "the journal's own path, for its records"),
     (
         "tuning/backend/guarded_ray.py",

@@ -73,7 +73,7 @@ def add_prepare(commands: Any) -> None:
         help="pixels of a photo's short side, at most; none is enlarged (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that encode photos (default: one for each available core)"
+        "--workers", type=int, metavar="N", help="threads that encode photos (default: one for each available core)"
     )
     parser.set_defaults(run=_prepare)
 

@@ -123,7 +123,7 @@ class TrainBatches(Dataset[TrainBatch]):
     def close(self) -> None:
         self._reader.close()
         if self._copies is not None:
-            self._copies.close()
+            self._copies.ahead.close()
 
 
 def copy_first_shards(
@@ -145,12 +145,10 @@ class _CopiesAhead:
         self._index = index
         self._order = order
         self._max_bytes = storage.max_bytes
-        self._ahead = Prefetcher(storage)
+        self.ahead = Prefetcher(storage)
         self._next_look = 0
-        self._refuse_too_small(order.upcoming_shards(0, num_windows=1))
-
-    def _refuse_too_small(self, shards: list[int]) -> None:
-        needed = sum(self._index.contents[shard].num_bytes for shard in shards)
+        shards = order.upcoming_shards(0, num_windows=1)
+        needed = sum(index.contents[shard].num_bytes for shard in shards)
         if needed > self._max_bytes:
             raise UserError(
                 f"reading.scratch_gb = {self._max_bytes / 1e9:g} is too little: training.shuffle_buffer draws from "
@@ -167,10 +165,7 @@ class _CopiesAhead:
             if total > self._max_bytes:
                 break
             wanted.append((self._index.shards[shard], self._index.contents[shard]))
-        self._ahead.want(wanted)
-
-    def close(self) -> None:
-        self._ahead.close()
+        self.ahead.want(wanted)
 
 
 def _chosen_caption(captions: AugmentationConfig, draw: float, count: int) -> int:

@@ -1,7 +1,7 @@
 """The data of a run: which shards, how they are reached, their index, and what of them cannot be read."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from fashionclip_tune.data.index import BadSample, ShardIndex, count_kinds, load
 from fashionclip_tune.data.shard_cache import ShardStorage
 from fashionclip_tune.data.shards import Shard, expand_pattern, find_dataset
 from fashionclip_tune.errors import BadDataError
+from fashionclip_tune.progress import OnProgress, no_progress
 
 _KEPT_INDEXES = 8
 
@@ -82,10 +83,7 @@ _indexes: dict[tuple[tuple[Shard, ...], ShardStorage | None], ShardIndex] = {}
 
 
 def cached_index(
-    shards: tuple[Shard, ...],
-    storage: ShardStorage | None = None,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
+    shards: tuple[Shard, ...], storage: ShardStorage | None = None, *, on_progress: OnProgress = no_progress
 ) -> ShardIndex:
     """``load_index``, kept in memory: the trials of one process share their data."""
     if (shards, storage) not in _indexes:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from fashionclip_tune.data.shards import RemoteShard, Shard
 from fashionclip_tune.data.tar_index import FORMAT, TarIndex, checksum, index_tar
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.files import atomic_write, cache_dir
+from fashionclip_tune.progress import OnProgress, no_progress
 from fashionclip_tune.storage.urls import beside, read_url
 
 _AT_A_TIME = 8  # index files of a mounted drive or a server take long to open, not to read
@@ -103,7 +104,7 @@ def load_index(
     shards: Sequence[Shard],
     storage: ShardStorage | None = None,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> ShardIndex:
     """The index of these shards: from the cache or beside them where it is not stale, else by reading them.
 
@@ -120,8 +121,7 @@ def load_index(
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         for part in pool.map(lambda shard: _shard_index(shard, storage), shards):
             parts.append(part)
-            if on_progress is not None:
-                on_progress(len(parts), len(shards))
+            on_progress(len(parts), len(shards))
     if not any(len(part["keys"]) for part in parts):
         names = f"{shards[0].name} and {len(shards) - 1} more" if len(shards) > 1 else shards[0].name
         reasons = {str(reason) for part in parts for _, reason in part["bad"]}

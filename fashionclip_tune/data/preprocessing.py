@@ -1,6 +1,5 @@
 """How a photo becomes a model's input: OpenCLIP's evaluation transform, and the training path's way to the same picture."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +20,9 @@ class Tokenizer(Protocol):
 
 # A canvas much larger than the input costs more to move than it is worth; up to twice, bilinear crops do not alias.
 _CANVAS_FACTOR, _CANVAS_LIMIT = 1.25, 2
-# A photo of 1 x 30,000 pixels, its short side resized to 256, has 2 billion: above this many only what is kept is resized.
-# At 256 it takes a long side of 256 times the short one; no photo of a garment is so.
-_MAX_RESIZED_PIXELS = 1 << 24
-_FILTER_REACH = 2  # source pixels to each side that bicubic looks at, times the scale where it shrinks
+# A photo of 1 x 30,000 pixels, its short side resized to 256, has 2 billion: above this many only its middle is resized, so
+# many times as long as its short side. At 256 it takes a long side of 256 times the short one; no photo of a garment is so.
+_MAX_RESIZED_PIXELS, _MIDDLE = 1 << 24, 4
 
 
 @dataclass(frozen=True)
@@ -42,36 +40,11 @@ class Preprocessing:
         image = image if image.mode == "RGB" else image.convert("RGB")
         size = [self.size, self.size]
         if self.resize_mode == "shortest":
-            if self.size * self._resized_long_side(image) > _MAX_RESIZED_PIXELS:
-                return self._centre(TF.pil_to_tensor(self._resize_centre(image)), self.size)
-            size = [self.size]
+            size, short_side = [self.size], min(image.size)
+            if self.size**2 * max(image.size) > _MAX_RESIZED_PIXELS * short_side:
+                image = TF.center_crop(image, [min(side, _MIDDLE * short_side) for side in (image.height, image.width)])
         resized = TF.resize(image, size, interpolation=self._mode, antialias=True)
         return self._centre(TF.pil_to_tensor(resized), self.size)
-
-    def _resized_long_side(self, image: Image.Image) -> int:
-        """Pixels, rounded down as torchvision does, where the short side is resized to ``size``."""
-        return int(self.size * max(image.size) / min(image.size))
-
-    def _resize_centre(self, image: Image.Image) -> Image.Image:
-        """The centre of the resized photo without the rest, which has gigabytes where one side is thousands of times the other.
-
-        The same source pixels with the same weights as for the whole: on noise all but one value in a thousand are equal,
-        and none is more than 2 of 255 away, since Pillow rounds a box to single precision.
-        """
-        long_side, resized_side = max(image.size), self._resized_long_side(image)
-        scale = long_side / resized_side
-        first = round((resized_side - self.size) / 2)  # as torchvision's centre crop
-        start, end = first * scale, (first + self.size) * scale
-        reach = math.ceil(_FILTER_REACH * max(1.0, scale)) + 1
-        cut, cut_end = max(0, math.floor(start) - reach), min(long_side, math.ceil(end) + reach)
-        across, down = (0.0, float(image.width)), (0.0, float(image.height))
-        if image.width > image.height:
-            part, across = image.crop((cut, 0, cut_end, image.height)), (start - cut, end - cut)
-        else:
-            part, down = image.crop((0, cut, image.width, cut_end)), (start - cut, end - cut)
-        # In two passes, each rounded to whole values: Pillow goes across first where it enlarges.
-        part = part.resize((self.size, part.height), self._pillow_mode, (across[0], 0, across[1], part.height))
-        return part.resize((self.size, self.size), self._pillow_mode, (0, down[0], self.size, down[1]))
 
     def canvas(self, pixel_sizes_N2: npt.NDArray[np.int64]) -> tuple[int, int]:
         """Height and width in which a worker hands photos on, uint8, before the device resizes or crops them.
@@ -118,10 +91,6 @@ class Preprocessing:
     @property
     def _mode(self) -> v2.InterpolationMode:
         return v2.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else v2.InterpolationMode.BICUBIC
-
-    @property
-    def _pillow_mode(self) -> Image.Resampling:
-        return Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
 
     @staticmethod
     def _centre(image_CHW: Tensor, side: int) -> Tensor:

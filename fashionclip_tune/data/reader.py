@@ -117,8 +117,7 @@ def decode_pil(data: bytes) -> Image.Image:
         # In place, and converted only where need be: each copy of a photo as large as is allowed takes 400 MB.
         ImageOps.exif_transpose(opened, in_place=True)
         image: Image.Image = opened
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-            image = image.point(lambda value: value * (1 / 256)).convert("L")
+        image = of_8_bits(image)
         return image if image.mode == "RGB" else image.convert("RGB")
     except _TooLargeError:
         raise
@@ -128,14 +127,16 @@ def decode_pil(data: bytes) -> Image.Image:
         raise ValueError(f"not a decodable image ({error})") from error
 
 
+def of_8_bits(image: Image.Image) -> Image.Image:
+    """16 bits of grey, which Pillow would cut off at 255, as 8; other images as they are."""
+    return image.point(lambda value: value * (1 / 256)).convert("L") if image.mode.startswith("I") else image
+
+
 class _TooLargeError(ValueError):
     pass
 
 
 def _refuse_huge(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise _TooLargeError(f"image too large ({size[0]} x {size[1]} pixels, more than the {MAX_PIXELS:,} that are decoded)")
-    if max(size) > _MAX_SIDE:
-        raise _TooLargeError(
-            f"image too large ({size[0]} x {size[1]} pixels, more than the {_MAX_SIDE:,} a side that are decoded)"
-        )
+    if size[0] * size[1] > MAX_PIXELS or max(size) > _MAX_SIDE:
+        allowed = f"{MAX_PIXELS:,}" if size[0] * size[1] > MAX_PIXELS else f"{_MAX_SIDE:,} a side"
+        raise _TooLargeError(f"image too large ({size[0]} x {size[1]} pixels, more than the {allowed} that are decoded)")

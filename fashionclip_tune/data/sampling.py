@@ -4,7 +4,7 @@ Batches run across epoch borders, so all have the full size, and every sample co
 """
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 import numpy.typing as npt
@@ -46,21 +46,17 @@ def unique_product_batches(epochs: Iterator[Positions], products: Positions, bat
     while True:
         batch: list[int] = []
         taken: set[int] = set()
-        still_waiting: list[int] = []
-        for sample in waiting:
-            if len(batch) < batch_size and products[sample] not in taken:
-                batch.append(sample)
-                taken.add(int(products[sample]))
-            else:
-                still_waiting.append(sample)
-        waiting = still_waiting
+        again: list[int] = []
+        first = iter(waiting)
+        candidates = chain(first, upcoming)
         while len(batch) < batch_size:
-            sample = next(upcoming)
+            sample = next(candidates)
             if products[sample] in taken:
-                waiting.append(sample)
+                again.append(sample)
             else:
                 batch.append(sample)
                 taken.add(int(products[sample]))
+        waiting = [*again, *first]
         yield np.array(batch, dtype=np.int64)
 
 

@@ -106,7 +106,7 @@ def write_split(out_dir: Path, split: str, samples: Iterable[ShardSample], *, au
         with open(unfinished, "wb") as file:
             with webdataset.TarWriter(file, mtime=0, encoder=False) as tar:
                 for sample in chunk:
-                    tar.write(_members(sample))
+                    tar.write({"__key__": sample.key, **members_of(sample)})
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(out_dir / name)
@@ -116,12 +116,11 @@ def write_split(out_dir: Path, split: str, samples: Iterable[ShardSample], *, au
     return {"shards": names, "samples": num_samples, "products": len(products)}
 
 
-def _members(sample: ShardSample) -> dict[str, Any]:
+def members_of(sample: ShardSample) -> dict[str, bytes]:
+    """What a sample has in a shard, by the end of the member's name; they stand there sorted by it."""
     record = {"product_id": sample.product_id, "category": sample.category, **sample.attributes}
-    members: dict[str, Any] = {"__key__": sample.key, "jpg": sample.jpeg}
-    members |= {f"txt{i}.txt": caption.encode() for i, caption in enumerate(sample.captions)}
-    members["json"] = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
-    return members
+    captions = {f"txt{i}.txt": caption.encode() for i, caption in enumerate(sample.captions)}
+    return {"jpg": sample.jpeg, "json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode(), **captions}
 
 
 def write_dataset_json(out_dir: Path, splits: Mapping[str, Mapping[str, Any]], *, source: str) -> None:

@@ -1,11 +1,11 @@
 """A set of photos to evaluate on: which captions they have, and their pixels in blocks of one fixed size."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ def evaluation_set(
             raise BadDataError(f"captions to evaluate on are lost: {reader.bad(sample, str(error))}") from error
     reader.close()
     first = dict.fromkeys(captions[0] for captions in captions_of)
-    number_of = {caption: number for number, caption in enumerate(dict.fromkeys([*first, *_flat(captions_of)]))}
+    number_of = {caption: number for number, caption in enumerate(dict.fromkeys(chain(first, *captions_of)))}
     further = [(sample, number_of[caption]) for sample, captions in enumerate(captions_of) for caption in captions[1:]]
     return EvaluationSet(
         reader=reader,
@@ -101,10 +101,6 @@ def evaluation_set(
         num_query_photos=int(index.shard_sizes[: len(shards)].sum()),
         preprocessing=preprocessing,
     )
-
-
-def _flat(captions_of: list[list[str]]) -> Iterator[str]:
-    return (caption for captions in captions_of for caption in captions)
 
 
 def pixel_blocks(photos: EvaluationSet, batch_size: int) -> Generator[tuple[int, PixelBlock], None, None]:

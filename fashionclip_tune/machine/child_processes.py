@@ -18,8 +18,7 @@ _END_WITH = "(while kill -0 $1; do kill -0 $2 || exit; sleep 1; done; kill -9 $2
 def end_with_parent() -> None:
     """Called in a process that ``multiprocessing`` started, in any of its ways: ends it when the process that it serves does.
 
-    Neither a pool's worker nor torch's loader notices by itself. The first waits for work on a pipe of which it holds both
-    ends; the second looks at its parent, which is the fork server, and that one lives as long as a loader process does.
+    torch's loader does not notice by itself: it looks at its parent, the fork server, which lives as long as it does.
 
     A thread waits for the end of a pipe that is open in the process served alone, so no id is compared that another process
     may have by then. It acts while the rest of its process waits for a file that never comes; SIGTERM may be blocked.

@@ -46,7 +46,8 @@ def problems(findings: list[Finding]) -> list[Finding]:
 
 
 def _judge_gpu(facts: Facts, device: str) -> list[Finding]:
-    built_for = f"torch {facts.packages.get('torch')} is built for {_cuda(facts)}"
+    cuda = f"CUDA {facts.cuda_of_torch}" if facts.cuda_of_torch else "CPUs only"
+    built_for = f"torch {facts.packages.get('torch')} is built for {cuda}"
     if device == "cpu":
         return [Finding(Level.OK, "GPU", "not asked for: --device cpu")]
     if facts.gpus:
@@ -58,10 +59,6 @@ def _judge_gpu(facts: Facts, device: str) -> list[Finding]:
     if device == "cuda":
         return [Finding(Level.PROBLEM, "GPU", f"--device cuda, and there is none; {built_for}: use --device cpu")]
     return [Finding(Level.OK, "GPU", f"none: a sweep runs on the CPU; {built_for}")]
-
-
-def _cuda(facts: Facts) -> str:
-    return f"CUDA {facts.cuda_of_torch}" if facts.cuda_of_torch else "CPUs only"
 
 
 def _described(gpu: Gpu) -> str:
@@ -83,29 +80,21 @@ def _cure(facts: Facts) -> str:
 
 def _judge_host(facts: Facts) -> list[Finding]:
     machine = facts.machine
-    memory, shared = machine.memory_bytes / GB, machine.shared_memory_bytes / GB
+    memory, shared = machine.memory_bytes, machine.shared_memory_bytes
+    too_little = "too little for loader processes, sweeps go without (docker: --shm-size=2g)"
     return [
         Finding(Level.OK, "cores", f"{machine.cores} for this process: trials and loader workers are cut to them"),
-        Finding(
-            Level.OK if machine.memory_bytes >= _MIN_HOST_BYTES else Level.WARNING,
-            "memory",
-            f"{memory:.1f} GB on the host" + ("" if memory * GB >= _MIN_HOST_BYTES else ": tiny models only"),
-        ),
-        Finding(
-            Level.OK if machine.shared_memory_bytes >= _LOADERS_SHARED_BYTES else Level.WARNING,
-            "/dev/shm",
-            f"{shared:.2f} GB"
-            + (
-                ""
-                if machine.shared_memory_bytes >= _LOADERS_SHARED_BYTES
-                else ": too little for loader processes, sweeps go without (docker: --shm-size=2g)"
-            ),
-        ),
+        _enough("memory", f"{memory / GB:.1f} GB on the host", memory >= _MIN_HOST_BYTES, "tiny models only"),
+        _enough("/dev/shm", f"{shared / GB:.2f} GB", shared >= _LOADERS_SHARED_BYTES, too_little),
     ]
 
 
+def _enough(about: str, text: str, is_enough: bool, otherwise: str) -> Finding:
+    return Finding(Level.OK, about, text) if is_enough else Finding(Level.WARNING, about, f"{text}: {otherwise}")
+
+
 def _judge_mount(mount: Mount, *, alone: bool) -> list[Finding]:
-    where = f"{mount.path}"
+    where = mount.path
     if not mount.is_writable:
         return [Finding(Level.PROBLEM, mount.purpose, f"{where} cannot be written to: choose another --{mount.purpose}")]
     if mount.fsync_s is None:
@@ -133,7 +122,7 @@ def judge_object_store(address: str) -> Finding:
 def _judge_leftovers(facts: Facts) -> list[Finding]:
     if not facts.leftovers:
         return []
-    found = ", ".join(f"{each.path} ({each.num_bytes / GB:.2f} GB)" for each in facts.leftovers)
+    found = ", ".join(f"{path} ({num_bytes / GB:.2f} GB)" for path, num_bytes in facts.leftovers.items())
     text = f"left by sweeps that nothing runs here now: {found}; --results has what it takes to go on, so they may be removed"
     return [Finding(Level.OK, "scratch", text)]
 

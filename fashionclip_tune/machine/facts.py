@@ -9,8 +9,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -45,14 +45,6 @@ class Mount:
     locks: bool | None = None
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """What a sweep with two folders keeps in its local one, while no process of it runs here."""
-
-    path: str
-    num_bytes: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """All that ``judge`` goes by; tests make their own."""
@@ -70,7 +62,8 @@ class Facts:
     gpus: tuple[Gpu, ...]
     """As torch sees them."""
     mounts: tuple[Mount, ...] = ()
-    leftovers: tuple[Leftover, ...] = ()
+    leftovers: Mapping[str, int] = field(default_factory=dict)
+    """Folders of sweeps in the scratch folder of which no process runs here, with their bytes."""
 
 
 def gather(folders: Mapping[str, Path]) -> Facts:
@@ -86,7 +79,7 @@ def gather(folders: Mapping[str, Path]) -> Facts:
         system_gpus=system_gpus,
         gpus=_torch_gpus(),
         mounts=tuple(look_at_mount(path, purpose) for purpose, path in folders.items()),
-        leftovers=tuple(leftovers(folders["scratch"])) if "scratch" in folders else (),
+        leftovers=_leftovers(folders["scratch"]) if "scratch" in folders else {},
     )
 
 
@@ -109,10 +102,9 @@ def _nvidia_smi() -> tuple[tuple[str, ...], str | None]:
         except (OSError, subprocess.TimeoutExpired):
             pass  # a driver that hangs: what the kernel shows has to do
     found = tuple(f"/dev/{path.name}" for path in sorted(Path("/dev").glob("nvidia[0-9]*")))
-    version_of = (
-        re.search(r"Module\s+(?:for \S+\s+)?(\d+\.[\d.]+)", _DRIVER_PROC.read_text()) if _DRIVER_PROC.exists() else None
-    )
-    return found, version_of[1] if version_of else None
+    shown = _DRIVER_PROC.read_text() if _DRIVER_PROC.exists() else ""
+    driver = re.search(r"Module\s+(?:for \S+\s+)?(\d+\.[\d.]+)", shown)
+    return found, driver[1] if driver else None
 
 
 def _torch_gpus() -> tuple[Gpu, ...]:
@@ -168,12 +160,14 @@ def _lock(path: Path) -> None:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def leftovers(scratch: Path) -> Iterator[Leftover]:
-    """Folders of sweeps in a scratch folder that neither a driver nor a trial's worker has locked."""
+def _leftovers(scratch: Path) -> dict[str, int]:
+    """Those that neither a driver nor a trial's worker has locked."""
+    found = {}
     for folder in sorted(scratch.absolute().glob("sweeps/*")):
         locks = [folder / ".lock", *folder.glob("trials/*/.lock")]
         if not any(_is_held(lock) for lock in locks if lock.exists()):
-            yield Leftover(str(folder), sum(map(_num_bytes, folder.rglob("*"))))
+            found[str(folder)] = sum(map(_num_bytes, folder.rglob("*")))
+    return found
 
 
 def _num_bytes(path: Path) -> int:
@@ -201,5 +195,5 @@ def _succeeds(action: Callable[[], object]) -> bool:
 
 def folders_of(results: str, scratch: str | None) -> dict[str, Path]:
     """The local folders of a sweep, by purpose."""
-    named: Sequence[tuple[str, str | None]] = (("results", results), ("scratch", scratch))
-    return {purpose: Path(path) for purpose, path in named if path and "://" not in path}
+    named = {"results": results, "scratch": scratch}
+    return {purpose: Path(path) for purpose, path in named.items() if path and "://" not in path}

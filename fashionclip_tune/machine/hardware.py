@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -30,7 +32,7 @@ def available_cores() -> int:
 
 def memory_limit_bytes(cgroup_limits: tuple[str, ...] = _CGROUP_LIMITS) -> int:
     """Host memory, or the container's limit where that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total: int = psutil.virtual_memory().total
     for path in map(Path, cgroup_limits):
         if path.is_file() and (text := path.read_text().strip()).isdigit():  # "max": no limit
             total = min(total, int(text))

@@ -51,14 +51,6 @@ class CaptionWarning:
     examples: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class PhotoWarning:
-    """How many photos, with some of them: (the photo in the earlier split, the photo), each "split: file"."""
-
-    photos: int
-    examples: tuple[tuple[str, str], ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
     """``lines()`` is for people, ``as_json()`` for programs."""
@@ -69,8 +61,8 @@ class DataReport:
     too_long: CaptionWarning
     longest_tokens: int | None  # of the captions that may be too long; None where there is none
     same_photos: int
-    same_across_splits: PhotoWarning
-    similar_across_splits: PhotoWarning
+    same_across_splits: Pairs
+    similar_across_splits: Pairs
     foreign: dict[str, CaptionWarning]  # by language, the most frequent first
 
     def as_json(self) -> dict[str, Any]:
@@ -143,6 +135,7 @@ def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
             foreign[language].append(caption)
     hashes = [photo.hashes for photo in photos]
     splits = [SPLITS.index(photo.split) for photo in photos]
+    names = [f"{photo.split}: {photo.file}" for photo in photos]
     per_product = list(Counter(photo.product_id for photo in photos).values())
     return DataReport(
         num_photos=len(photos),
@@ -156,8 +149,8 @@ def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
         too_long=_warning(too_long),
         longest_tokens=max(lengths.values(), default=None),
         same_photos=count_same(hashes),
-        same_across_splits=_pairs(photos, same_across_splits(hashes, splits)),
-        similar_across_splits=_pairs(photos, similar_across_splits(hashes, splits)),
+        same_across_splits=same_across_splits(hashes, splits, names),
+        similar_across_splits=similar_across_splits(hashes, splits, names),
         foreign={name: _warning(some) for name, some in sorted(foreign.items(), key=lambda item: (-len(item[1]), item[0]))},
     )
 
@@ -178,11 +171,6 @@ def token_counts(captions: Sequence[str]) -> dict[str, int]:
 
 def _warning(captions: Sequence[str]) -> CaptionWarning:
     return CaptionWarning(len(captions), tuple(captions[:_NUM_EXAMPLES]))
-
-
-def _pairs(photos: Sequence[ReportedPhoto], pairs: Pairs) -> PhotoWarning:
-    named = [tuple(f"{photos[number].split}: {photos[number].file}" for number in pair) for pair in pairs.examples]
-    return PhotoWarning(pairs.photos, tuple((first, second) for first, second in named))
 
 
 def _shown(captions: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ class PrepareOptions:
     size: int = SHORT_SIDE
     """Pixels of a photo's short side, at most."""
     workers: int | None = None
-    """Processes that encode photos; None: one for each core that this process may use."""
+    """Threads that encode photos; None: one for each core that this process may use."""
 
 
 def check_options(options: PrepareOptions) -> None:

@@ -1,35 +1,22 @@
-"""Photos to JPEGs in several processes, in order, with what the data report compares photos by.
-
-Worker processes import this module and nothing of torch: they start in a fraction of a second.
-"""
+"""Photos to JPEGs in several threads, in order, with what the data report compares photos by."""
 
 import hashlib
 import io
-import multiprocessing
-import signal
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as TimeoutOfFuture
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fashionclip_tune.errors import UserError
-from fashionclip_tune.machine.child_processes import end_with_parent
 from fashionclip_tune.prepare.photos import photo_as_jpeg, pixels_as_jpeg
 from fashionclip_tune.prepare.tables import IMAGES_DATASET
 
-_WORTH_A_POOL = 128  # photos; fewer are encoded before processes have started
 _BATCHES_AHEAD = 4  # per worker: bounds what is encoded but not yet written
-_LOOKS_EVERY_S = 1.0
 THUMBNAIL_SIDE = 8
 _NOISE = 3  # grey levels of 255
 
@@ -65,94 +52,28 @@ class EncodedPhoto:
 def encode_all(
     batches: Sequence[Sequence[PhotoSource]], *, size: int, workers: int
 ) -> Generator[list[EncodedPhoto | None], None, None]:
-    """The photos of each batch, in order, whatever the number of workers; None where one cannot be decoded.
+    """The photos of each batch, in order, whatever the number of threads; None where one cannot be decoded.
 
     A batch of an HDF5 file is read at once, from its first row to its last.
-
-    Raises:
-        UserError: a worker died, most likely for want of memory.
     """
-    if workers == 1 or sum(map(len, batches)) < _WORTH_A_POOL:
-        for batch in batches:
-            yield encode_batch(batch, size)
-        return
-    # Not forked: the parent has threads (of torch, of the progress bar), and a forked copy of their locks may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    running: deque[Future[list[EncodedPhoto | None]]] = deque()
+    pool = ThreadPoolExecutor(workers)  # Pillow lets go of Python's lock while it decodes and resizes
     waiting = iter(batches)
     try:
-        while True:
-            for batch in islice(waiting, workers * _BATCHES_AHEAD - len(running)):
-                with _interrupt_held():  # the first calls start the workers
-                    running.append(pool.submit(encode_batch, batch, size))
-            if not running:
-                break
-            yield _result(running.popleft(), pool)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died while it encoded photos, most likely for want of memory: start the same command "
-            "again, with fewer --workers; it goes on where it stopped"
-        ) from error
-    except (KeyboardInterrupt, GeneratorExit):
-        _kill(pool)  # a batch of large photos takes minutes on a busy machine, and nobody waits for it any more
-        raise
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata and on very large photos
+            running = deque(pool.submit(_encode_batch, batch, size) for batch in islice(waiting, workers * _BATCHES_AHEAD))
+            while running:
+                yield running.popleft().result()
+                running.extend(pool.submit(_encode_batch, batch, size) for batch in islice(waiting, 1))
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
-def _result(future: Future[list[EncodedPhoto | None]], pool: ProcessPoolExecutor) -> list[EncodedPhoto | None]:
-    """Waits for it, but not for ever where a worker was killed in the middle of a message.
-
-    The pool's reader would wait for the rest of it: this process holds the other end of the pipe open, and the other workers
-    wait for the lock of who was killed. Deaths at other moments the pool notices at once.
-    """
-    was_dead = False
-    while True:
-        try:
-            return future.result(timeout=_LOOKS_EVERY_S)
-        except TimeoutOfFuture:
-            if was_dead:
-                _kill(pool)
-            was_dead = any(process.exitcode is not None for process in _workers_of(pool))
-
-
-def _kill(pool: ProcessPoolExecutor) -> None:
-    for process in _workers_of(pool):
-        process.kill()
-    pool._result_queue._writer.close()  # type: ignore[attr-defined]  # now the reader comes to an end
-
-
-def _workers_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
-    return list((pool._processes or {}).values())
-
-
-@contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Holds Ctrl-C back for a moment, in this process, and for good in those that it starts."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-
-
-def encode_batch(batch: Sequence[PhotoSource], size: int) -> list[EncodedPhoto | None]:
+def _encode_batch(batch: Sequence[PhotoSource], size: int) -> list[EncodedPhoto | None]:
     """Encodes photos and decodes them once more; None where either fails."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, on odd metadata and on very large photos
-        if batch[0].row is not None:
-            return _encode_rows(batch[0].path, [source.row for source in batch if source.row is not None], size)
-        return [_encode_file(source.path, size) for source in batch]
+    if batch[0].row is not None:
+        return _encode_rows(batch[0].path, [source.row for source in batch if source.row is not None], size)
+    return [_encode_file(source.path, size) for source in batch]
 
 
 def _encode_file(path: Path, size: int) -> EncodedPhoto | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from fashionclip_tune.data.reader import of_8_bits
 from fashionclip_tune.data.shards import DECODED_FORMATS
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -109,9 +110,7 @@ def photo_as_jpeg(path: Path, short_side: int = SHORT_SIDE) -> bytes:
             opened.load()  # fails where the file is cut short
             return data
         opened.draft(None, (2 * short_side, 2 * short_side))  # decodes a large JPEG no larger than needed
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-            image = image.point(lambda value: value * (1 / 256)).convert("L")
+        image = of_8_bits(ImageOps.exif_transpose(opened))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             white = Image.new("RGBA", image.size, "white")
             white.alpha_composite(image.convert("RGBA"))

@@ -36,6 +36,7 @@ from fashionclip_tune.prepare.splits import (
     seeded_fraction,
 )
 from fashionclip_tune.prepare.tables import IMAGES_DATASET, Tables, read_tables, rows_read_together, splits_by_file
+from fashionclip_tune.progress import OnProgress, no_progress
 
 _FORMAT = 1  # of prepare.json; raised when the same input makes other bytes
 _MIN_BLOCK, _MAX_BLOCK = 32, 128  # rows of an HDF5 file that are read and shuffled together
@@ -44,12 +45,10 @@ _MIN_BLOCK, _MAX_BLOCK = 32, 128  # rows of an HDF5 file that are read and shuff
 def prepare(
     options: PrepareOptions,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
-    on_note: Callable[[str], None] | None = None,
+    on_progress: OnProgress = no_progress,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> PrepareReport:
     """Writes the shards, then ``report.json`` and, last, ``dataset.json``. Called again after it was stopped, it goes on.
-
-    Where more than one worker is used, a script that calls this needs ``if __name__ == "__main__":``, as for any pool.
 
     Args:
         on_progress: called with (done, total) after each image; total leaves out the rows dropped before any is decoded.
@@ -74,7 +73,7 @@ def prepare(
     plan = plan_shards(by_split, largest=SAMPLES_PER_SHARD, augmented=len(templates) > 1)
     workspace = Workspace(options.out)
     with workspace.claimed(_identity(options, columns, plan)):
-        _notes(on_note or (lambda note: None), workspace, plan, tables)
+        _notes(on_note, workspace, plan, tables)
         finished = _build(options, workspace, plan, block, dropped, advice, on_progress)
         written = {split: [row for s in finished if s.planned.split == split for row, _ in s.written()] for split in SPLITS}
         names = {split: [s.planned.name for s in finished if s.planned.split == split and s.written()] for split in SPLITS}
@@ -100,7 +99,7 @@ def prepare(
             for split, counts in report.splits.items()
             if counts.samples
         }
-        write_dataset_json(options.out, described, source=_source(options, columns, drawn=report.splits_drawn))
+        write_dataset_json(options.out, described, source=_source(options, columns, drawn=splits_from is None))
     return report
 
 
@@ -111,7 +110,7 @@ def _build(
     block: int,
     dropped: DroppedPhotos,
     advice: str,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: OnProgress,
 ) -> list[FinishedShard]:
     """All shards in their order. When the data turns out to be useless, nothing stays behind; a full disk leaves what is."""
     num_done, total = 0, sum(len(shard.rows) for shard in plan)
@@ -119,8 +118,7 @@ def _build(
     def on_photo(count: int) -> None:
         nonlocal num_done
         num_done += count
-        if on_progress is not None:
-            on_progress(num_done, total)
+        on_progress(num_done, total)
 
     finished: dict[str, FinishedShard] = {}
     workers = options.workers or available_cores()

@@ -34,10 +34,6 @@ class PrepareReport:
     leaking_products: int  # how many products, or products of a group, the given splits put into several splits
     data: DataReport
 
-    @property
-    def splits_drawn(self) -> bool:
-        return self.splits_from is None
-
     def lines(self) -> list[str]:
         lines = [f"data set written to {self.out}"]
         for split, counts in self.splits.items():

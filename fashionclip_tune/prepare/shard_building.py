@@ -19,13 +19,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fashionclip_tune.data.index import index_path, write_index_beside
-from fashionclip_tune.data.shards import ShardSample, shard_name, write_split
+from fashionclip_tune.data.shards import ShardSample, members_of, shard_name, write_split
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import sync_folder, write_json
 from fashionclip_tune.prepare.item_rows import ItemRow
 from fashionclip_tune.prepare.photo_encoding import EncodedPhoto, ImageHashes, PhotoSource, encode_all
 
-_BATCH = 32  # image files that a worker encodes at a time
+_BATCH = 8  # image files that a worker encodes at a time: Ctrl-C waits for them
 
 
 @dataclass(frozen=True)
@@ -194,29 +194,17 @@ def verify_shard(path: Path, samples: Sequence[ShardSample]) -> None:
     Raises:
         UserError: the file is not what was written.
     """
-    expected: list[tuple[str, bytes | dict[str, str]]] = []
-    for sample in samples:
-        expected.append((f"{sample.key}.jpg", sample.jpeg))
-        record = {"product_id": sample.product_id, "category": sample.category, **sample.attributes}
-        expected.append((f"{sample.key}.json", record))
-        expected += [(f"{sample.key}.txt{i}.txt", caption.encode()) for i, caption in enumerate(sample.captions)]
-    with open(path, "rb") as file:
+    expected = [(f"{each.key}.{name}", content) for each in samples for name, content in sorted(members_of(each).items())]
+    with open(path, "rb") as shard:
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(shard.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                found = [(member.name, _content(tar, member)) for member in tar]
+            with tarfile.open(fileobj=shard, mode="r:") as tar:
+                found = [(member.name, file.read() if (file := tar.extractfile(member)) else b"") for member in tar]
         except (tarfile.TarError, ValueError) as error:
             raise UserError(f"{path} cannot be read back ({error}): is the disk sound?") from error
     if found != expected:
         raise UserError(f"{path} reads back differently from what was written: is the disk sound?")
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Any:
-    """A member's bytes; of JSON the value."""
-    file = tar.extractfile(member)
-    content = b"" if file is None else file.read()
-    return json.loads(content) if member.name.endswith(".json") else content
 
 
 def _hashes_as_json(hashes: ImageHashes) -> str:

@@ -16,7 +16,7 @@ class UselessDataError(UserError):
     """The photos themselves cannot make a data set: going on later would not help."""
 
 
-_SPLIT_VALUES = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
+SPLIT_WORDS = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
     ("valid", "val", "validation", "dev"), "valid"
 )
 
@@ -34,12 +34,12 @@ def given_splits(values: Iterable[tuple[int, str]], *, column: str) -> list[str]
     """
     splits: list[str] = []
     for number, value in values:
-        if value.casefold() not in _SPLIT_VALUES:
+        if value.casefold() not in SPLIT_WORDS:
             raise UserError(
                 f"column {column}, row {number}: {value!r} is not a split; allowed are "
-                f"{', '.join(_SPLIT_VALUES)}. If it holds something else, rename it or choose --split-column"
+                f"{', '.join(SPLIT_WORDS)}. If it holds something else, rename it or choose --split-column"
             )
-        splits.append(_SPLIT_VALUES[value.casefold()])
+        splits.append(SPLIT_WORDS[value.casefold()])
     return splits
 
 

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.prepare.splits import SPLIT_WORDS
 
 IMAGES_DATASET = "input_image"
 _HDF5_SUFFIXES = (".h5", ".hdf5")
 _PARQUET_SUFFIXES = (".parquet", ".pq")
-# The first of these words in a file's name is its split, where several files are given and no column says it.
-_SPLIT_WORDS = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
-    ("valid", "validation", "val", "dev"), "valid"
-)
 _ROWS_READ_AT_ONCE = 4_096
 
 
@@ -77,19 +74,19 @@ def _reader(path: Path) -> Callable[[Path], tuple[list[str], list[tuple[int, dic
 
 
 def splits_by_file(paths: Sequence[Path]) -> dict[Path, str]:
-    """The split that the name of each of several files says, such as ``fashiongen_256_256_train.h5``; {} where none does.
+    """The split that the name of each of several files says by its first such word: ``fashiongen_256_256_train.h5``; else {}.
 
     Raises:
         UserError: some names say it and others do not.
     """
     if len(paths) == 1:
         return {}
-    words = {path: [word for word in re.split(r"[^a-z]+", path.stem.lower()) if word in _SPLIT_WORDS] for path in paths}
-    splits = {path: _SPLIT_WORDS[found[0]] for path, found in words.items() if found}
+    words = {path: [word for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_WORDS] for path in paths}
+    splits = {path: SPLIT_WORDS[found[0]] for path, found in words.items() if found}
     if splits and (unclear := [path.name for path in paths if path not in splits]):
         raise UserError(
             f"--table: the names of some files say their split and that of {unclear[0]} does not: have one of "
-            f"{', '.join(_SPLIT_WORDS)} in each name or in none, or a split column in each file"
+            f"{', '.join(SPLIT_WORDS)} in each name or in none, or a split column in each file"
         )
     return splits
 
@@ -162,26 +159,16 @@ def _read_hdf5(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
                     f"table {path} has no data set {IMAGES_DATASET} of shape [n, height, width, 3] and type uint8, as "
                     f"Fashion-Gen's files have; it has {', '.join(file) or 'nothing'}"
                 )
-            columns = {
-                name: _one_value_a_row(data, len(images)) for name, data in file.items() if isinstance(data, h5py.Dataset)
+            shapes = ((len(images),), (len(images), 1))  # of one value a row
+            texts = {
+                name: [as_text(value) for value in data[()].reshape(-1).tolist()]
+                for name, data in file.items()
+                if isinstance(data, h5py.Dataset) and data.shape in shapes and data.dtype.kind in "SOiuf"
             }
-            texts = {name: _texts(data) for name, data in columns.items() if data is not None}
             rows = list(enumerate(dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)))
     except OSError as error:
         raise UserError(f"table {path} is not an HDF5 file that can be read ({error})") from error
     return list(texts), rows
-
-
-def _one_value_a_row(data: Any, num_rows: int) -> Any:
-    return data if data.shape in ((num_rows,), (num_rows, 1)) and data.dtype.kind in "SOiuf" else None
-
-
-def _texts(data: Any) -> list[str]:
-    """All values of a data set of shape [n] or [n, 1], in blocks."""
-    found: list[str] = []
-    for start in range(0, len(data), _ROWS_READ_AT_ONCE):
-        found += map(as_text, data[start : start + _ROWS_READ_AT_ONCE].reshape(-1).tolist())
-    return found
 
 
 def rows_read_together(path: Path) -> int:

@@ -6,9 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from fashionclip_tune.evaluation.evaluate import counted_as
-from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, compare_trials, read_sweep, recall_of
+from fashionclip_tune.reporting.sweep_files import (
+    TrialRow,
+    best_row,
+    compare_trials,
+    figure_or_nothing,
+    read_sweep,
+    recall_of,
+    start_of,
+)
 
 NOT_COMPARABLE = "counted on other photos or in another way, recalls are not comparable: best first within each only"
+
+
+STANDING_HEADERS = ("sweep", "trial", "model", "R@10", "gain", "%", "behind", "counted as")
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,13 @@ class Standing:
     row: TrialRow
     counted: str
     behind: str
+
+    def cells(self) -> list[str]:
+        """Below ``STANDING_HEADERS``."""
+        row = self.row
+        gains = figure_or_nothing(row.get("gain"), "+.4f"), figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%")
+        recall = figure_or_nothing(row["recall_at_10"], ".4f")
+        return [self.sweep, row["trial_id"], start_of(row), recall, *gains, self.behind, self.counted]
 
 
 def names_of(sweep_dirs: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
 from fashionclip_tune.models.starts import check_architecture
-from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost
+from fashionclip_tune.reporting.equal_cost import HEADERS, architectures_at_equal_cost
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import panels, table, text
 from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, recall_of, start_of
@@ -153,10 +153,5 @@ def _at_equal_time(view: SweepView) -> Iterator[str]:
     limit_s, found = architectures_at_equal_cost(view.content["trials"], view.curves)
     if len(found) < 2:
         return
-    rows = [
-        [text(each.clip_model), figure_or_nothing(each.recall_at_10, ".4f"), each.trial_id or "", f"{each.num_trials}",
-         f"{each.spent_s:,.0f} s"]
-        for each in found
-    ]  # fmt: skip
     yield f"<h3>Best of each model within the same {limit_s:,.0f} seconds of the device</h3>"
-    yield table(("model", "Recall@10", "trial", "trials", "spent in all"), [(row, "") for row in rows], numbers=(1, 3, 4))
+    yield table(HEADERS, [(list(map(text, each.cells())), "") for each in found], numbers=(1, 3, 4))

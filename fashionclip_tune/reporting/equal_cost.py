@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, recall_of, start_of
 from fashionclip_tune.training.history import Row, read_whole_rows
+
+HEADERS = ("model", "R@10", "trial", "trials", "spent in all")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class ArchitectureAtCost:
     """Begun within the time."""
     spent_s: float
     """Device seconds of all its trials, those beyond the time included."""
+
+    def cells(self) -> list[str]:
+        """Below ``HEADERS``."""
+        recall = figure_or_nothing(self.recall_at_10, ".4f")
+        return [self.clip_model, recall, self.trial_id or "", str(self.num_trials), f"{self.spent_s:,.0f} s"]
 
 
 def architectures_at_equal_cost(
@@ -72,11 +79,10 @@ def equal_cost_table(sweep_dir: Path, rows: Sequence[TrialRow]) -> Table | None:
     if len(found) < 2:
         return None
     table = Table(title=f"best of each model,\nwithin the same {limit_s:,.0f} device seconds")
-    for header in ("model", "R@10", "trial", "trials", "spent in all"):
+    for header in HEADERS:
         table.add_column(header, justify="left" if header == "model" else "right")
     for each in found:
-        recall = "" if each.recall_at_10 is None else f"{each.recall_at_10:.4f}"
-        table.add_row(each.clip_model, recall, each.trial_id or "", str(each.num_trials), f"{each.spent_s:,.0f} s")
+        table.add_row(*each.cells())
     return table
 
 

@@ -13,11 +13,7 @@ from fashionclip_tune.reporting.sweep_view import SweepView
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _INK, FAINT, _GRID = "#1d2733", "#8a97a5", "#e6eaee"
-_LABELS = {
-    "clip_model": "model",
-    "loss_function": "loss",
-    "training.learning_rate": "learning rate",
-}
+_LABELS = {"clip_model": "model", "loss_function": "loss", "training.learning_rate": "learning rate"}
 
 
 def learning_curves(view: SweepView) -> go.Figure | None:
@@ -126,8 +122,8 @@ def budget(view: SweepView) -> go.Figure | None:
     saved = [max(0, view.budget_examples - seen) for seen in spent]
     figure.add_bar(x=saved, y=names, orientation="h", name="saved by stopping early", marker={"color": "#cfd8e0"})
     figure.update_layout(barmode="stack", bargap=0.25)
-    figure.update_yaxes(type="category", title="trial")
-    return styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "photos", None)
+    figure.update_yaxes(type="category")
+    return styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "photos", "trial")
 
 
 def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
@@ -176,10 +172,6 @@ def styled(figure: go.Figure, height: int, x_title: str | None, y_title: str | N
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hoverlabel={"bgcolor": "white"},
     )
-    figure.update_xaxes(gridcolor=_GRID, zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor=_GRID, zeroline=False, automargin=True)
-    if x_title:
-        figure.update_xaxes(title=x_title)
-    if y_title:
-        figure.update_yaxes(title=y_title)
+    figure.update_xaxes(gridcolor=_GRID, zeroline=False, automargin=True, title=x_title)
+    figure.update_yaxes(gridcolor=_GRID, zeroline=False, automargin=True, title=y_title)
     return figure

@@ -1,6 +1,5 @@
 """A model's answers to look at: captions with the ten photos it finds for them, as small JPEGs inside the page."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +33,6 @@ class Shown:
     jpeg: bytes
     is_photo: bool
     is_product: bool
-
-    @property
-    def data_uri(self) -> str:
-        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
 
 
 @dataclass(frozen=True)

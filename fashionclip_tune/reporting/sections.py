@@ -222,7 +222,7 @@ def starts(view: SweepView) -> Iterator[str]:
     ]  # fmt: skip
     if rows:
         yield "<h3>What trials started from</h3>"
-        yield table(("start", "architecture", "input", "weights", "licence"), [(row, "") for row in rows])
+        yield table(("start", "architecture", "input", "weights", "licence"), [(row, "") for row in rows], numbers=())
 
 
 def failures(rows: Sequence[TrialRow]) -> Iterator[str]:

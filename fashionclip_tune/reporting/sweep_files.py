@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from fashionclip_tune.errors import SCORES_NOTHING, UserError
-from fashionclip_tune.evaluation.encode import EncodingSpeed
 from fashionclip_tune.evaluation.evaluate import gain
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
 from fashionclip_tune.evaluation.statistics import PairedTest
@@ -54,28 +53,7 @@ class TrialRow(_Always, total=False):
     """While the sweep runs: of the last evaluation."""
 
 
-_COLUMNS = (
-    "trial_id",
-    "start",
-    "state",
-    "stop_reason",
-    "recall_at_10",
-    "recall_at_10_low",
-    "recall_at_10_high",
-    "recall_at_5",
-    "untouched_recall_at_10",
-    "gain",
-    "relative_gain",
-    "max_recall_at_10",
-    "protocol",
-    "num_gallery_images",
-    "num_gallery_texts",
-    "step",
-    "examples_seen",
-    *EncodingSpeed._fields,
-    "duration_s",
-    "device_s",
-)
+_NOT_IN_CSV = ("config", "message", "metrics")  # settings have columns of their own
 
 _SWEEP_NAMES = ("name", "state", "best", "trials")  # of sweep.json, what every version wrote
 
@@ -148,14 +126,13 @@ def end_of(row: TrialRow, sweep_state: str) -> str:
 
 
 def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:
-    """One row a trial, one column a setting that any trial has."""
+    """One row a trial, one column a figure, or a setting that any trial has."""
+    figures = [name for name in TrialRow.__annotations__ if name not in _NOT_IN_CSV]
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
     with atomic_write(path, newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*_COLUMNS, *settings])
-        writer.writerows(
-            [*(dict(row)[name] for name in _COLUMNS), *(row["config"].get(name) for name in settings)] for row in rows
-        )
+        writer = csv.DictWriter(file, [*figures, *settings], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**row, **row["config"]} for row in rows)
 
 
 def last_queries(sweep_dir: Path, row: TrialRow) -> tuple[Retrieval, dict[str, Any]] | None:
@@ -177,14 +154,18 @@ def compare_trials(first_dir: Path, first: TrialRow, second_dir: Path, second: T
     return compare(one[0], other[0])
 
 
-def ties_with_best(sweep_dir: Path, rows: Sequence[TrialRow]) -> set[str]:
-    """Trials whose difference to the best one is inside chance."""
+def tests_of_best(sweep_dir: Path, rows: Sequence[TrialRow]) -> dict[str, PairedTest | None]:
+    """What the best trial is better by than each other one that has ended; None where their queries were not the same."""
     best = best_row(rows)
     if best is None:
-        return set()
-    ended = [row for row in ranked(rows) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
-    tests = {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row) for row in ended}
-    return {trial_id for trial_id, test in tests.items() if test is not None and test.is_tie}
+        return {}
+    others = [row for row in ranked(rows) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
+    return {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row) for row in others}
+
+
+def ties_with_best(sweep_dir: Path, rows: Sequence[TrialRow]) -> set[str]:
+    """Trials whose difference to the best one is inside chance."""
+    return {name for name, test in tests_of_best(sweep_dir, rows).items() if test is not None and test.is_tie}
 
 
 def freed_line(sweep: Mapping[str, Any]) -> str | None:

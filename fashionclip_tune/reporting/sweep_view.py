@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.statistics import PairedTest
-from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, compare_trials, has_failed, ranked, read_sweep, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, has_failed, ranked, read_sweep, start_of, tests_of_best
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.training.history import Row, read_whole_rows
 
@@ -134,12 +134,8 @@ def view_sweep(folder: Path, name: str | None = None) -> SweepView:
             rows, unreadable = read_whole_rows(path)
             curves[row["trial_id"]] = [each for each in rows if each["examples_seen"] <= row["examples_seen"]]
             torn += unreadable
-    best = best_row(content["trials"])
-    tests: dict[str, PairedTest | None] = {}
-    if best is not None:
-        others = [row for row in ranked(content["trials"]) if row is not best and row["state"] != "RUNNING"]
-        tests = {row["trial_id"]: compare_trials(folder, best, folder, row) for row in others}
-    return SweepView(folder, name or str(content["name"]), content, curves, tests, read_trials(folder / "study.journal"), torn)
+    tests, trials = tests_of_best(folder, content["trials"]), read_trials(folder / "study.journal")
+    return SweepView(folder, name or str(content["name"]), content, curves, tests, trials, torn)
 
 
 def read_trials(journal: Path) -> list[FrozenTrial]:

@@ -71,8 +71,5 @@ def _csv(headers: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> st
     return written.getvalue()
 
 
-FORMS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]], str], str]] = {
-    "markdown": _markdown,
-    "latex": _latex,
-    "csv": _csv,
-}
+FORMS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]], str], str]]
+FORMS = {"markdown": _markdown, "latex": _latex, "csv": _csv}

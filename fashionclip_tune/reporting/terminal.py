@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
-from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, Standing, names_of, standings
+from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, STANDING_HEADERS, Standing, names_of, standings
 from fashionclip_tune.reporting.equal_cost import equal_cost_table
 from fashionclip_tune.reporting.sweep_files import (
     TrialRow,
@@ -155,20 +155,11 @@ def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
     title = "best of each sweep" + f"\n{NOT_COMPARABLE}" * (len(groups) > 1)
     legend = "R@10: recall_at_10, mean of both directions. gain, %: over zero-shot. behind: the first one, by its test."
     table = Table(title=title, caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for header in ("sweep", "trial", "model"):
-        table.add_column(header, no_wrap=True)
-    for header in ("R@10", "gain", "%", "behind"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("counted as")
+    for column, header in enumerate(STANDING_HEADERS):
+        table.add_column(header, justify="right" if 3 <= column <= 6 else "left", no_wrap=header != "counted as")
     for number, group in enumerate(groups):
         if number:
             table.add_row()
         for each in group:
-            row = each.row
-            gains = (
-                figure_or_nothing(row.get("gain"), "+.4f"),
-                figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%"),
-            )
-            figures = (figure_or_nothing(row["recall_at_10"], ".4f"), *gains, each.behind)
-            table.add_row(each.sweep, row["trial_id"], start_of(each.row), *figures, each.counted)
+            table.add_row(*each.cells())
     return table

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 from fashionclip_tune.data.shards import SPLITS, ShardSample, write_dataset_json, write_split
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.progress import OnProgress, no_progress
 from fashionclip_tune.synthetic.captions import write_captions
 from fashionclip_tune.synthetic.drawing import garment_images, tinted
 from fashionclip_tune.synthetic.garments import Colour, random_garment
@@ -27,8 +28,6 @@ from fashionclip_tune.synthetic.garments import Colour, random_garment
 COLLECTIONS = ("sweep", "pretraining")
 # Part of the cache folder's name: increase it with every change that alters pixels or captions.
 RENDERER_VERSION = 1
-
-Progress = Callable[[int, int], None]
 
 _LIMITS = {
     "num_products": (10, 999_999),  # ten: each split gets one; at most six digits in a product's id
@@ -57,7 +56,7 @@ class GarmentRecipe:
                 raise UserError(f"{name} is {value!r}: it must be a whole number from {low} to {high}")
 
 
-def render_dataset(out_dir: Path, recipe: GarmentRecipe, *, on_progress: Progress | None = None) -> None:
+def render_dataset(out_dir: Path, recipe: GarmentRecipe, *, on_progress: OnProgress = no_progress) -> None:
     """Writes a data set of three captions per photo, its products split 80/10/10 % into train, valid and test.
 
     ``on_progress`` is called with the numbers of products done and in total. The same recipe gives the same bytes.
@@ -68,8 +67,7 @@ def render_dataset(out_dir: Path, recipe: GarmentRecipe, *, on_progress: Progres
     def samples(numbers: range) -> Iterator[ShardSample]:
         for number in numbers:
             yield from _product_samples(recipe, number)
-            if on_progress:
-                on_progress(number + 1, total)
+            on_progress(number + 1, total)
 
     splits = {
         split: write_split(out_dir, split, samples(range(bounds[i], bounds[i + 1])), augmented=True)
@@ -79,7 +77,7 @@ def render_dataset(out_dir: Path, recipe: GarmentRecipe, *, on_progress: Progres
     write_dataset_json(out_dir, splits, source=f"synthetic garments: {described}, renderer {RENDERER_VERSION}")
 
 
-def cached_dataset(recipe: GarmentRecipe, cache_dir: Path, *, on_progress: Progress | None = None) -> Path:
+def cached_dataset(recipe: GarmentRecipe, cache_dir: Path, *, on_progress: OnProgress = no_progress) -> Path:
     """The folder with the recipe's data set below ``cache_dir``, rendered by the first of all processes to ask."""
     identity = json.dumps({**asdict(recipe), "renderer": RENDERER_VERSION}, sort_keys=True)
     parent = cache_dir / "synthetic"

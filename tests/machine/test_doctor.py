@@ -13,7 +13,7 @@ from fashionclip_tune.cli import doctor as doctor_command
 from fashionclip_tune.cli.main import main
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine.doctor import Level, judge, lines, problems
-from fashionclip_tune.machine.facts import PACKAGES, Facts, Gpu, Leftover, Mount, gather, look_at_mount
+from fashionclip_tune.machine.facts import PACKAGES, Facts, Gpu, Mount, gather, look_at_mount
 from fashionclip_tune.machine.hardware import Machine, memory_limit_bytes
 
 GB = 10**9
@@ -161,7 +161,7 @@ def test_what_dead_sweeps_left_in_the_scratch_folder_is_named_with_its_size(tmp_
     held = [tmp_path / "sweeps" / "driven-2" / ".lock", tmp_path / "sweeps" / "worked-3" / "trials" / "0000-a" / ".lock"]
     with FileLock(held[0]), FileLock(held[1]):
         facts = gather({"scratch": tmp_path})
-    assert facts.leftovers == (Leftover(str(tmp_path / "sweeps" / "dead-1"), 1000),)
+    assert facts.leftovers == {str(tmp_path / "sweeps" / "dead-1"): 1000}
     (text,) = [each.text for each in judge(facts) if "nothing runs" in each.text]
     assert f"{tmp_path}/sweeps/dead-1 (0.00 GB)" in text
 

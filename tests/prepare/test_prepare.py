@@ -132,7 +132,7 @@ def test_members_and_layout(shop: Shop) -> None:
         "test": 1,
     }
     assert described["source"].startswith("items.csv (image: image, caption: caption, id: product_id")
-    assert not report.splits_drawn
+    assert report.splits_from is not None
     assert report.leaking_products == 0
     assert (report.splits["train"].samples, report.splits["train"].products, report.splits["train"].shards) == (6, 6, 1)
 
@@ -201,7 +201,7 @@ def test_columns_are_guessed(shop: Shop) -> None:
         "group": "family_id",
     }
     assert all(choice.guessed for choice in report.columns.values() if choice.name)
-    assert report.splits_drawn
+    assert report.splits_from is None
     assert "image: Photo (guessed)" in str(report)
     assert sum(counts.products for counts in report.splits.values()) == 50
 

@@ -238,14 +238,14 @@ def test_quality_stands_against_time_encoding_speed_and_size(report: Path, small
 def test_sweeps_stand_side_by_side_with_the_test_between_their_best(tmp_path: Path) -> None:
     folders = [write_sweep(tmp_path / name, right) for name, right in (("ahead", [150]), ("close", [149]), ("weak", [60]))]
     page = Page(write_report(folders))
-    behind = {row[0]: row[6] for row in page.rows if len(row) == 7}
-    assert behind == {"sweep": "behind the first", "ahead": "", "close": "0.0050, tie", "weak": "0.4500, real"}
+    behind = {row[0]: row[6] for row in page.rows if len(row) == 8}
+    assert behind == {"sweep": "behind", "ahead": "", "close": "0.0050, tie", "weak": "0.4500, real"}
     assert not (folders[1] / "report.html").exists()
     assert "not comparable" not in page.text
 
     change_sweep(folders[0], data_fingerprint="train:others")
     page = Page(write_report(folders))
-    behind = [(row[0], row[6]) for row in page.rows if len(row) == 7 and row[0] != "sweep"]
+    behind = [(row[0], row[6]) for row in page.rows if len(row) == 8 and row[0] != "sweep"]
     assert behind == [("ahead", ""), ("close", ""), ("weak", "0.4450, real")], "the first of its own photos"
     assert "recalls are not comparable" in page.text
 

@@ -21,15 +21,6 @@ def nodes_at(address: str | None) -> list[Node] | None:
     if address is None:
         warn_of_open("the Ray that this process is connected to")
         return None
-    return cluster_nodes(address)
-
-
-def cluster_nodes(address: str) -> list[Node]:
-    """The machines of a running cluster. Where it lets anyone in, a warning is logged.
-
-    Raises:
-        UserError: nothing answers there.
-    """
     try:
         host, separator, port = address.rpartition("/")[2].rpartition(":")
         if separator:  # Ray itself would wait for minutes

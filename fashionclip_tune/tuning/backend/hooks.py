@@ -46,19 +46,14 @@ class SweepJob:
     num_trials: int
     slots: Slots
     rule: StoppingRule = NO_STOPPING
-    share_of: Callable[[ProjectConfig], Share] | None = None
-    """A trial's part of the machine; None: as ``slots`` says, all the same."""
+    share_of: Callable[[ProjectConfig], Share] = lambda config: Share(0.0, 1.0)
+    """A trial's part of the machine."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """The short names of what trials start from."""
     durable: DurablePlan | None = None
     disk_budget_bytes: int | None = None
     """Of the sweep's folder in the results; None: as much as the disk has."""
     time_budget: TimeBudget | None = None
-
-    def share(self, config: ProjectConfig) -> Share:
-        if self.share_of is not None:
-            return self.share_of(config)
-        return Share(self.slots.gpus_per_trial, self.slots.cpus_per_trial)
 
 
 class StudySearcher(_NotPickled, Searcher):
@@ -85,7 +80,7 @@ class StudySearcher(_NotPickled, Searcher):
             if settings is None or config is None or not self._may_start(config.model_name):
                 finished: Any = Searcher.FINISHED
                 return finished  # type: ignore[no-any-return]
-            share = self._job.share(config)
+            share = self._job.share_of(config)
             self._running[trial_id], self._gpus[trial_id] = number, share.gpus
             start = self._job.labels.get(config.model_name, settings["clip_model"])
             folder = trial_dir(self._job.sweep_dir, number, start, settings["loss_function"])
@@ -185,14 +180,7 @@ class Announcer(_NotPickled, Callback):
     def __init__(self, on_event: Callable[[], None]) -> None:
         self._on_event = on_event
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def _announce(self, *given: Any, **info: Any) -> None:
         self._on_event()
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        self._on_event()
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._on_event()
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._on_event()
+    on_trial_start = on_trial_result = on_trial_complete = on_trial_error = _announce

@@ -15,7 +15,6 @@ import ray
 from ray import tune
 from ray.train._internal.session import get_session
 from ray.tune import PlacementGroupFactory, Trainable
-from ray.tune.experiment import Trial
 from ray.tune.trainable import wrap_function
 
 from fashionclip_tune.machine.child_processes import end_with_us
@@ -81,7 +80,7 @@ def run_trials(
                 search_alg=StudySearcher(study, job, stop),
                 scheduler=StudyScheduler(study, job.rule, stop),
                 num_samples=num_to_run,
-                trial_dirname_creator=_ray_trial_id,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
                 reuse_actors=True,  # a short trial does not pay a start-up, and finds the weights in memory
             ),
             run_config=tune.RunConfig(
@@ -138,10 +137,6 @@ def _ending_in_time(time_budget: TimeBudget | None, stop: StopSignal) -> Iterato
         yield
     finally:
         timer.cancel()
-
-
-def _ray_trial_id(trial: Trial) -> str:
-    return str(trial.trial_id)
 
 
 @contextmanager

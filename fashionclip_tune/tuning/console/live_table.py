@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from types import TracebackType
 from typing import Any
 
@@ -21,35 +22,29 @@ _OTHER_LINES = 6
 _FREE_COLUMNS = 3
 
 
+@dataclass
 class Progress:
-    """Shows a sweep's rows; a context manager, so that the terminal is left whole whatever happens.
+    """Shows a sweep's rows; a context manager, so that the terminal is left whole whatever happens."""
 
-    ``budget_examples`` and ``stage_examples`` are what a trial may train on, and what lies between its evaluations;
-    ``expected_examples`` what a trial of such a sweep trains on in the mean, early stops included.
-    """
+    console: Console
+    _: KW_ONLY
+    num_trials: int
+    side_by_side: int
+    budget_examples: int
+    """What a trial may train on."""
+    stage_examples: int
+    """What lies between its evaluations."""
+    expected_examples: float
+    """What a trial of such a sweep trains on in the mean, early stops included."""
 
-    def __init__(
-        self,
-        console: Console,
-        *,
-        num_trials: int,
-        side_by_side: int,
-        budget_examples: int,
-        stage_examples: int,
-        expected_examples: float,
-    ) -> None:
-        self._console = console
-        self._num_trials = num_trials
-        self._side_by_side = side_by_side
-        self._budget_examples = budget_examples
-        self._stage_examples = stage_examples
-        self._expected_examples = expected_examples
-        self._num_stages = -(-budget_examples // stage_examples)
+    def __post_init__(self) -> None:
         self._said: dict[str, tuple[Any, ...]] = {}
         self._sweep: Mapping[str, Any] = {"name": "", "elapsed_s": 0.0, "trials": []}
         self._shown_at = time.monotonic()
         # Drawn again between events, too, so that the time goes on.
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2) if console.is_terminal else None
+        self._live = (
+            Live(console=self.console, get_renderable=self._table, refresh_per_second=2) if self.console.is_terminal else None
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -65,8 +60,8 @@ class Progress:
             is_news = self._said.get(row["trial_id"]) != now
             self._said[row["trial_id"]] = now
             if is_news and (self._live is None or has_failed(row)):  # a message has no room in the table
-                end = f"  ({self._ended()} of {self._num_trials} ended{self._left()})" if row["state"] != "RUNNING" else ""
-                self._console.print(_line(row) + end, highlight=False, soft_wrap=True, markup=False)
+                end = f"  ({self._ended()} of {self.num_trials} ended{self._left()})" if row["state"] != "RUNNING" else ""
+                self.console.print(_line(row) + end, highlight=False, soft_wrap=True, markup=False)
         if self._live:
             self._live.start(refresh=True)
 
@@ -74,14 +69,24 @@ class Progress:
         return sum(row["state"] != "RUNNING" for row in self._sweep["trials"])
 
     def _left(self) -> str:
-        seconds = seconds_left(
-            self._sweep["trials"],
-            num_trials=self._num_trials,
-            side_by_side=self._side_by_side,
-            expected_examples=self._expected_examples,
-            budget_examples=self._budget_examples,
-        )
+        seconds = self.seconds_left(self._sweep["trials"])
         return time_left(None if seconds is None else seconds - (time.monotonic() - self._shown_at))
+
+    def seconds_left(self, rows: Sequence[TrialRow]) -> float | None:
+        """Until the last trial ends, at the pace of the trials so far; None before one has come to its first evaluation.
+
+        A trial that has not begun takes what is usual, one that has gone beyond that is taken to go to its budget.
+        """
+        examples: int = sum(row["examples_seen"] for row in rows)
+        if not examples:
+            return None
+        running = [row["examples_seen"] for row in rows if row["state"] == "RUNNING"]
+        expected = self.expected_examples
+        to_come = sum((expected if seen <= expected else self.budget_examples) - seen for seen in running)
+        not_begun = max(0, self.num_trials - len(rows))
+        at_a_time = max(1, min(self.side_by_side, len(running) + not_begun))
+        spent_s: float = sum(row["duration_s"] for row in rows if row["examples_seen"])
+        return float((to_come + expected * not_begun) * spent_s / examples / at_a_time)
 
     def _table(self) -> Table | str:
         sweep, rows = self._sweep, self._sweep["trials"]
@@ -89,15 +94,15 @@ class Progress:
         so_far = f"{took_s / 60:.0f} min" if took_s >= 90 else f"{took_s:.0f} s"
         if not rows:
             return f"{sweep['name']}: starting, {so_far}"
-        shown = _newest(rows, max(3, self._console.height - _OTHER_LINES))
+        shown = _newest(rows, max(3, self.console.height - _OTHER_LINES))
         cells = [self._cells(row) for row in shown]
         widths = [max(len(text) for text in (header, *column)) for header, *column in zip(_HEADERS, *cells, strict=True)]
-        room = self._console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
+        room = self.console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
         best = ranked([row for row in rows if row["examples_seen"] > 0 and not has_failed(row)])[:1]
         below = [f"best so far: trial {row['trial_id']}, {start_of(row)}, {row['recall_at_10']:.4f}" for row in best]
         below += [f"{len(rows) - len(shown)} more have ended"] if len(shown) < len(rows) else []
         table = Table(
-            title=f"{sweep['name']}: {self._ended()} of {self._num_trials} trials ended, {so_far} so far{self._left()}",
+            title=f"{sweep['name']}: {self._ended()} of {self.num_trials} trials ended, {so_far} so far{self._left()}",
             caption="; ".join(below),
             title_justify="left",
             caption_justify="left",
@@ -116,36 +121,18 @@ class Progress:
     def _cells(self, row: TrialRow) -> list[str]:
         config = row["config"]
         model, rate = start_of(row), config.get("training.learning_rate")
-        if self._console.width < _NARROW and len(model) > _NARROW_MODEL:
+        if self.console.width < _NARROW and len(model) > _NARROW_MODEL:
             model = model[: _NARROW_MODEL - 1] + "…"
         return [
             row["trial_id"],
             model,
             loss_label(config.get("loss_function")),
             "" if rate is None else f"{rate:.1e}".replace("e-0", "e-"),
-            f"{row['examples_seen'] // self._stage_examples}/{self._num_stages}",
+            f"{row['examples_seen'] // self.stage_examples}/{-(-self.budget_examples // self.stage_examples)}",
             figure_or_nothing(row["recall_at_10"], ".4f"),
             figure_or_nothing(row.get("recall_change"), "+.4f"),
             figure_or_nothing(row.get("samples_per_second"), ",.0f"),
         ]
-
-
-def seconds_left(
-    rows: Sequence[TrialRow], *, num_trials: int, side_by_side: int, expected_examples: float, budget_examples: int
-) -> float | None:
-    """Until the last trial ends, at the pace of the trials so far; None before one has come to its first evaluation.
-
-    A trial that has not begun takes what is usual, one that has gone beyond that is taken to go to its budget.
-    """
-    examples: int = sum(row["examples_seen"] for row in rows)
-    if not examples:
-        return None
-    running = [row["examples_seen"] for row in rows if row["state"] == "RUNNING"]
-    to_come = sum((expected_examples if seen <= expected_examples else budget_examples) - seen for seen in running)
-    not_begun = max(0, num_trials - len(rows))
-    at_a_time = max(1, min(side_by_side, len(running) + not_begun))
-    spent_s: float = sum(row["duration_s"] for row in rows if row["examples_seen"])
-    return float((to_come + expected_examples * not_begun) * spent_s / examples / at_a_time)
 
 
 def time_left(seconds: float | None) -> str:

@@ -34,7 +34,9 @@ def plan_lines(plan: SweepPlan) -> list[str]:
         *_time_lines(plan),
     ]
     lines += [f"cut:      {cut}" for cut in plan.allotment.cuts]
-    return [*lines, f"tight?    {_cut_first(plan)}"]
+    memory = "" if plan.gpu is None else "; where memory runs out, the micro-batch is halved"
+    last = f"the last of the {plan.num_trials} trials are cut first: --num-trials N, or --time-budget MIN and --resume"
+    return [*lines, f"tight?    {last}{memory}"]
 
 
 def _machine_lines(plan: SweepPlan) -> list[str]:
@@ -128,13 +130,6 @@ def _duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
-
-
-def _cut_first(plan: SweepPlan) -> str:
-    """In the order in which things give way."""
-    memory = "" if plan.gpu is None else "; where memory runs out, the micro-batch is halved"
-    last = f"the last of the {plan.num_trials} trials are cut first: --num-trials N, or --time-budget MIN and --resume"
-    return f"{last}{memory}"
 
 
 def _labelled(label: str, lines: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,15 @@ class SweepCatalog:
         Raises:
             UserError: it exists; one that was killed before its first file may be begun again.
         """
+        taken = self._folder.folders()
+
+        def is_free(candidate: str) -> bool:
+            return candidate not in taken or (may_be_begun and self._never_began(candidate))
+
         if name is None:
-            number = 1
-            while self._has(f"sweep-{number:03d}") and not (may_be_begun and self._never_began(f"sweep-{number:03d}")):
-                number += 1
-            return f"sweep-{number:03d}"
+            return next(candidate for number in count(1) if is_free(candidate := f"sweep-{number:03d}"))
         _check_name(name)
-        if self._has(name) and not (may_be_begun and self._never_began(name)):
+        if not is_free(name):
             raise UserError(f"sweep {self.location}/{name} exists: add --resume to go on with it, or choose another --name")
         return name
 
@@ -157,9 +160,6 @@ class SweepCatalog:
         """
         first = (f"{name}/{HEADERS}/", f"{name}/{WRITERS}/")
         return all(Path(path).name.startswith(".") or path.startswith(first) for path in self._folder.sizes(name))
-
-    def _has(self, name: str) -> bool:
-        return name in self._folder.folders()
 
     def _saved(self, name: str) -> dict[str, Any] | None:
         """What was written first holds; what is rewritten for people may be torn."""

@@ -90,13 +90,7 @@ class SweepMirror:
             self._journal.write_bytes(durable)
             header = read_header(self.folder)
             assert header is not None, "nothing is restored of a sweep that has not begun"
-            begun: dict[str, Any] = {
-                "state": "RUNNING",
-                "best": None,
-                "zero_shot": {},
-                "trials": [],
-                **self._counted(),
-            }
+            begun: dict[str, Any] = {"state": "RUNNING", "best": None, "zero_shot": {}, "trials": [], **self._counted()}
             write_json(self._sweep_dir / "sweep.json", {**begun, **header})
         self._mirrored_bytes = len(durable)
         self.fetch_evaluations()
@@ -129,8 +123,11 @@ class SweepMirror:
             if not is_wanted or target.exists():
                 continue
             content = self.folder.read(name)
-            if parts[-1].endswith(".json") and not _is_json(content):
-                continue  # torn: that stage is trained again
+            if parts[-1].endswith(".json"):
+                try:
+                    json.loads(content)
+                except ValueError:  # torn: that stage is trained again
+                    continue
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             self._published[name] = _version(target)
@@ -203,11 +200,3 @@ def read_header(folder: RemoteFolder, sweep: str = "") -> dict[str, Any] | None:
 def _version(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def _is_json(content: bytes) -> bool:
-    try:
-        json.loads(content)
-    except ValueError:
-        return False
-    return True

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fashionclip_tune.tuning.console.live_table import Progress, seconds_left, time_left
+from fashionclip_tune.tuning.console.live_table import Progress, time_left
 
 
 def row(number: int, state: str, *, stop_reason: str | None = None, duration_s: float = 10.0, **more: Any) -> dict[str, Any]:
@@ -101,9 +101,15 @@ def test_a_failure_is_said_with_its_message() -> None:
 
 def test_time_left_counts_what_runs_and_what_has_not_begun() -> None:
     def left(rows: list[dict[str, Any]], num_trials: int = 4, side_by_side: int = 2) -> float | None:
-        return seconds_left(
-            rows, num_trials=num_trials, side_by_side=side_by_side, expected_examples=100.0, budget_examples=320
+        progress = Progress(
+            Console(),
+            num_trials=num_trials,
+            side_by_side=side_by_side,
+            expected_examples=100.0,
+            budget_examples=320,
+            stage_examples=32,
         )
+        return progress.seconds_left(rows)
 
     assert left([row(0, "RUNNING", examples_seen=0)]) is None
     pace = (30 + 10 + 5) / (320 + 64 + 64)

@@ -263,7 +263,7 @@ class FreezeConfig(Section):
     _prefix: ClassVar[str] = "freeze."
 
     image_tower: bool = False
-    """All of the image tower."""
+    """All of the image tower, the statistics of its batch norms included."""
     text_tower: bool = False
     """All of the text tower; never both."""
     token_embedding: bool = False

@@ -112,7 +112,8 @@ def test_a_sweep_that_goes_on_updates_batch_norms_if_it_began_before_they_were_a
     (tmp_path / "mine.py").write_text(SPACE)
     sweeps = SweepCatalog(str(tmp_path / "results"))
     plan = planned(garments, tmp_path)
-    saved = {**sweep_header(plan, sweeps.place("begun", None)), "name": "begun", "state": "RUNNING", "trials": []}
+    state = {"name": "begun", "state": "RUNNING", "trials": [], "two_tiers": False}
+    saved = {**sweep_header(plan, sweeps.place("begun", None)), **state}
     assert saved["base_config"]["model.batch_norm"] == "fixed"
 
     def life(saved: dict[str, Any]) -> Any:

@@ -106,7 +106,8 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
     arguments = dict[str, Any]()
     if folder_of(start.openclip_name) is None:
         listed = registered(start.openclip_name)
-        arguments = {part: model_config[part] for part in ("text_cfg", "vision_cfg") if model_config[part] != listed[part]}
+        own = {key: value for key, value in model_config.items() if value != listed.get(key)}
+        arguments = {key: value for key, value in own.items() if key not in ("quick_gelu", "custom_text")}
     if start.has_weights:
         weights = _read_start(start, cache_dir)
         if "logit_bias" in weights and "init_logit_bias" not in model_config:  # of a CLIP model trained with the sigmoid loss
@@ -115,10 +116,9 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
     torch.manual_seed(seed)  # random weights are part of the run's definition
     try:
         with openclip_is_quiet(), no_foreign_code(start.openclip_name):
-            # OpenCLIP would ignore weights that are named beside a folder, and read pickles less carefully.
+            # OpenCLIP would ignore weights beside a folder, read pickles less carefully, and ask the hub for those of a tag.
             network = open_clip.create_model(
                 start.openclip_name,
-                start.tag,
                 load_weights=False,
                 pretrained_text=False,
                 cache_dir=str(cache_dir),
@@ -130,8 +130,8 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
             if weights is not None:
                 where = start.file or start.tag or start.repository
                 is_theirs = start.is_of_transformers
-                own = to_openclip(weights, network, where) if is_theirs else in_openclips_form(network, weights)
-                put_weights(network, own, where)
+                converted = to_openclip(weights, network, where) if is_theirs else in_openclips_form(network, weights)
+                put_weights(network, converted, where)
     except UserError:
         raise
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types

@@ -13,6 +13,7 @@ from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.models.description import known_name
 from fashionclip_tune.models.hub import CARD_NAME
 from fashionclip_tune.models.starts import Start, architecture_start, find_start
+from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
         size if isinstance(size, int) else size[0],
         text.get("context_length", open_clip.CLIPTextCfg.context_length),
         tokenizer_source(start.model_config),
-        _weights(start),
+        "weights that are made here first, in about a minute" if _is_to_be_made(config) else _weights(start),
         file is not None or not start.has_weights,
         start.notes,
         _licence(file) if file is not None else None,
@@ -58,10 +59,17 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
 
 
 def _planned(config: ProjectConfig) -> Start:
-    """Without a network, too, where the architecture is known beforehand."""
+    """Without a network, and before tiny towers are pretrained: as far as it is known beforehand."""
+    if _is_to_be_made(config):
+        return find_start(config.model_name, None)
     if config.model_name.startswith(HUB_PREFIX):
         return architecture_start(config.model_name)
     return find_start(config.model_name, config.model.pretrained)
+
+
+def _is_to_be_made(config: ProjectConfig) -> bool:
+    is_own = config.model.pretrained == "default" and config.model_name in TINY_MODELS
+    return is_own and not pretrained_tiny_dir(config.model_name).is_dir()
 
 
 def tokenizer_source(model_config: Mapping[str, Any]) -> str:

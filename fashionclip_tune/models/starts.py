@@ -45,7 +45,7 @@ class Start:
     """By which OpenCLIP builds it and finds its tokenizer."""
     model_config: dict[str, Any] = field(compare=False)
     preprocessing: dict[str, Any] = field(compare=False)
-    """What of OpenCLIP's ``preprocess_cfg`` has to be said; a tag says its own."""
+    """What of OpenCLIP's ``preprocess_cfg`` has to be said."""
     tag: str | None = None
     file: Path | None = None
     file_hash: str | None = None
@@ -158,7 +158,8 @@ def _find(name: str, pretrained: str | None) -> Start:
         return base
     place = _default_place(architecture) if pretrained == "default" else _place(name, architecture, pretrained)
     if isinstance(place, str):
-        return Start(architecture, architecture_of_tag(architecture, place), {}, tag=place)
+        prepared = preprocessing_of_tag(architecture, place)
+        return Start(architecture, architecture_of_tag(architecture, place), prepared, tag=place)
     if place.is_dir():
         return _folder(architecture, place, base.model_config)
     expected = architecture_of_tag(architecture, like) if like else base.model_config

@@ -430,3 +430,24 @@ def test_a_folder_s_preprocessing_is_one_that_photos_can_have(tmp_path: Path, ch
     path.write_text(json.dumps(described))
     with pytest.raises(UserError, match=re.escape(message)):
         load_model(ProjectConfig(clip_model=f"local-dir:{tmp_path}"))
+
+
+def test_a_tag_that_is_in_either_cache_is_loaded_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: ProjectConfig
+) -> None:
+    """Random weights at the place of those of a small tag: RN50 would take long, so a tiny tower gets a tag of its own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "own" / "hub"))
+    tag = {"hf_hub": "shop/tagged/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "resize_mode": "squash"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"shop": {**tag, "interpolation": "bicubic"}})
+    made = load_model(of(tiny_config, "tiny-clip", None))
+    for cache in (tmp_path / "own" / "hub", tmp_path / "openclip_cache"):
+        shutil.rmtree(tmp_path / "own", ignore_errors=True)
+        repository = cache / "models--shop--tagged"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("1" * 40)
+        export_openclip(made, repository / "snapshots" / ("1" * 40))
+        named = ProjectConfig(clip_model="tiny-clip/shop").with_overrides({"model.cache_dir": tmp_path / "openclip_cache"})
+        fetch_weights(named)
+        loaded = load_model(named)
+        assert loaded.weights_fingerprint == made.weights_fingerprint
+        assert loaded.preprocessing.mean == (0.1, 0.2, 0.3)

@@ -39,7 +39,7 @@ def starts(tmp_path: Path, garments: Path) -> list[str]:
     random = ProjectConfig(clip_model="tiny-clip", device="cpu").with_overrides({"model.pretrained": None, "training.seed": 7})
     network = load_model(random).network
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "weights.safetensors")
-    repository = tmp_path / "hub" / "hub" / "models--shop--shop-clip"
+    repository = tmp_path / "hub" / "hub" / "models--shop--garment-clip"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     sig = ProjectConfig(clip_model="tiny-sig").with_overrides({"model.pretrained": None, "training.seed": 8})
@@ -55,7 +55,7 @@ def starts(tmp_path: Path, garments: Path) -> list[str]:
     save(clip_config(), tmp_path / "fashion-clip")
     pretrain_missing(["tiny-clip"])
     file = f"tiny-clip={tmp_path / 'weights.safetensors'}"
-    return ["tiny-clip", file, "hf-hub:shop/shop-clip", str(tmp_path / "winner"), str(tmp_path / "fashion-clip")]
+    return ["tiny-clip", file, "hf-hub:shop/garment-clip", str(tmp_path / "winner"), str(tmp_path / "fashion-clip")]
 
 
 @pytest.mark.slow
@@ -81,12 +81,12 @@ def test_five_starts_are_told_apart_and_measured_again_by_every_name(
 
     content = sweep_json(sweep_dir)
     rows = content["trials"]
-    labels = ["tiny-clip", "tiny-clip=weights", "shop-clip", "winner/step_00000002", "fashion-clip"]
+    labels = ["tiny-clip", "tiny-clip=weights", "garment-clip", "winner/step_00000002", "fashion-clip"]
     assert [(row["state"], row["start"]) for row in rows] == [("COMPLETE", label) for label in labels]
     folders = sorted(path.name for path in (sweep_dir / "trials").iterdir())
     assert folders == [f"{row['trial_id']}-{row['start'].replace('/', '-')}-contrastive" for row in rows]
     facts = {each["label"]: each for each in content["starts"].values()}
-    assert facts["shop-clip"]["licence"] == "apache-2.0"
+    assert facts["garment-clip"]["licence"] == "apache-2.0"
     assert [facts[label]["architecture"] for label in labels] == [*["tiny-clip"] * 2, "tiny-sig", *["tiny-clip"] * 2]
     assert all(label in done.stdout for label in labels)
     assert len({row["untouched_recall_at_10"] for row in rows}) > 2

@@ -59,7 +59,7 @@ def refused(result: Any, *said: Any) -> Any:
         (["--set", "reading.allow_remote=true"], ["reading.allow_remote", "use --allow-remote"]),
         (["--scratch-gb", "0"], ["reading.scratch_gb = 0.0", "above 0"]),
         (["--budget-examples", "100"], ["--budget-examples 100", "multiple of 16", "say 96"]),
-        (["--budget-examples", "96", "--grace-examples", "64"], ["--grace-examples 64", "say 128"]),
+        (["--budget-examples", "96", "--grace-examples", "64"], ["--grace-examples 64", "say 64 or 128"]),
         (["--set", "training.batch_size=500"], ["500", "160 photos"]),
         (["--set", "clip_model=ViT-B-31"], ["ViT-B-31", "ViT-B-32"]),
         (["--set", "freeze.image_blocks=99"], ["freeze.image_blocks = 99 is not possible", "has 3 there", "0 to 3"]),
@@ -149,7 +149,7 @@ def test_weights_that_cannot_be_fetched_say_where_they_were_looked_for_and_how_t
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where openclip_cache/ is looked for
     result = run_sweep("--data", garments, "--space", "published", "--results", tmp_path / "results")
-    err = refused(result, "laion2b_s34b_b", str(tmp_path / "openclip_cache"), "--set model.pretrained=")
+    err = refused(result, "laion2b_s34b_b", str(tmp_path / "openclip_cache"), "--set clip_model=")
     assert "laion/CLIP" in err
     assert not (tmp_path / "results").exists()
 
@@ -170,7 +170,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep: RunSweep, garme
         "trials:   12",
         "budget:   432 examples a trial (2.7 epochs), evaluated every 48",
         "rungs at 48, 144 examples",
-        "losses: contrastive, siglip; at least 3 trials each, in turns of like cost",
+        "losses:   contrastive, siglip; at least 3 trials for each start, in turns of like cost",
     ):
         assert part in out
     assert not (tmp_path / "results").exists()
@@ -237,8 +237,8 @@ def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own() -> 
     [
         (["--scheduler", "median"], "stopping: median, judged every 48 examples"),
         (["--scheduler", "none"], "stopping: none: every trial runs to its budget"),
-        (["--min-trials-per-model", "5"], "at least 5 trials each, in turns of like cost"),
-        (["--min-trials-per-model", "0"], "losses: contrastive, siglip\n"),
+        (["--min-trials-per-model", "5"], "at least 5 trials for each start, in turns of like cost"),
+        (["--min-trials-per-model", "0"], "losses:   contrastive, siglip\n"),
         (["--set", "clip_model=tiny-sig"], "losses:   contrastive, siglip\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -275,7 +275,7 @@ def test_a_space_may_call_the_architecture_as_it_likes(run_sweep: RunSweep, garm
     arguments = ("--data", garments, "--space", tmp_path / "mine.py", "--num-trials", "36", "--dry-run")
     code, out, err = run_sweep(*arguments, *FAST)
     assert (code, err) == (0, "")
-    assert "at least 6 trials each, in turns of like cost" in out
+    assert "at least 6 trials for each start, in turns of like cost" in out
 
 
 def test_a_space_of_points_alone_has_as_many_trials(run_sweep: RunSweep, garments: Path, tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def space_of(folder: Path, batch_size: str, base: str = "") -> str:
     return str(file)
 
 
-def planned(garments: Path, space: str, *, goes_on: bool = False, **flags: Any) -> SweepPlan:
+def planned(garments: Path, space: str, *, begun: dict[str, Any] | None = None, **flags: Any) -> SweepPlan:
     settings = SweepSettings(data=str(garments), space=space, device="cpu", samples_per_second=100.0, **flags)
-    return plan_sweep(settings, goes_on=goes_on)
+    return plan_sweep(settings, begun=begun)
 
 
 def test_all_trials_see_as_many_photos_between_evaluations_and_in_all_and_warm_up_over_as_many(
@@ -148,7 +148,7 @@ def test_a_sweep_that_goes_on_keeps_the_examples_that_were_planned_for_it(garmen
     space, sizes = space_of(tmp_path, SELDOM), {"budget_examples": 9 * 64, "grace_examples": 64}
     with pytest.raises(UserError, match="--grace-examples 64 is not allowed"):
         planned(garments, space, **sizes)
-    plan = planned(garments, space, goes_on=True, **sizes)
+    plan = planned(garments, space, begun={}, **sizes)
     assert (plan.budget_examples, plan.stage_examples) == (576, 64)
 
 

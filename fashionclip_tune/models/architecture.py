@@ -83,6 +83,7 @@ def _built(name: str) -> Any:
         raise kind(f"clip_model = {name!r} cannot be built as it is described: {reason_of(error)}") from error
 
 
+@cache
 def forward_flops(model_name: str) -> float:
     """Floating-point operations of both towers for one photo and one caption; a training step takes about three times that.
 

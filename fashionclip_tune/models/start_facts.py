@@ -29,6 +29,7 @@ class StartFacts:
     is_at_hand: bool
     """Else the weights are fetched when the sweep begins, which needs a network."""
     notes: tuple[str, ...]
+    """What is taken for granted of it."""
     licence: str | None
     """As the card beside the weights says it; None: none does, or they are not fetched yet."""
 

@@ -18,6 +18,7 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     lines = [
         f"space:    {plan.space.name}: {'; '.join(plan.check.parameters)} (100 draws are valid configurations)",
         *_labelled("starts:", [facts.line() for facts in plan.starts.values()]),
+        *_labelled("note:", [f"{facts.label}: {note}" for facts in plan.starts.values() for note in facts.notes]),
         f"losses:   {', '.join(plan.check.losses)}"
         + (f"; at least {plan.quota.min_trials} trials for each start, in turns of like cost" if plan.quota else ""),
         f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"

@@ -1,5 +1,6 @@
 """The best single trial of a sweep, as a folder that any OpenCLIP user loads."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import LoadedModel, export_openclip, load_model
+from fashionclip_tune.models.transformers_shapes import activation_notes
 from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.reporting.sweep_files import TrialRow, best_row
 from fashionclip_tune.storage.checkpoint import newest_weights
@@ -19,6 +21,8 @@ from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.persistence.retention import durable_run
 from fashionclip_tune.tuning.trial import dir_of
+
+_log = logging.getLogger(__name__)
 
 
 def export_best(
@@ -47,6 +51,8 @@ def export_best(
         return
     loaded = load_model(starting_point(config))
     put_weights(loaded.network, weights, folder)
+    for note in activation_notes(loaded.model_config):
+        _log.info(f"note: {note}")
     export_whole(loaded, sweep_dir / "best", limited)
 
 

@@ -60,6 +60,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "model.pretrained": ("openai", False),
     "model.init_logit_bias": (-5.0, True),
     "model.patch_dropout": (0.5, True),
+    "model.batch_norm": ("update", True),
     "model.cache_dir": ("/cache", False),
     "loss.positives": ("mask", True),
     "optimizer.image_rate": (0.5, True),

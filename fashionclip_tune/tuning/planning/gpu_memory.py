@@ -179,9 +179,12 @@ class GpuMemory:
         if self.share is not None:
             allowed = f"--gpus-per-trial {self.share:g} allows {self._room_bytes / GB:.1f} of the card's"
             allowed, cure = f"{allowed} {self.card.memory_bytes / GB:.1f}", "give a larger share or none, "
-        photos = "one photo" if size == 1 else f"the {size} photos of a batch (model.batch_norm = update: it cannot be cut)"
+        needs = f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for one photo at a time"
+        if size > 1:
+            needs = f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for the {size} photos of a batch"
+            cure = f"set model.batch_norm=fixed (with update it cannot be cut), {cure}"
         return UserError(
-            f"{config.model_name} needs {needed / GB:.1f} GB of GPU memory for {photos} at a time, {allowed}: {cure}freeze a "
+            f"{needs}, {allowed}: {cure}freeze a "
             "part of it (--set freeze.token_embedding=true, freeze.text_tower), or leave it out of the space"
         )
 

@@ -18,6 +18,7 @@ from fashionclip_tune.tuning.backend import worker as gpu_share
 from fashionclip_tune.tuning.backend.worker import claim_gpu_share
 from fashionclip_tune.tuning.planning.allocation import Allotment, allot
 from fashionclip_tune.tuning.planning.gpu_memory import GB, Card, GpuMemory
+from tests.training.test_trainer import lite
 
 B32, B16, SIGLIP2 = (ProjectConfig(clip_model=name, device="cuda") for name in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"))
 T4 = Card("T4", int(15.8 * GB))
@@ -79,13 +80,15 @@ def test_a_micro_batch_is_halved_until_it_fits_and_what_never_does_is_refused() 
         GpuMemory(Card("tiny", 2 * GB)).need(B16)
 
 
-def test_a_batch_whose_statistics_are_updated_is_not_halved_but_refused() -> None:
-    mobile = ProjectConfig(clip_model="MobileCLIP2-S0").with_overrides({"hardware.precision": "fp16"})
-    small, updating = Card("small", 3 * GB), {"model.batch_norm": "update"}
-    assert GpuMemory(small).need(mobile).micro_batch_size < 64
-    with pytest.raises(UserError, match=r"for the 64 photos of a batch, the card has 3\.0: set model\.batch_norm=fixed"):
-        GpuMemory(small).need(mobile.with_overrides(updating))
-    assert GpuMemory(T4).need(mobile.with_overrides(updating)).micro_batch_size == 64
+def test_a_batch_whose_statistics_are_updated_is_not_halved_but_refused(tmp_path: Path) -> None:
+    fixed = ProjectConfig(clip_model=lite(tmp_path, "test_efficientnet"))
+    updating = fixed.with_overrides({"model.batch_norm": "update"})
+    whole = GpuMemory(T4).need(updating)
+    assert whole.micro_batch_size == 64
+    small = Card("small", whole.memory_bytes - 1)
+    assert GpuMemory(small).need(fixed).micro_batch_size == 32
+    with pytest.raises(UserError, match=r"for the 64 photos of a batch, the card has 0\.\d: set model\.batch_norm=fixed"):
+        GpuMemory(small).need(updating)
 
 
 def test_a_share_that_a_flag_gives_sizes_the_micro_batch_and_refuses_what_it_does_not_hold() -> None:

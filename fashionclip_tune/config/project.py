@@ -78,7 +78,10 @@ class ProjectConfig(Section):
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def _check(self) -> None:
-        name = absolute(self.model_name)
+        try:
+            name = absolute(self.model_name)
+        except ValueError as error:
+            raise UserError(f"clip_model = {self.model_name!r} is not allowed: {error}") from error
         self._require(name not in ("", LOCAL_PREFIX, HUB_PREFIX), "clip_model", "an OpenCLIP architecture name")
         if name != self.model_name:
             object.__setattr__(self, "clip_model", name)

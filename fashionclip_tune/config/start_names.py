@@ -6,6 +6,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,21 +51,33 @@ def is_path(place: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """The same name from wherever one stands: trials change their folder. A path alone becomes ``local-dir:``."""
-    if name.startswith(LOCAL_PREFIX):
-        folder = name.removeprefix(LOCAL_PREFIX)
-        return LOCAL_PREFIX + str(Path(folder).expanduser().resolve()) if folder else name
-    if name.startswith(HUB_PREFIX):
-        return name
-    architecture, place = parts(name)
-    if f"{architecture}={place}" == name:
-        return f"{architecture}={Path(str(place)).expanduser().absolute()}"
-    if name.startswith(("/", "./", "../", "~")) or (place is not None and Path(name).is_dir() and not _is_tag(name)):
-        return LOCAL_PREFIX + str(Path(name).expanduser().resolve())
-    return name
+    """The same name from wherever one stands: trials change their folder. A path alone becomes ``local-dir:``.
+
+    Raises:
+        ValueError: a part of it is missing, or it is below the home of somebody who is not there.
+    """
+    try:
+        if name.startswith(LOCAL_PREFIX):
+            folder = name.removeprefix(LOCAL_PREFIX)
+            return LOCAL_PREFIX + str(Path(folder).expanduser().resolve()) if folder else name
+        if name.startswith(HUB_PREFIX):
+            return name
+        if name.startswith(("/", "./", "../", "~")) or (_has_place(name) and Path(name).is_dir() and not is_tag(name)):
+            return LOCAL_PREFIX + str(Path(name).expanduser().resolve())
+        architecture, place = parts(name)
+        if place == "":
+            raise ValueError("nothing behind the architecture")
+        return f"{architecture}={Path(place or '').expanduser().absolute()}" if f"{architecture}={place}" == name else name
+    except RuntimeError as error:  # of expanduser
+        raise ValueError(str(error)) from error
 
 
-def _is_tag(name: str) -> bool:
+def _has_place(name: str) -> bool:
+    return "/" in name or "=" in name
+
+
+def is_tag(name: str) -> bool:
+    """Whether it is ``ARCHITECTURE/TAG`` of OpenCLIP's list."""
     import open_clip  # seconds, only where a folder has the form of a tag
 
     architecture, place = parts(name)
@@ -76,8 +89,12 @@ def start_labels(names: Iterable[str]) -> dict[str, str]:
     found = dict.fromkeys(names)
     labels = {name: _label(name, 1) for name in found}
     for depth in (2, 3, 99):
-        many = [label for label in labels.values()]
+        many = list(labels.values())
         labels = {name: _label(name, depth) if many.count(label) > 1 else label for name, label in labels.items()}
+    seen = Counter[str]()
+    for name, label in labels.items():  # two files that differ in their suffix, two snapshots of one repository
+        seen[label] += 1
+        labels[name] = f"{label}-{seen[label]}" if seen[label] > 1 else label
     return labels
 
 

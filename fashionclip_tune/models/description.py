@@ -173,6 +173,21 @@ def refuse_another_network(what: str, name: str, found: Mapping[str, Any], expec
             raise UserError(f"{what} are not of {name}: {key} is {found.get(key)}, not {expected.get(key)}")
 
 
+def tags_with_quick_gelu(name: str) -> list[str]:
+    """Published weights of an architecture that were trained with QuickGELU, where its name stands for GELU."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return [tag for tag in tags if (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")]
+
+
+def differences_of_starts(found: object, expected: Mapping[str, Any]) -> list[str]:
+    """Where a trained network's ``model_cfg`` is not that of what it started from; training may add what is set."""
+    if not isinstance(found, Mapping):
+        return [f"model_config = {found!r}"]
+    ours, theirs = _without_what_is_set(expected), _without_what_is_set(found)
+    names = sorted((ours.keys() | theirs.keys()) - {"quick_gelu"})
+    return [f"{name} = {theirs.get(name)}, not {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)]
+
+
 def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Where two ``model_cfg`` describe different networks, by what OpenCLIP takes where one of them is silent."""
     flat = [_network_settings(model_config) for model_config in (found, expected)]

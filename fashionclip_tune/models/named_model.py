@@ -7,7 +7,7 @@ from typing import NamedTuple
 import open_clip
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, brings_weights
+from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, brings_weights, is_tag
 from fashionclip_tune.config.stored import stored_config
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.description import registered
@@ -32,7 +32,7 @@ def named_model(name: str, config: ProjectConfig) -> NamedModel:
     Raises:
         UserError: there is no such model.
     """
-    if Path(name).is_dir() and name not in (*TINY_MODELS, *open_clip.list_models()):
+    if Path(name).is_dir() and name not in (*TINY_MODELS, *open_clip.list_models()) and not is_tag(name):
         name = f"{LOCAL_PREFIX}{name}"  # a folder here may be named without a slash, too
     chosen = config.with_overrides({"clip_model": name})
     if brings_weights(chosen.model_name):

@@ -7,13 +7,14 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,10 +23,12 @@ from fashionclip_tune.config.start_names import LOCAL_PREFIX
 from fashionclip_tune.data.preprocessing import Preprocessing, Tokenizer
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.files import give_usual_mode
-from fashionclip_tune.models.description import CONFIG_NAME, known_name, registered
+from fashionclip_tune.models.description import CONFIG_NAME, describe_folder, known_name, registered
 from fashionclip_tune.models.foreign_code import drop_code_names, no_foreign_code
-from fashionclip_tune.models.hub import has_tokenizer, tokenizer_folder
-from fashionclip_tune.models.starts import Start, find_start, folder_of
+from fashionclip_tune.models.hub import CARD_NAME, has_tokenizer, tokenizer_folder
+from fashionclip_tune.models.start import Start
+from fashionclip_tune.models.start_facts import start_card
+from fashionclip_tune.models.starts import find_start, folder_of
 from fashionclip_tune.models.transformers_shapes import set_activation
 from fashionclip_tune.models.transformers_weights import read_transformers_weights, to_openclip
 from fashionclip_tune.models.weights import in_openclips_form, put_weights, read_weights
@@ -52,6 +55,8 @@ class LoadedModel:
     """CLIP models were trained with the scale kept at or below 100; SigLIP models were not."""
     fits_logit_bias: bool = False
     """The sigmoid loss was added to a model without a bias; it is to be fitted to the first batch."""
+    card: dict[str, str] = field(default_factory=dict)
+    """Licence and source of the weights, as far as they are known, by the names of the hub's model cards."""
 
 
 def load_model(config: ProjectConfig) -> LoadedModel:
@@ -102,14 +107,13 @@ def _cached(config: ProjectConfig) -> LoadedModel:
 def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_tokenizer: bool = True) -> LoadedModel:
     for note in start.notes:
         _log.info(f"note: {note}")
-    weights, model_config = None, start.model_config
-    arguments = dict[str, Any]()
-    if folder_of(start.openclip_name) is None:
-        listed = registered(start.openclip_name)
-        own = {key: value for key, value in model_config.items() if value != listed.get(key)}
-        arguments = {key: value for key, value in own.items() if key not in ("quick_gelu", "custom_text")}
+    weights, model_config, card = None, start.model_config, dict[str, str]()
+    folder = folder_of(start.openclip_name)
+    described = registered(start.openclip_name) if folder is None else describe_folder(folder, name).model_config
+    own = {key: value for key, value in model_config.items() if value != described.get(key)}
+    arguments = {key: value for key, value in own.items() if key not in ("quick_gelu", "custom_text")}
     if start.has_weights:
-        weights = _read_start(start, cache_dir)
+        weights, card = _read_start(start, cache_dir)
         if "logit_bias" in weights and "init_logit_bias" not in model_config:  # of a CLIP model trained with the sigmoid loss
             arguments["init_logit_bias"] = 0.0
             model_config = {**model_config, "init_logit_bias": 0.0}
@@ -145,6 +149,7 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
         tokenizer=tokenizer,
         model_config=model_config,
         weights_fingerprint=_fingerprint(network),
+        card=card,
         clamps_logit_scale="init_logit_bias" not in _first_config(start),
     )
 
@@ -178,10 +183,12 @@ def _preprocessing(name: str, described: Mapping[str, Any]) -> Preprocessing:
     return Preprocessing(sides[0], tuple(mean), tuple(std), described["resize_mode"], described["interpolation"])
 
 
-def _read_start(start: Start, cache_dir: Path) -> dict[str, Tensor]:
+def _read_start(start: Start, cache_dir: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, and what is to stand on the card of a model that is trained from them."""
     try:
         file = start.fetch(cache_dir)
-        return read_transformers_weights(file) if start.is_of_transformers else read_weights(file)
+        weights = read_transformers_weights(file) if start.is_of_transformers else read_weights(file)
+        return weights, start_card(start, file)
     except UserError:
         raise
     except Exception as error:
@@ -290,6 +297,10 @@ def export_openclip(loaded: LoadedModel, folder: Path) -> None:
     preprocess = {key: value for key, value in asdict(loaded.preprocessing).items() if key != "size"}
     described = {"model_cfg": loaded.model_config, "preprocess_cfg": preprocess}
     (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
+    if loaded.card:
+        licence, base = loaded.card.get("license"), loaded.card.get("base_model")
+        head = ModelCardData(library_name="open_clip", license=licence, base_model=base).to_yaml()
+        ModelCard(f"---\n{head}\n---\n").save(folder / CARD_NAME)
     if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
         loaded.tokenizer.save_pretrained(folder)
 

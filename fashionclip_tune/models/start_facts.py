@@ -12,8 +12,10 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.models.description import known_name
 from fashionclip_tune.models.hub import CARD_NAME
-from fashionclip_tune.models.starts import Start, architecture_start, find_start
+from fashionclip_tune.models.start import Start
+from fashionclip_tune.models.starts import architecture_start, find_start
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
+from fashionclip_tune.storage.checkpoint import file_hash
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class StartFacts:
     """Else the weights are fetched when the sweep begins, which needs a network."""
     notes: tuple[str, ...]
     """What is taken for granted of it."""
+    weights_hash: str | None
+    """Of a file that somebody may write anew: no tag's, no repository's, not of a tiny tower's own."""
     licence: str | None
     """As the card beside the weights says it; None: none does, or they are not fetched yet."""
 
@@ -55,8 +59,21 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
         "weights that are made here first, in about a minute" if _is_to_be_made(config) else _weights(start),
         file is not None or not start.has_weights,
         start.notes,
-        _licence(file) if file is not None else None,
+        file_hash(start.file) if start.file is not None and config.model_name not in TINY_MODELS else None,
+        _card(file).get("license") if file is not None else None,
     )
+
+
+def start_changes(saved: Mapping[str, Mapping[str, Any]] | None, now: Mapping[str, StartFacts]) -> list[tuple[str, str]]:
+    """What a sweep that goes on would start from otherwise than before, and how; nothing is known of an older version's."""
+    if saved is None:
+        return []
+    found = [(name, "it is another start now, or its folder is looked for from elsewhere") for name in saved if name not in now]
+    for name, facts in now.items():
+        before = saved.get(name, {}).get("weights_hash")
+        if before is not None and before != facts.weights_hash:
+            found.append((name, "its weights are others"))
+    return found
 
 
 def _planned(config: ProjectConfig) -> Start:
@@ -81,16 +98,34 @@ def _weights(start: Start) -> str:
     if start.repository is not None:
         return f"weights of {HUB_PREFIX}{start.repository}"
     if start.tag is not None:
-        repository = (open_clip.get_pretrained_cfg(start.openclip_name, start.tag) or {}).get("hf_hub", "").rpartition("/")[0]
+        repository = _repository(start)
         return f"weights {start.tag}" + (f" of {HUB_PREFIX}{repository}" if repository else "")
     return f"weights in {start.file}" if start.file is not None else "random weights"
 
 
-def _licence(weights_file: Path) -> str | None:
-    """Of the model card beside the weights, in the head that the hub reads."""
-    card = weights_file.parent / CARD_NAME
+def start_card(start: Start, weights_file: Path) -> dict[str, str]:
+    """Of the hub's model card of whatever is trained from a start: ``license`` and ``base_model``, as far as they are known.
+
+    A folder's own card is read: what was trained from a start names it, too.
+    """
+    known, repository = _card(weights_file), _repository(start)
+    if repository:
+        known["base_model"] = repository
+    return known
+
+
+def _repository(start: Start) -> str:
+    if start.tag is None:
+        return start.repository or ""
+    known = open_clip.get_pretrained_cfg(start.openclip_name, start.tag) or {}
+    return str(known.get("hf_hub", "").rpartition("/")[0])
+
+
+def _card(weights_file: Path) -> dict[str, str]:
+    """What the head of the card beside the weights says of both."""
+    path = weights_file.parent / CARD_NAME
     try:
-        licence = ModelCard.load(card).data.license if card.is_file() else None
-    except (OSError, ValueError):  # somebody's README
-        return None
-    return str(licence) if licence else None
+        head = ModelCard.load(path).data.to_dict() if path.is_file() else {}
+    except Exception:  # somebody's README: yaml and the hub's client raise many types
+        return {}
+    return {name: head[name] for name in ("license", "base_model") if isinstance(head.get(name), str)}

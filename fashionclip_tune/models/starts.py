@@ -1,7 +1,7 @@
-"""From the two settings that name a model (``clip_model``, ``model.pretrained``) to what is read: a file, a tag, or nothing."""
+"""From the two settings that name a model (``clip_model``, ``model.pretrained``) to a start."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fashionclip_tune.models.description import (
     architecture_of_file,
     architecture_of_tag,
     describe_folder,
+    differences_of_starts,
     files_beside,
     is_said,
     known_name,
@@ -25,67 +26,18 @@ from fashionclip_tune.models.description import (
     random_preprocessing,
     refuse_another_network,
     registered,
+    tags_with_quick_gelu,
 )
-from fashionclip_tune.models.hub import cached_file, cached_tag_file, hub_file, tag_file
+from fashionclip_tune.models.hub import cached_file, hub_file
+from fashionclip_tune.models.start import Start
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
 from fashionclip_tune.models.transformers_format import describe_transformers, is_transformers_folder
-from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER, weights_in_folder
-from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME, file_hash, newest_weights, read_record
+from fashionclip_tune.models.weights import weights_in_folder
+from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME, newest_weights, read_record
 
 SWEEP_NAME = "sweep.json"
 # What the cards of models on the hub say that are in our spaces: a sweep is planned by it before they are fetched.
 _ON_THE_HUB = {"Marqo/marqo-fashionCLIP": "ViT-B-16", "Marqo/marqo-fashionSigLIP": "ViT-B-16-SigLIP"}
-
-
-@dataclass(frozen=True)
-class Start:
-    """A model before it is trained. At most one of ``tag``, ``file`` and ``repository`` says where its weights are."""
-
-    openclip_name: str
-    """By which OpenCLIP builds it and finds its tokenizer."""
-    model_config: dict[str, Any] = field(compare=False)
-    preprocessing: dict[str, Any] = field(compare=False)
-    """What of OpenCLIP's ``preprocess_cfg`` has to be said."""
-    tag: str | None = None
-    file: Path | None = None
-    file_hash: str | None = None
-    """As its record lists it; None: nothing says what is to be in the file."""
-    is_of_transformers: bool = False
-    """The file has the names of transformers."""
-    tokenizer_folder: Path | None = None
-    """Where its tokenizer is, if neither with the description nor where OpenCLIP has it."""
-    repository: str | None = None
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """What is taken for granted, for people to read."""
-    stamps: tuple[object, ...] = ()
-    """Of all files that say something about it: by the next time, others may have taken their place."""
-
-    @property
-    def has_weights(self) -> bool:
-        """Else they are random."""
-        return (self.tag or self.file or self.repository) is not None
-
-    def fetch(self, cache_dir: Path) -> Path:
-        """The weights file, fetched if need be.
-
-        Raises:
-            UnavailableError: it is not here and cannot be fetched.
-            UserError: it is not what its record says.
-        """
-        if self.tag is not None:
-            return tag_file(self.openclip_name, self.tag, NAMES_IN_A_FOLDER, cache_dir)
-        if self.repository is not None:
-            return hub_file(self.repository, f"{HUB_PREFIX}{self.repository}: the weights", NAMES_IN_A_FOLDER, None)
-        assert self.file is not None
-        if self.file_hash is not None and file_hash(self.file) != self.file_hash:
-            raise UserError(f"{self.file.parent} is damaged: {self.file.name} is not what {RECORD_NAME} says")
-        return self.file
-
-    def at_hand(self, cache_dir: Path) -> Path | None:
-        """The weights file where it is on this machine already."""
-        if self.tag is not None:
-            return cached_tag_file(self.openclip_name, self.tag, NAMES_IN_A_FOLDER, cache_dir)
-        return cached_file(self.repository, NAMES_IN_A_FOLDER, None) if self.repository is not None else self.file
 
 
 def find_start(name: str, pretrained: str | None = "default") -> Start:
@@ -98,7 +50,10 @@ def find_start(name: str, pretrained: str | None = "default") -> Start:
     Raises:
         UserError: there are no such weights, they are of another architecture, or nobody says how photos are prepared for them.
     """
-    start = _find(name, pretrained)
+    try:
+        start = _find(name, pretrained)
+    except RecursionError:
+        raise UserError(f"clip_model = {name!r} started from itself, by its records") from None
     _refuse_oblong(name, start.model_config)
     paths = list(files_beside(start.file)) if start.file is not None else []
     if (folder := folder_of(start.openclip_name)) is not None:
@@ -162,9 +117,14 @@ def _find(name: str, pretrained: str | None) -> Start:
         return Start(architecture, architecture_of_tag(architecture, place), prepared, tag=place)
     if place.is_dir():
         return _folder(architecture, place, base.model_config)
-    expected = architecture_of_tag(architecture, like) if like else base.model_config
-    start = Start(base.openclip_name, architecture_of_file(architecture, place, expected), {}, file=place)
-    said = base.preprocessing if folder_of(base.openclip_name) else preprocessing_of_tag(architecture, like)
+    if like:  # said by the user, whatever lies beside the file
+        expected, prepared = architecture_of_tag(architecture, like), preprocessing_of_tag(architecture, like)
+        return Start(architecture, expected, prepared, file=place)
+    start = Start(base.openclip_name, architecture_of_file(architecture, place, base.model_config), {}, file=place)
+    if not start.model_config.get("quick_gelu") and (quick := tags_with_quick_gelu(architecture)):
+        note = f"computed with GELU; weights like those of {', '.join(quick)} want QuickGELU: {architecture}/{quick[0]}=FILE"
+        start = replace(start, notes=(note,))
+    said = base.preprocessing if folder_of(base.openclip_name) else {}
     return _prepared(start, preprocessing_beside(place) or said, f"the weights file {place}", place.parent)
 
 
@@ -242,24 +202,44 @@ def _prepared(start: Start, said: Mapping[str, Any], what: str, folder: Path) ->
 
 
 def _in_checkpoint(folder: Path) -> Start:
-    """Of one of our checkpoints: its own weights, with the tokenizer of what its run started from."""
+    """Of one of our checkpoints: its own weights, in the network and with the tokenizer of what its run started from.
+
+    Its record may be anyone's: it may add a bias and an activation to that network, and nothing that is looked for elsewhere.
+    """
     record = read_record(folder)
-    model_config, began = record.get("model_config") or {}, architecture_of(str(record["config"]["clip_model"]))
-    architecture = known_name(model_config)
-    if architecture is None:
-        repository = began.removeprefix(HUB_PREFIX)
-        if repository != began and cached_file(repository, [CONFIG_NAME], None) is None:
-            raise UnavailableError(  # what a file says is not fetched
-                f"{folder} started from {began}, which is not in the hub's cache on this machine: fetch it by its name first, "
-                f"`{command('evaluate', '--model', began)}`, or copy the cache"
-            )
+    began, model_config = architecture_of(str(record["config"]["clip_model"])), record.get("model_config")
+    repository = began.removeprefix(HUB_PREFIX)
+    if repository != began and cached_file(repository, [CONFIG_NAME], None) is None:
+        raise UnavailableError(
+            f"{folder} started from {began}, which is not in the hub's cache on this machine: fetch it by its name first, "
+            f"`{command('evaluate', '--model', began, '--data', 'SHARDS')}`, or copy the cache"
+        )
+    try:
         base = _architecture(began, with_weights=False)
-        architecture, model_config = base.openclip_name, model_config or base.model_config
-    weights, own_folder = folder / WEIGHTS_NAME, folder_of(began)
-    start = Start(architecture, model_config, {}, file=weights, file_hash=str(record["files"][WEIGHTS_NAME]))
-    if own_folder is not None and own_folder.is_dir() and is_transformers_folder(own_folder):
-        start = replace(start, tokenizer_folder=describe_transformers(own_folder).tokenizer_folder)
+    except UserError as error:
+        base = _listed(model_config, f"{folder} started from {began}, which is not to be had: {error}")
+    model_config = base.model_config if model_config is None else model_config
+    differing = differences_of_starts(model_config, base.model_config)
+    if differing:
+        raise UserError(f"{folder} is not of what its record says that it started from, {began}: {'; '.join(differing)}")
+    weights = folder / WEIGHTS_NAME
+    start = Start(
+        base.openclip_name,
+        model_config,
+        {},
+        file=weights,
+        file_hash=str(record["files"][WEIGHTS_NAME]),
+        tokenizer_folder=base.tokenizer_folder,
+    )
     return _prepared(start, preprocessing_beside(weights), f"the checkpoint {folder}", folder)
+
+
+def _listed(model_config: object, lacking: str) -> Start:
+    """What a run started from is gone: its network, where OpenCLIP lists it and has its tokenizer within."""
+    known = known_name(model_config) if isinstance(model_config, Mapping) else None
+    if known is None or registered(known)["text_cfg"].get("hf_tokenizer_name"):
+        raise UnavailableError(lacking)
+    return Start(known, registered(known), {})
 
 
 def _default_place(name: str) -> str | Path:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fashionclip_tune.errors import StoppedError, UnavailableError, UserError, command
 from fashionclip_tune.models.openclip import fetch_weights
+from fashionclip_tune.models.start_facts import start_changes
 from fashionclip_tune.models.starts import find_start
 from fashionclip_tune.progress import messages_on
 from fashionclip_tune.reporting.sweep_files import refit_lines
@@ -91,8 +92,7 @@ def _reopened(settings: SweepSettings, sweeps: SweepCatalog, name: str, saved: d
     settings = stored_settings(saved["settings"], name).resumed(settings, name)
     _check_device(settings, name, dry_run=dry_run)
     location = sweeps.place(name, settings.scratch, saved)
-    begun = saved.get("base_config", {})
-    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run, begun=begun)
+    plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run, begun=saved)
     _check_unchanged(saved, plan)
     return _Reopened(saved, location, plan)
 
@@ -195,6 +195,7 @@ def _check_unchanged(saved: dict[str, Any], plan: SweepPlan) -> None:
         changes.append((plan.space.file, text_changes(saved["space_text"], plan.space.text)))
     if saved["data_fingerprint"] != plan.data_fingerprint:
         changes.append((plan.base.dataset_dir, data_changes(saved["data"], plan.data)))
+    changes += start_changes(saved.get("starts"), plan.starts)
     if changes:
         started = f"has changed since sweep {saved['name']} was started"
         raise UserError(

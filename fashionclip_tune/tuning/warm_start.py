@@ -20,6 +20,7 @@ from fashionclip_tune.config.project import ProjectConfig, override_paths
 from fashionclip_tune.config.stored import BATCH_NORM, stored_config, with_stored
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.models.architecture import may_have_batch_norms
+from fashionclip_tune.models.starts import settled
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.tuning.persistence.mirror import read_header
 from fashionclip_tune.tuning.planning.plan import SweepPlan
@@ -86,7 +87,7 @@ def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> No
         ours_config = plan.build(plan.draw(fixed))
     except ValueError as error:
         raise UserError(f"trial {trial.number:04d} has no value for a parameter of {plan.space.file} ({error})") from error
-    before, now = with_stored(base, settings(trial)).to_dict(), ours_config.to_dict()
+    before, now = settled(with_stored(base, settings(trial))).to_dict(), settled(ours_config).to_dict()
     for path in override_paths(only_fingerprinted=True):
         means_nothing = path == BATCH_NORM and not may_have_batch_norms(ours_config.model_name)
         if path not in _MAY_DIFFER and not means_nothing:

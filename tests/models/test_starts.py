@@ -20,6 +20,7 @@ from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.named_model import loading_call, named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
+from fashionclip_tune.models.start_facts import start_facts
 from fashionclip_tune.models.starts import find_start
 from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.storage.checkpoint import newest_weights
@@ -451,3 +452,94 @@ def test_a_tag_that_is_in_either_cache_is_loaded_without_a_network(
         loaded = load_model(named)
         assert loaded.weights_fingerprint == made.weights_fingerprint
         assert loaded.preprocessing.mean == (0.1, 0.2, 0.3)
+
+
+def fetched(cache: Path, repository: str, folder: Path, digit: str = "2") -> Path:
+    """In a hub's cache as the hub's own client leaves what it has fetched a part of."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(digit * 40)
+    (place / "trees").mkdir()
+    (place / "trees" / f"{digit * 40}.json").write_text(json.dumps([{"type": "file", "path": "not_fetched.bin", "size": 1}]))
+    return Path(shutil.copytree(folder, place / "snapshots" / (digit * 40)))
+
+
+def test_what_was_fetched_in_part_is_at_hand_and_runs_that_started_from_it_too(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tokenizer of its own, which the run's checkpoint has not."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "model")
+    described = json.loads((tmp_path / "model" / CONFIG).read_text())
+    described["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(described))
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n")
+    fetched(tmp_path / "hub", "shop/clip", tmp_path / "model")
+    facts = start_facts(of(tiny_config, "hf-hub:shop/clip"), "clip")
+    assert (facts.is_at_hand, facts.licence) == (True, "mit")
+    steps = {"training.batch_size": 16, "training.max_steps": 1, "training.num_workers": 0, "dataset_root": str(garments)}
+    run = train(of(tiny_config, "hf-hub:shop/clip").with_overrides(steps), tmp_path / "run")
+    allowed = ProjectConfig().with_overrides({"reading.allow_remote": True})
+    loaded = named_model(str(run.out_dir), allowed).loaded
+    texts = ["A Red DRESS"]
+    assert torch.equal(loaded.tokenizer(texts), load_model(of(tiny_config, "hf-hub:shop/clip")).tokenizer(texts))
+    assert load_model(of(tiny_config, str(run.out_dir))).weights_fingerprint == loaded.weights_fingerprint
+    shutil.rmtree(tmp_path / "hub")
+    assert "fetch it by its name first" in message(lambda: load_model(of(tiny_config, f"{run.out_dir}/")))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_config": {"embed_dim": 1}}, "is not of what its record says"),
+        ({"model_config": ["x"]}, "is not of what its record says"),
+        ({"model_config": {"text_cfg": {"hf_tokenizer_name": "somebody/else"}}}, "is not of what its record says"),
+        ({"model_config": {"vision_cfg": {"timm_model_name": "hf-hub:somebody/else"}}}, "is not of what its record says"),
+        ({"config": {"clip_model": "hf-hub:somebody/else"}}, "which is not in the hub's cache"),
+        ({"config": {"clip_model": "hf-hub:no place"}}, "is no place on the hub"),
+        ({"config": {"clip_model": "ITSELF"}}, "started from itself"),
+    ],
+)
+def test_a_record_of_somebody_elses_decides_nothing_that_is_looked_for(
+    tiny_config: ProjectConfig, trained: tuple[Path, TrainResult], tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    _, run = trained
+    folder = Path(shutil.copytree(run.checkpoint, tmp_path / "theirs"))
+    record = json.loads((folder / "checkpoint.json").read_text())
+    for part, value in change.items():
+        if not isinstance(value, dict):
+            record[part] = value
+            continue
+        for key, inner in value.items():
+            inner = f"local-dir:{folder}" if inner == "ITSELF" else inner
+            known = record[part].get(key)
+            record[part][key] = {**known, **inner} if isinstance(inner, dict) and isinstance(known, dict) else inner
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    assert said in message(lambda: load_model(of(tiny_config, str(folder))))
+
+
+@pytest.mark.parametrize("repository", ["shop", "shop/a/b", "shop/name@v1", "shop/", "../x"])
+def test_what_is_no_place_on_the_hub_is_refused_in_words(tiny_config: ProjectConfig, repository: str) -> None:
+    assert "OWNER/NAME is expected" in message(lambda: load_model(of(tiny_config, f"hf-hub:{repository}")))
+
+
+def test_a_card_hands_licence_and_source_on(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "first")
+    assert not (tmp_path / "first" / "README.md").exists(), "nothing is known of random weights"
+    (tmp_path / "first" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: shop/clip\n---\nText\n")
+    export_openclip(load_model(of(tiny_config, f"local-dir:{tmp_path / 'first'}")), tmp_path / "second")
+    head = (tmp_path / "second" / "README.md").read_text()
+    assert "license: apache-2.0" in head
+    assert "base_model: shop/clip" in head
+    for broken in ("---\nlicense: [a\n---\n", "---\n1: 2\n---\n", "no head", "---\n---\n"):
+        (tmp_path / "first" / "README.md").write_text(broken)
+        assert start_facts(of(tiny_config, f"local-dir:{tmp_path / 'first'}"), "first").licence is None
+
+
+def test_weights_whose_activation_no_name_says_are_said_to_be_computed_with_gelu(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").touch()
+    start = find_start(f"ViT-B-32={tmp_path / 'weights.pt'}")
+    assert any("QuickGELU: ViT-B-32/openai=FILE" in note for note in start.notes)
+    assert not start.model_config.get("quick_gelu")
+    named = find_start(f"ViT-B-32/openai={tmp_path / 'weights.pt'}")
+    assert (named.model_config["quick_gelu"], named.notes) == (True, ())

@@ -64,13 +64,17 @@ class Course:
         free = list(range(self.num_points, len(names))) or list(range(len(names)))
         points = range(0 if self.older else self.num_points)[: self.num_trials]  # a warm start brings them along
         counts = [float(number in points) for number in range(len(names))]
-        started = Counter((*self.older, *(names[number] for number in points)))
+        start_of = self.quota.start_of if self.quota is not None else {}
+        choice_of = {start: choice for choice, start in start_of.items()}
+        begun = (*self.older, *(names[number] for number in points))
+        started = Counter(choice_of.get(start, start) for start in begun)
         for _ in range(self.num_trials - len(points)):
             bound = self.quota.next_fixed(started) if self.quota is not None else {}
             alike = free
-            for model in bound.values():
-                started[model] += 1
-                alike = [number for number in free if names[number] == model] or [names.index(model)]
+            for choice in bound.values():
+                started[choice] += 1
+                start = start_of.get(choice, choice)
+                alike = [number for number in free if names[number] == start] or [names.index(start)]
             for number in alike:
                 counts[number] += 1 / len(alike)
         return counts

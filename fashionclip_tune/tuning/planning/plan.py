@@ -73,6 +73,8 @@ class SweepPlan:
     """As ``describe_data`` makes it."""
     starts: Mapping[str, StartFacts]
     """What trials start from, as ``clip_model`` names it."""
+    settles_names: bool
+    """``clip_model`` names weights, too; not in what an older version began."""
     course: Course
     preset_note: str
     disk: DiskPlan
@@ -96,11 +98,13 @@ class SweepPlan:
         refuse_shared(drawn, f"space {self.space.file}")
         wanted = {**drawn, **self.settings.overrides}
         check_known_size(wanted.get("training.batch_size"), self.stage_examples)
-        start = settled(with_stored(self.base, wanted, known_models=self.check.config_of_model))
-        config = self.build({**wanted, "clip_model": start.model_name, "model.pretrained": start.model.pretrained})
+        if self.settles_names:
+            start = settled(with_stored(self.base, wanted, known_models=self.check.config_of_model))
+            wanted |= {"clip_model": start.model_name, "model.pretrained": start.model.pretrained}
+        config = self.build(wanted)
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
         paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
-        if config.model.pretrained == "default":  # clip_model says it all
+        if self.settles_names and config.model.pretrained == "default":  # clip_model says it all
             paths.pop("model.pretrained", None)
         flat = config.to_dict()
         if config.freeze != self.base.freeze:  # a default for the card, which a resumed sweep may not find again
@@ -155,7 +159,7 @@ def plan_sweep(
         find_nodes: those of the cluster that the sweep runs on, asked once the flags are known to be right; None: this machine.
         dry_run: ``gpu_memory_gb`` may stand for a card that is not here.
         machine: None: this one.
-        begun: the stored base configuration of a sweep that goes on: its examples are those that were planned then.
+        begun: the stored content of a sweep that goes on: its examples are those that were planned then.
 
     Raises:
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
@@ -181,12 +185,14 @@ class _Found:
     train: ShardIndex
     valid: ShardIndex
     check: SpaceCheck
+    settles_names: bool
 
 
 def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mapping[str, Any] | None) -> _Found:
     space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
     base = base_config(settings, space, site.device, flags.seed, data_location(settings.data))
-    base = base if begun is None else as_begun(base, begun)
+    base = base if begun is None else as_begun(base, begun.get("base_config", {}))
+    settles_names = begun is None or "starts" in begun
     shards = run_shards(base)
     train, valid = load_data(base, shards)
 
@@ -194,10 +200,11 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappi
         refuse_shared(drawn, f"space {space.file}")
         given = {**space.base, **drawn, **settings.overrides}
         card_bytes = site.gpu.card.memory_bytes if site.gpu is not None else None
-        return with_default_freeze(settled(base.with_overrides({**drawn, **settings.overrides})), card_bytes, given)
+        config = base.with_overrides({**drawn, **settings.overrides})
+        return with_default_freeze(settled(config) if settles_names else config, card_bytes, given)
 
     check = check_space(space, build, flags.seed)
-    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check)
+    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check, settles_names)
 
 
 def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_on: bool) -> SweepPlan:
@@ -217,6 +224,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
         models=check.choices(),
         num_trials=num_trials,
         cost=lambda choice: forward_flops(check.start_of_choice[choice]),
+        start_of=check.start_of_choice,
     )
     rate, num_valid = settings.samples_per_second, len(found.valid)
     paces = model_paces(configs, allotment.at_a_time, num_valid=num_valid, stated=rate)
@@ -264,6 +272,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
         data_fingerprint=f"{found.train.fingerprint}:{found.valid.fingerprint}",
         data=describe_data(found.train, found.valid),
         starts={name: start_facts(config, labels[name]) for name, config in check.config_of_model.items()},
+        settles_names=found.settles_names,
         course=course,
         preset_note=preset_note,
         disk=disk,

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import create_trial
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.start_names import architecture_of
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import check_model_options
 from fashionclip_tune.tuning.study.study import DrawnPoint, Space, draw_points
@@ -147,13 +148,21 @@ def _num_points(drawn: Sequence[DrawnPoint], num_given: int) -> int | None:
 
 
 def _deciding(drawn: Sequence[DrawnPoint], starts: Sequence[str]) -> tuple[str | None, dict[Any, str]]:
-    """The categorical parameter with one start for each of its values, and one value for each start, if there is one."""
+    """The categorical parameter that decides what is started from, and what each of its values starts from first.
+
+    One with one start for each of its values, and one value for each start; else one that names the architectures alone.
+    """
+    pairs_of: dict[str, dict[tuple[Any, str], None]] = {}
     for name, kind in drawn[0].distributions.items():
         if isinstance(kind, CategoricalDistribution) and all(name in point.params for point in drawn):
-            pairs = {(point.params[name], start) for point, start in zip(drawn, starts, strict=True)}
-            values, named = zip(*pairs, strict=True)
-            if len(set(values)) == len(set(named)) == len(pairs):
-                return name, dict(pairs)
+            pairs_of[name] = {(point.params[name], start): None for point, start in zip(drawn, starts, strict=True)}
+    for name, pairs in pairs_of.items():
+        values, named = {value for value, _ in pairs}, {start for _, start in pairs}
+        if len(values) == len(named) == len(pairs):
+            return name, dict(pairs)
+    for name, pairs in pairs_of.items():
+        if all(value == architecture_of(start) for value, start in pairs):
+            return name, {value: start for value, start in reversed(pairs)}
     return None, {}
 
 

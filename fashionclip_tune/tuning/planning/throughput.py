@@ -197,8 +197,8 @@ def measured_in(run_dirs: Sequence[Path]) -> Measured | None:
 
 
 def runs_of(sweep_dir: Path, model: str) -> list[Path]:
-    """The folders of a model's trials."""
-    return sorted(sweep_dir.glob(f"trials/[0-9]*-{model.lower().replace('/', '-')}-*"))
+    """The folders of trials that started from what ``clip_model`` names so."""
+    return [run for run in sorted(sweep_dir.glob("trials/[0-9]*")) if _settings_of(run).get("clip_model") == model]
 
 
 def keep_measured(
@@ -207,17 +207,17 @@ def keep_measured(
     """After a sweep: the next one on this machine plans with its rates."""
     for path, config in {_path(config, at_a_time(config), num_valid): config for config in configs}.items():
         wanted = _kind(config.to_dict())
-        runs = [run for run in runs_of(sweep_dir, config.model_name) if _kind_of(run) == wanted]
+        runs = [run for run in runs_of(sweep_dir, config.model_name) if _kind(_settings_of(run)) == wanted]
         if (measured := measured_in(runs)) is not None:
             write_json(path, asdict(measured))
 
 
-def _kind_of(run_dir: Path) -> dict[str, Any] | None:
-    """A name may begin with another's: ViT-B-16 and ViT-B-16-SigLIP2-256."""
+def _settings_of(run_dir: Path) -> dict[str, Any]:
     try:
-        return _kind(json.loads((run_dir / "config.json").read_text()))
+        settings: dict[str, Any] = json.loads((run_dir / "config.json").read_text())
+        return settings
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def _kind(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ drawn again.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fashionclip_tune.errors import UserError
@@ -35,6 +35,8 @@ class ModelQuota:
     parameter: str
     cost_of_model: Mapping[Any, float]
     min_trials: int
+    start_of: Mapping[Any, str] = field(default_factory=dict)
+    """What each value starts from, where it is not named so itself."""
 
     def next_fixed(self, num_started: Mapping[Any, int]) -> dict[str, Any]:
         """What the next trial's draws are bound to, given how many of each architecture were started; nothing: free."""
@@ -52,6 +54,7 @@ def plan_quota(
     models: Sequence[Any],
     num_trials: int,
     cost: Callable[[Any], float],
+    start_of: Mapping[Any, str] | None = None,
 ) -> ModelQuota | None:
     """By default six an architecture, but half of the sweep at most: the rest is the sampler's.
 
@@ -60,6 +63,7 @@ def plan_quota(
         parameter: that decides what is started from; None: the space has none, and nothing can be bound.
         models: its values; of two that cost the same the first one comes first.
         cost: of a trial of one, in any unit.
+        start_of: what they start from, where they do not say it themselves.
 
     Raises:
         UserError: a number that is negative, does not fit the sweep, or that this space cannot be bound to.
@@ -80,4 +84,4 @@ def plan_quota(
             f"at most {num_trials // len(models)}"
         )
     min_trials = min(_DEFAULT, num_trials // (2 * len(models))) if wanted is None else wanted
-    return ModelQuota(parameter, {model: cost(model) for model in models}, min_trials) if min_trials else None
+    return ModelQuota(parameter, {model: cost(model) for model in models}, min_trials, start_of or {}) if min_trials else None

@@ -9,7 +9,7 @@ import open_clip
 from huggingface_hub import ModelCard
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.start_names import HUB_PREFIX
+from fashionclip_tune.config.start_names import HUB_PREFIX, start_labels
 from fashionclip_tune.models.description import known_name
 from fashionclip_tune.models.hub import CARD_NAME
 from fashionclip_tune.models.start import Start
@@ -62,6 +62,12 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
         file_hash(start.file) if start.file is not None and config.model_name not in TINY_MODELS else None,
         _card(file).get("license") if file is not None else None,
     )
+
+
+def facts_of_starts(configs: Mapping[str, ProjectConfig]) -> dict[str, StartFacts]:
+    """Of all that a sweep starts from, by ``clip_model``."""
+    labels = start_labels(configs)
+    return {name: start_facts(config, labels[name]) for name, config in configs.items()}
 
 
 def start_changes(saved: Mapping[str, Mapping[str, Any]] | None, now: Mapping[str, StartFacts]) -> list[tuple[str, str]]:

@@ -9,14 +9,13 @@ from typing import Any
 import optuna
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.start_names import start_labels
 from fashionclip_tune.config.stored import as_begun, with_stored
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.data.index import ShardIndex
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine.hardware import Machine
 from fashionclip_tune.models.architecture import forward_flops, with_default_freeze
-from fashionclip_tune.models.start_facts import StartFacts, start_facts
+from fashionclip_tune.models.start_facts import StartFacts, facts_of_starts
 from fashionclip_tune.models.starts import settled
 from fashionclip_tune.tuning.planning.allocation import Allotment, Site, find_site
 from fashionclip_tune.tuning.planning.budget import check_batch_sizes, check_known_size, plan_examples
@@ -238,7 +237,6 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
         num_points=len(found.space.points),
         quota=quota,
     )
-    labels = start_labels(check.config_of_model)
     budget, stage, preset_note = plan_examples(
         settings,
         course,
@@ -248,6 +246,8 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
         goes_on=goes_on,
     )
     examples = {"training.budget_examples": budget, "training.stage_examples": stage}
+    if stage % found.base.training.batch_size:  # which no trial has: each draws its own
+        examples["training.batch_size"] = check.batch_sizes[0]
     chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
     chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0)
     return SweepPlan(
@@ -271,7 +271,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
         num_valid=num_valid,
         data_fingerprint=f"{found.train.fingerprint}:{found.valid.fingerprint}",
         data=describe_data(found.train, found.valid),
-        starts={name: start_facts(config, labels[name]) for name, config in check.config_of_model.items()},
+        starts=facts_of_starts(check.config_of_model),
         settles_names=found.settles_names,
         course=course,
         preset_note=preset_note,

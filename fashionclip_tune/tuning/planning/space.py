@@ -159,7 +159,7 @@ def _deciding(drawn: Sequence[DrawnPoint], starts: Sequence[str]) -> tuple[str |
     for name, pairs in pairs_of.items():
         values, named = {value for value, _ in pairs}, {start for _, start in pairs}
         if len(values) == len(named) == len(pairs):
-            return name, dict(pairs)
+            return name, dict(list(pairs))
     for name, pairs in pairs_of.items():
         if all(value == architecture_of(start) for value, start in pairs):
             return name, {value: start for value, start in reversed(pairs)}

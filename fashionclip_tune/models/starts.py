@@ -162,7 +162,7 @@ def _in_folder(folder: Path, what: str, *, with_weights: bool) -> Start:
         start = _in_transformers_folder(place)
         return start if with_weights else replace(start, file=None, is_of_transformers=False)
     if not (place / CONFIG_NAME).is_file():
-        raise UserError(
+        raise UnavailableError(  # a drive that is not mounted leaves an empty folder
             f"{what} is no model: {place} has no {CONFIG_NAME} (an OpenCLIP folder), no {RECORD_NAME} (a checkpoint of ours), "
             f"no checkpoints/ (a run) and no {SWEEP_NAME} (a sweep), "
             "no config.json of transformers"
@@ -216,7 +216,7 @@ def _in_checkpoint(folder: Path) -> Start:
         )
     try:
         base = _architecture(began, with_weights=False)
-    except UserError as error:
+    except UnavailableError as error:
         base = _listed(model_config, f"{folder} started from {began}, which is not to be had: {error}")
     model_config = base.model_config if model_config is None else model_config
     differing = differences_of_starts(model_config, base.model_config)

@@ -199,6 +199,7 @@ def below_zero_shot(small_sweep: Path, folder: Path) -> dict[str, Any]:
     for number, row in enumerate(sweep["trials"]):
         row["untouched_recall_at_10"], row["protocol"] = best + 0.01 * (number + 1), "instance"
         row["config"] |= {"clip_model": "ViT-B-32", "model.pretrained": "laion400m_e32" if number else "openai"}
+        row["start"] = "ViT-B-32"
     (folder / "sweep.json").write_text(json.dumps(sweep))
     return sweep
 

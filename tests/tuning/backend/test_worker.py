@@ -100,7 +100,7 @@ def test_what_was_taken_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_
         ({"dataset_root": blank}, "has no shards named"),
         ({"valid_shards_pattern": "elsewhere.{0..1}.tar"}, "matches none of its files"),
         ({"model__pretrained": f"{gone}/weights.safetensors"}, "is neither a file, a folder nor a tag"),
-        ({"model__pretrained": blank}, "open_clip_config.json cannot be read"),
+        ({"model__pretrained": blank}, "has no open_clip_config.json"),
         ({"device": "cuda"}, "torch sees no GPU here"),
     ):
         reason, message = end_of(**overrides)

@@ -143,7 +143,7 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
     tokenizer = _tokenizer(start, cache_dir) if with_tokenizer else _same_tokens(network.context_length)
     preprocessing = _preprocessing(name, network.visual.preprocess_cfg)
     return LoadedModel(
-        name=known_name(model_config) or name,
+        name=known_name(model_config) or (name if folder is not None else start.openclip_name),
         network=network,
         preprocessing=preprocessing,
         tokenizer=tokenizer,

@@ -13,7 +13,7 @@ from fashionclip_tune.config.start_names import HUB_PREFIX, start_labels
 from fashionclip_tune.models.description import known_name
 from fashionclip_tune.models.hub import CARD_NAME
 from fashionclip_tune.models.start import Start
-from fashionclip_tune.models.starts import architecture_start, find_start
+from fashionclip_tune.models.starts import architecture_start, find_start, folder_of
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
 from fashionclip_tune.storage.checkpoint import file_hash
 
@@ -52,7 +52,7 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
     file = start.at_hand(config.model_cache_dir)
     return StartFacts(
         label,
-        known_name(start.model_config) or "an architecture of its own",
+        _architecture(start),
         size if isinstance(size, int) else size[0],
         text.get("context_length", open_clip.CLIPTextCfg.context_length),
         tokenizer_source(start.model_config),
@@ -89,6 +89,12 @@ def _planned(config: ProjectConfig) -> Start:
     if config.model_name.startswith(HUB_PREFIX):
         return architecture_start(config.model_name)
     return find_start(config.model_name, config.model.pretrained)
+
+
+def _architecture(start: Start) -> str:
+    """OpenCLIP's name; a folder's may have none."""
+    named = start.openclip_name if folder_of(start.openclip_name) is None else "an architecture of its own"
+    return known_name(start.model_config) or named
 
 
 def _is_to_be_made(config: ProjectConfig) -> bool:

@@ -1,9 +1,10 @@
 """A model's answers to look at: captions with the ten photos it finds for them, as small JPEGs inside the page."""
 
-from collections.abc import Sequence
+from collections.abc import base64
 from dataclasses import dataclass
 from pathlib import Path
 
+import Sequence
 import torch
 from torch import Tensor
 
@@ -33,6 +34,11 @@ class Shown:
     jpeg: bytes
     is_photo: bool
     is_product: bool
+
+    @property
+    def data_uri(self) -> str:
+        """For the address of an image in HTML."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
 
 
 @dataclass(frozen=True)

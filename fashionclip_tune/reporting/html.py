@@ -1,6 +1,5 @@
 """Pieces of a page: sections, tables, plots, and a gallery's rows of photos."""
 
-import base64
 import html
 from collections.abc import Iterator, Sequence
 
@@ -82,5 +81,4 @@ def _query(query: Query) -> str:
 def _photo(shown: Shown, caption: str) -> str:
     kind = "photo" if shown.is_photo else "product" if shown.is_product else "other"
     found = " ✓" if shown.is_photo and caption.isdigit() else ""
-    address = f"data:image/jpeg;base64,{base64.b64encode(shown.jpeg).decode()}"
-    return f'<figure class="{kind}"><img alt="{kind}" src="{address}"><figcaption>{caption}{found}</figcaption></figure>'
+    return f'<figure class="{kind}"><img alt="{kind}" src="{shown.data_uri}"><figcaption>{caption}{found}</figcaption></figure>'

@@ -84,6 +84,5 @@ def test_a_trials_folder_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
     from fashionclip_tune.tuning.trial import trial_dir
 
     for letter in ("x", "é"):
-        settings = {"clip_model": f"local-dir:/{letter * 400}", "loss_function": "siglip"}
-        trial_dir(tmp_path, 7, settings).mkdir(parents=True)
+        trial_dir(tmp_path, 7, f"local-dir:/{letter * 400}", "siglip").mkdir(parents=True)
     assert len(list(tmp_path.glob("trials/0007-*"))) == 2

@@ -16,6 +16,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.machine.hardware import Machine
+from fashionclip_tune.models.architecture import forward_flops
 from fashionclip_tune.tuning.planning import throughput as rates
 from fashionclip_tune.tuning.planning.allocation import Allotment
 from fashionclip_tune.tuning.planning.budget import preset_budget
@@ -196,7 +197,7 @@ def test_a_t4s_rates_are_estimates_and_say_so_until_better_is_known(monkeypatch:
 
     alone = pace_of(B32)
     assert alone.source == "estimate for a T4"
-    assert alone.samples_per_second == pytest.approx(20e3 / 44)
+    assert alone.samples_per_second == pytest.approx(20e12 / (3 * forward_flops("ViT-B-32")))
     assert alone.evaluation_s == pytest.approx(1 / 3, rel=0.01)
     assert pace_of(B32, 2).samples_per_second == pytest.approx(alone.samples_per_second / 2)
     recomputed = B32.with_overrides({"hardware.gradient_checkpointing": True})

@@ -9,7 +9,7 @@ import torch
 
 from fashionclip_tune.cli.main import main
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.models.architecture import meta_model
+from fashionclip_tune.models.architecture import forward_flops, meta_model
 from fashionclip_tune.profiling import probe
 from fashionclip_tune.profiling import throughput as pace
 from fashionclip_tune.profiling.memory import MemoryEstimate
@@ -111,7 +111,7 @@ def test_where_memory_depends_on_what_is_drawn_each_share_has_its_line_and_its_h
     assert "1.00 GPU, 1 side by side: 9.0 of 15.8 GB (estimate)" in one
     assert "0.33 GPU, 3 side by side: 5.0 of 15.8 GB (estimate)" in three
     # Three share the card's time.
-    alone = 20_000 / 44
+    alone = 20e12 / (3 * forward_flops("ViT-B-32"))
     (rates,) = [line for line in lines if line.startswith("rates:")]
     assert f"{alone / 3:.0f} to {alone:.0f} samples/s a trial" in rates
     assert plan.course.paces is not None

@@ -1,10 +1,10 @@
 """A model's answers to look at: captions with the ten photos it finds for them, as small JPEGs inside the page."""
 
-from collections.abc import base64
+import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import Sequence
 import torch
 from torch import Tensor
 

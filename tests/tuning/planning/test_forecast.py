@@ -203,8 +203,10 @@ def test_a_t4s_rates_are_estimates_and_say_so_until_better_is_known(monkeypatch:
     recomputed = B32.with_overrides({"hardware.gradient_checkpointing": True})
     assert pace_of(recomputed).samples_per_second == pytest.approx(0.75 * alone.samples_per_second)
     assert pace_of(B32, stated=99.0).samples_per_second == 99
-    unknown = ProjectConfig(clip_model="RN50", device="cuda")
-    assert model_paces([B32, unknown], lambda config: 1, num_valid=9, stated=None) is None
+    other = ProjectConfig(clip_model="RN50", device="cuda")
+    assert pace_of(other).samples_per_second == pytest.approx(20e12 / (3 * forward_flops("RN50")))
+    unknown = ProjectConfig(clip_model="ViT-B-32", device="cpu")  # nobody waits for it to be measured
+    assert model_paces([unknown], lambda config: 1, num_valid=9, stated=None) is None
     with monkeypatch.context() as patch:
         patch.setattr(rates, "known_pace", lambda config: rates_pace(300.0, 360.0))
         assert pace_of(B32).samples_per_second == 300

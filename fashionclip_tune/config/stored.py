@@ -17,13 +17,18 @@ UNSAID = {BATCH_NORM: BatchNorms.LEGACY.value}
 """What a stored configuration that does not speak of it was made with, where that is not the default of today."""
 
 
-def stored_config(flat: Mapping[str, Any], *, allow_remote: bool) -> ProjectConfig:
-    """A whole configuration, as ``to_dict`` wrote it. ``allow_remote``: as the caller has it.
+def stored_config(flat: Mapping[str, Any], *, allow_remote: bool, known_models: Container[str] = ()) -> ProjectConfig:
+    """A whole configuration, as ``to_dict`` wrote it.
+
+    Args:
+        allow_remote: as the caller has it.
+        known_models: places on the hub that nothing has to be fetched from.
 
     Raises:
         UserError: as ``with_stored``.
     """
-    return with_stored(ProjectConfig().with_overrides({**UNSAID, _ALLOWS_REMOTE: allow_remote}), flat)
+    base = ProjectConfig().with_overrides({**UNSAID, _ALLOWS_REMOTE: allow_remote})
+    return with_stored(base, flat, known_models=known_models)
 
 
 def as_begun(config: ProjectConfig, stored: Mapping[str, Any]) -> ProjectConfig:

@@ -1,8 +1,9 @@
 """A model by its name, and the lineage of its weights: the run that trained them, and how OpenCLIP loads those before it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 
@@ -10,10 +11,12 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, brings_weights, is_tag
 from fashionclip_tune.config.stored import stored_config
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.description import registered
+from fashionclip_tune.models.description import CONFIG_NAME, registered
+from fashionclip_tune.models.hub import cached_file
 from fashionclip_tune.models.openclip import LoadedModel, load_model
 from fashionclip_tune.models.starts import SWEEP_NAME, find_start, folder_of, model_folder
 from fashionclip_tune.models.tiny import TINY_MODELS
+from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER
 from fashionclip_tune.storage.checkpoint import RECORD_NAME, read_record, weights_at
 
 
@@ -49,16 +52,24 @@ def started_from(name: str, *, allow_remote: bool) -> ProjectConfig | None:
     if place is None:
         return None
     if (place / RECORD_NAME).is_file():
-        return stored_config(read_record(place)["config"], allow_remote=allow_remote)
+        return _stored(read_record(place)["config"], allow_remote=allow_remote)
     sweep_dir = place.parent
     try:
         trial_id = json.loads((sweep_dir / SWEEP_NAME).read_text())["best"]["trial_id"]
         (record,) = sweep_dir.glob(f"trials/{trial_id}-*/config.json")
-        return stored_config(json.loads(record.read_text()), allow_remote=allow_remote)
+        return _stored(json.loads(record.read_text()), allow_remote=allow_remote)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _stored(flat: Mapping[str, Any], *, allow_remote: bool) -> ProjectConfig:
+    """A run's configuration, which may name a place on the hub where all that is needed of it is in the cache."""
+    name = str(flat.get("clip_model"))
+    repository, needed = name.removeprefix(HUB_PREFIX), ([CONFIG_NAME], NAMES_IN_A_FOLDER)
+    is_here = name.startswith(HUB_PREFIX) and all(cached_file(repository, names, None) is not None for names in needed)
+    return stored_config(flat, allow_remote=allow_remote, known_models=[name] if is_here else [])
 
 
 def starting_point(config: ProjectConfig) -> ProjectConfig:

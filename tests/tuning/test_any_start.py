@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from fashionclip_tune.cli.main import main
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.evaluation.evaluate_model import EvaluateOptions, run_evaluate
 from fashionclip_tune.models.openclip import export_openclip, load_model
@@ -104,9 +105,7 @@ def test_five_starts_are_told_apart_and_measured_again_by_every_name(
         wanted = (row["recall_at_10"], row["untouched_recall_at_10"])
         architecture = facts[row["start"]]["architecture"]
         exported = tmp_path / f"export-{row['trial_id']}"
-        subprocess.run(
-            [sys.executable, "-m", "fashionclip_tune", "export", folder, "--to", exported], env=environment, check=True
-        )
+        main(["export", str(folder), "--to", str(exported)])
         for model in (folder, weights.parent, weights):
             assert recall(model) == wanted
         file = exported / "open_clip_model.safetensors"

@@ -163,12 +163,12 @@ def cached_zero_shot(
 ) -> Evaluation:
     """``evaluate`` of zero-shot weights, computed once on this machine.
 
-    Once for each (weights, preprocessing, data, protocol, arithmetic); trials that ask at the same time wait for the first.
+    Once for each (network, weights, preprocessing, data, protocol, arithmetic); trials that ask together wait for the first.
     """
     arithmetic = [batch_size, str(plan), torch.get_num_threads(), max_bad_share]
     identity: list[Any] = [
         _FORMAT,
-        loaded.name,
+        json.dumps(loaded.model_config, sort_keys=True),  # an activation is in no tensor
         loaded.weights_fingerprint,
         str(loaded.preprocessing),
         photos.fingerprint,

@@ -80,6 +80,11 @@ def tokenizer_folder(repository: str, cache_dir: Path | None) -> Path:
     return hub_file(repository, "the tokenizer", _TOKENIZER_FILES, cache_dir, also=_BESIDE_TOKENIZERS).parent
 
 
+def description_folder(repository: str, what: str, name: str) -> Path:
+    """The folder of a model's description, and of its tokenizer where it has one of its own; raises as ``hub_file`` does."""
+    return hub_file(repository, what, [name], None, also=(*_TOKENIZER_FILES, *_BESIDE_TOKENIZERS)).parent
+
+
 def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 

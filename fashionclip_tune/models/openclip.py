@@ -231,10 +231,10 @@ def _tokenizer(start: Start, cache_dir: Path) -> Tokenizer:
     if start.tokenizer_folder is not None:
         folder = start.tokenizer_folder
         source = f"in {folder}"
-    elif folder is not None and (has_tokenizer(folder) or start.repository is None):
+    elif folder is not None and (has_tokenizer(folder) or not start.is_on_the_hub):
         source = f"in {folder}"
     elif on_the_hub:
-        folder = tokenizer_folder(on_the_hub, None if start.repository else cache_dir)
+        folder = tokenizer_folder(on_the_hub, None if start.is_on_the_hub else cache_dir)
     try:
         with openclip_is_quiet(), no_foreign_code(start.openclip_name):
             tokenizer: Tokenizer

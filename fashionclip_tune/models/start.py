@@ -29,6 +29,8 @@ class Start:
     tokenizer_folder: Path | None = None
     """Where its tokenizer is, if neither with the description nor where OpenCLIP has it."""
     repository: str | None = None
+    is_on_the_hub: bool = False
+    """Its description is, and so is a tokenizer that it names; a folder of somebody's decides nothing that is fetched."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What is taken for granted, for people to read."""
     stamps: tuple[object, ...] = ()

@@ -55,7 +55,7 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
         _architecture(start),
         size if isinstance(size, int) else size[0],
         text.get("context_length", open_clip.CLIPTextCfg.context_length),
-        tokenizer_source(start.model_config),
+        text.get("hf_tokenizer_name") or "openai/clip",
         "weights that are made here first, in about a minute" if _is_to_be_made(config) else _weights(start),
         file is not None or not start.has_weights,
         start.notes,
@@ -100,10 +100,6 @@ def _architecture(start: Start) -> str:
 def _is_to_be_made(config: ProjectConfig) -> bool:
     is_own = config.model.pretrained == "default" and config.model_name in TINY_MODELS
     return is_own and not pretrained_tiny_dir(config.model_name).is_dir()
-
-
-def tokenizer_source(model_config: Mapping[str, Any]) -> str:
-    return str(model_config.get("text_cfg", {}).get("hf_tokenizer_name") or "openai/clip")
 
 
 def _weights(start: Start) -> str:

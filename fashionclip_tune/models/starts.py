@@ -28,7 +28,7 @@ from fashionclip_tune.models.description import (
     registered,
     tags_with_quick_gelu,
 )
-from fashionclip_tune.models.hub import cached_file, hub_file
+from fashionclip_tune.models.hub import cached_file, description_folder
 from fashionclip_tune.models.start import Start
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
 from fashionclip_tune.models.transformers_format import describe_transformers, is_transformers_folder
@@ -56,8 +56,11 @@ def find_start(name: str, pretrained: str | None = "default") -> Start:
         raise UserError(f"clip_model = {name!r} started from itself, by its records") from None
     _refuse_oblong(name, start.model_config)
     paths = list(files_beside(start.file)) if start.file is not None else []
-    if (folder := folder_of(start.openclip_name)) is not None:
-        paths += [path for path in folder.iterdir() if path.is_file()]
+    folders = [
+        folder_of(start.openclip_name),
+        start.file.parent if start.file is not None and start.is_of_transformers else None,
+    ]
+    paths += [path for folder in folders if folder is not None for path in folder.iterdir() if path.is_file()]
     stats = [(path, path.stat()) for path in sorted(set(paths))]
     return replace(
         start, stamps=tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats)
@@ -71,11 +74,15 @@ def check_architecture(name: str) -> dict[str, Any]:
 
 def architecture_start(name: str) -> Start:
     """A start on the hub for a plan: as far as it is known before it is fetched."""
+    if (known := _known_beforehand(name)) is None:
+        return find_start(name)
+    return replace(_architecture(known, with_weights=False), repository=name.removeprefix(HUB_PREFIX))
+
+
+def _known_beforehand(name: str) -> str | None:
+    """The architecture of a model on the hub whose description is not here yet."""
     repository = name.removeprefix(HUB_PREFIX)
-    if repository in _ON_THE_HUB and cached_file(repository, [CONFIG_NAME], None) is None:
-        known = _ON_THE_HUB[repository]
-        return Start(known, registered(known), random_preprocessing(known), repository=repository)
-    return find_start(name)
+    return _ON_THE_HUB.get(repository) if cached_file(repository, [CONFIG_NAME], None) is None else None
 
 
 def settled(config: ProjectConfig) -> ProjectConfig:
@@ -121,11 +128,12 @@ def _find(name: str, pretrained: str | None) -> Start:
         expected, prepared = architecture_of_tag(architecture, like), preprocessing_of_tag(architecture, like)
         return Start(architecture, expected, prepared, file=place)
     start = Start(base.openclip_name, architecture_of_file(architecture, place, base.model_config), {}, file=place)
-    if not start.model_config.get("quick_gelu") and (quick := tags_with_quick_gelu(architecture)):
+    beside = preprocessing_beside(place)
+    if not beside and not start.model_config.get("quick_gelu") and (quick := tags_with_quick_gelu(architecture)):
         note = f"computed with GELU; weights like those of {', '.join(quick)} want QuickGELU: {architecture}/{quick[0]}=FILE"
         start = replace(start, notes=(note,))
     said = base.preprocessing if folder_of(base.openclip_name) else {}
-    return _prepared(start, preprocessing_beside(place) or said, f"the weights file {place}", place.parent)
+    return _prepared(start, beside or said, f"the weights file {place}", place.parent)
 
 
 def _architecture(name: str, *, with_weights: bool) -> Start:
@@ -135,11 +143,11 @@ def _architecture(name: str, *, with_weights: bool) -> Start:
         return _in_folder(folder, what, with_weights=with_weights)
     if not name.startswith(HUB_PREFIX):
         return Start(name, registered(name), random_preprocessing(name))
-    repository, names = name.removeprefix(HUB_PREFIX), [CONFIG_NAME]
-    if not with_weights and repository in _ON_THE_HUB and cached_file(repository, names, None) is None:
-        return replace(architecture_start(name), repository=None)
-    folder = hub_file(repository, f"{what}: the description", names, None).parent
-    start = _described(folder, what, with_weights=with_weights)
+    if not with_weights and (known := _known_beforehand(name)) is not None:
+        return _architecture(known, with_weights=False)
+    repository = name.removeprefix(HUB_PREFIX)
+    folder = description_folder(repository, f"{what}: the description", CONFIG_NAME)
+    start = replace(_described(folder, what, with_weights=with_weights), is_on_the_hub=True)
     return replace(start, repository=repository) if with_weights else start
 
 
@@ -207,7 +215,9 @@ def _in_checkpoint(folder: Path) -> Start:
     Its record may be anyone's: it may add a bias and an activation to that network, and nothing that is looked for elsewhere.
     """
     record = read_record(folder)
-    began, model_config = architecture_of(str(record["config"]["clip_model"])), record.get("model_config")
+    name, model_config = str(record["config"]["clip_model"]), record.get("model_config")
+    place = parts(name)[1] or str(record["config"].get("model.pretrained"))
+    began = f"{LOCAL_PREFIX}{place}" if Path(place).is_absolute() and Path(place).is_dir() else architecture_of(name)
     repository = began.removeprefix(HUB_PREFIX)
     if repository != began and cached_file(repository, [CONFIG_NAME], None) is None:
         raise UnavailableError(
@@ -230,6 +240,7 @@ def _in_checkpoint(folder: Path) -> Start:
         file=weights,
         file_hash=str(record["files"][WEIGHTS_NAME]),
         tokenizer_folder=base.tokenizer_folder,
+        is_on_the_hub=base.is_on_the_hub,
     )
     return _prepared(start, preprocessing_beside(weights), f"the checkpoint {folder}", folder)
 

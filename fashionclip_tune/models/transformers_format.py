@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.tokenizer import SimpleTokenizer
 
-from fashionclip_tune.data.preprocessing import Tokenizer
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.description import CONFIG_NAME as OPENCLIP_CONFIG_NAME
-from fashionclip_tune.models.foreign_code import drop_code_names, no_foreign_code, refuse_code
+from fashionclip_tune.models.foreign_code import refuse_code
 from fashionclip_tune.models.transformers_shapes import CLIP, SIGLIP, activation_notes, find_architecture
 from fashionclip_tune.models.transformers_weights import INDEX_SUFFIX
 
@@ -82,28 +80,6 @@ def describe_transformers(folder: Path) -> TransformersStart:
         _weights_file(folder),
         (*notes, *activation_notes(model_config)),
     )
-
-
-def tokenizer_of(start: TransformersStart) -> Tokenizer:
-    """Its tokenizer, with length and cleaning of texts as OpenCLIP has them for the architecture.
-
-    Raises:
-        UserError: the tokenizer's files cannot be read, or it cannot be had without running Python files of its folder.
-    """
-    text, folder = start.model_config["text_cfg"], start.tokenizer_folder
-    length = text.get("context_length", open_clip.CLIPTextCfg().context_length)
-    if folder is None:
-        own: Tokenizer = SimpleTokenizer(context_length=length)
-        return own
-    try:
-        with no_foreign_code(folder):
-            tokenizer: Tokenizer = HFTokenizer(str(folder), context_length=length, **(text.get("tokenizer_kwargs") or {}))
-    except UserError:
-        raise
-    except Exception as error:  # transformers and tokenizers raise many types
-        raise UserError(f"the tokenizer in {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    drop_code_names(tokenizer, folder)
-    return tokenizer
 
 
 def _config(path: Path) -> dict[str, Any]:

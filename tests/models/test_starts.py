@@ -26,6 +26,7 @@ from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.training.callbacks import TrainResult
 from fashionclip_tune.training.train import train
+from tests.support.transformers_models import WORDS, save_word_tokenizer
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 PREPARED = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "resize_mode": "squash", "interpolation": "bilinear"}
@@ -543,3 +544,49 @@ def test_weights_whose_activation_no_name_says_are_said_to_be_computed_with_gelu
     assert not start.model_config.get("quick_gelu")
     named = find_start(f"ViT-B-32/openai={tmp_path / 'weights.pt'}")
     assert (named.model_config["quick_gelu"], named.notes) == (True, ())
+
+
+def test_a_model_on_the_hub_has_the_tokenizer_that_it_names_and_so_have_runs_from_it(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Marqo's and SigLIP's: description and weights in one repository, the tokenizer in another."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "model")
+    described = json.loads((tmp_path / "model" / CONFIG).read_text())
+    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "shop/words"
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(described))
+    fetched(tmp_path / "hub", "shop/clip", tmp_path / "model")
+    config = of(tiny_config, "hf-hub:shop/clip")
+    assert "the tokenizer of shop/words" in message(lambda: load_model(config))
+    (tmp_path / "words").mkdir()
+    save_word_tokenizer(tmp_path / "words")
+    fetched(tmp_path / "hub", "shop/words", tmp_path / "words")
+    tokens = load_model(config).tokenizer(["red dress"])
+    assert tokens[0, :2].tolist() == [WORDS.index("red"), WORDS.index("dress")]
+    steps = {"training.batch_size": 16, "training.max_steps": 1, "training.num_workers": 0, "dataset_root": str(garments)}
+    run = train(config.with_overrides(steps), tmp_path / "run")
+    assert torch.equal(named_model(str(run.out_dir), ProjectConfig()).loaded.tokenizer(["red dress"]), tokens)
+
+
+def test_a_run_from_a_folder_beside_its_architecture_is_measured_with_the_folders_tokenizer(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path
+) -> None:
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "model")
+    described = json.loads((tmp_path / "model" / CONFIG).read_text())
+    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(described))
+    save_word_tokenizer(tmp_path / "model")
+    steps = {"training.batch_size": 16, "training.max_steps": 1, "training.num_workers": 0, "dataset_root": str(garments)}
+    for number, config in enumerate(
+        (of(tiny_config, "tiny-clip", tmp_path / "model"), of(tiny_config, f"tiny-clip={tmp_path / 'model'}"))
+    ):
+        run = train(config.with_overrides(steps), tmp_path / str(number))
+        found = named_model(str(run.out_dir), ProjectConfig())
+        assert torch.equal(found.loaded.tokenizer(["red dress"]), load_model(config).tokenizer(["red dress"]))
+
+
+def test_a_description_beside_a_weights_file_has_said_its_activation(tmp_path: Path, tiny_config: ProjectConfig) -> None:
+    (tmp_path / "weights.pt").touch()
+    described = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": PREPARED}
+    (tmp_path / CONFIG).write_text(json.dumps(described))
+    assert find_start(f"ViT-B-32={tmp_path / 'weights.pt'}").notes == ()

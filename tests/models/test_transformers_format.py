@@ -14,20 +14,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.openclip import openclip_is_quiet
+from fashionclip_tune.models.openclip import LoadedModel, load_model, openclip_is_quiet
 from fashionclip_tune.models.tiny import register_tiny_models
 from fashionclip_tune.models.transformers_export import write_transformers
 from fashionclip_tune.models.transformers_format import (
     TransformersStart,
     describe_transformers,
     is_transformers_folder,
-    tokenizer_of,
 )
 from fashionclip_tune.models.transformers_shapes import find_architecture, set_activation, transformers_config
 from fashionclip_tune.models.transformers_weights import read_transformers_weights, to_openclip, to_transformers
-from fashionclip_tune.models.weights import put_weights
 from tests.support.transformers_models import (
     SMALL_SIGLIP,
     WORDS,
@@ -66,10 +65,13 @@ def built(architecture: str, model_config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def converted(start: TransformersStart) -> nn.Module:
-    network = built(start.architecture, start.model_config)
-    put_weights(network, to_openclip(read_transformers_weights(start.weights_file), network), start.weights_file)
-    return network
+def loaded(start: TransformersStart) -> LoadedModel:
+    """As every run loads it, by the name of its folder."""
+    return load_model(ProjectConfig(clip_model=f"local-dir:{start.weights_file.parent}"))
+
+
+def converted(start: TransformersStart) -> Any:
+    return loaded(start).network.eval()
 
 
 def assert_same_embeddings(one: Any, other: Any, config: Any) -> None:
@@ -310,7 +312,7 @@ def test_a_file_that_is_missing_is_named(clip_folder: Path, missing: str) -> Non
 def test_a_siglip_folder_needs_a_tokenizer_of_its_own(siglip_folder: Path) -> None:
     start = describe_transformers(siglip_folder)
     assert start.tokenizer_folder == siglip_folder
-    tokens_BL = tokenizer_of(start)(["A Red, dress!", "dots"])  # cleaned as OpenCLIP cleans SigLIP's texts
+    tokens_BL = loaded(start).tokenizer(["A Red, dress!", "dots"])  # cleaned as OpenCLIP cleans SigLIP's texts
     wanted = [[WORDS.index("a"), WORDS.index("red"), WORDS.index("dress")], [WORDS.index("dots")]]
     assert tokens_BL.tolist() == [words + [0] * (12 - len(words)) for words in wanted]
     (siglip_folder / "tokenizer.json").unlink()
@@ -530,7 +532,7 @@ def test_a_siglip_folder_is_written_with_its_own_tokenizer_and_says_how_texts_ar
     from transformers import AutoProcessor
 
     start = describe_transformers(siglip_folder)
-    network, tokenizer = converted(start), tokenizer_of(start)
+    network, tokenizer = converted(start), loaded(start).tokenizer
     squash = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bicubic")
     notes = write_transformers(tmp_path / "out", start.model_config, network.state_dict(), squash, tokenizer)
     assert any("canonicalize" in note for note in notes)

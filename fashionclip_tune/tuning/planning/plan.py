@@ -103,8 +103,6 @@ class SweepPlan:
         config = self.build(wanted)
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]
         paths = dict.fromkeys(["clip_model", "loss_function", *drawn, *fixed])
-        if self.settles_names and config.model.pretrained == "default":  # clip_model says it all
-            paths.pop("model.pretrained", None)
         flat = config.to_dict()
         if config.freeze != self.base.freeze:  # a default for the card, which a resumed sweep may not find again
             paths["freeze.token_embedding"] = None

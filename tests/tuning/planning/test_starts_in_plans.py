@@ -68,8 +68,10 @@ def test_weights_beside_the_architecture_are_one_name_but_for_a_sweep_of_an_olde
     plan = planned(garments, tmp_path, space)
     drawn = plan.draw(point)
     assert drawn["clip_model"] == f"tiny-sig={folders['tiny-sig']}"
-    assert "model.pretrained" not in drawn
+    assert drawn["model.pretrained"] == "default"
     assert plan.build(drawn).model_name in plan.starts
+    based = planned(garments, tmp_path, 'BASE = {"model.pretrained": None}\n' + space)
+    assert based.build(based.draw(point)).model.pretrained == "default", "never random where weights were drawn"
     assert plan.quota is not None, "the architectures alone are drawn by name"
     older = planned(garments, tmp_path, space, begun={}, min_trials_per_model=plan.quota.min_trials)
     assert older.draw(point)["clip_model"] == "tiny-sig"

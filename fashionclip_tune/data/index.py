@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from fashionclip_tune.files import atomic_write, cache_dir
 from fashionclip_tune.progress import OnProgress, no_progress
 from fashionclip_tune.storage.urls import beside, read_url
 
+_PARSING = Lock()  # numpy parses headers by ``ast``, which in Python 3.11 threads disturb each other in (cpython, gh-106905)
 _AT_A_TIME = 8  # index files of a mounted drive or a server take long to open, not to read
 
 
@@ -204,7 +206,7 @@ def _beside(shard: Shard, storage: ShardStorage) -> TarIndex | None:
 def _parse(data: bytes) -> TarIndex | None:
     """None for a file that is damaged, or of another format."""
     try:
-        with np.load(io.BytesIO(data)) as arrays:
+        with _PARSING, np.load(io.BytesIO(data)) as arrays:
             part = dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None

@@ -14,6 +14,8 @@ from fashionclip_tune.config.choices import (
 )
 from fashionclip_tune.config.section import NO_FINGERPRINT, Section
 
+EDITION = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Section):
@@ -60,8 +62,13 @@ class TrainingConfig(Section):
     """The run stops when more than this share of its photos cannot be read."""
     seed: int = 0
     """Of all that is drawn: the order of photos, captions, augmentation, dropout, random weights."""
+    edition: int = EDITION
+    """Of the arithmetic, where a later version of this package changed bits. 1: captions are computed at their full length, and
+    all of the token table is trained. 2: captions are cut to the longest of the batch where nothing behind their end counts,
+    and only the rows of the token table that occur in training are trained. What began earlier goes on with its own."""
 
     def _check(self) -> None:
+        self._require(1 <= self.edition <= EDITION, "edition", f"from 1 to {EDITION}")
         for name in ("batch_size", "checkpoint_interval", "epochs"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("num_workers", "weight_decay", "checkpoint_minutes", "shuffle_buffer", "seed"):

@@ -13,7 +13,8 @@ from fashionclip_tune.errors import UserError
 
 _ALLOWS_REMOTE = "reading.allow_remote"
 BATCH_NORM = "model.batch_norm"
-UNSAID = {BATCH_NORM: BatchNorms.LEGACY.value}
+EDITION_PATH = "training.edition"
+UNSAID = {BATCH_NORM: BatchNorms.LEGACY.value, EDITION_PATH: 1}
 """What a stored configuration that does not speak of it was made with, where that is not the default of today."""
 
 
@@ -34,10 +35,13 @@ def stored_config(flat: Mapping[str, Any], *, allow_remote: bool, known_models: 
 def as_begun(config: ProjectConfig, stored: Mapping[str, Any]) -> ProjectConfig:
     """The caller's configuration for going on with what was begun with ``stored`` settings.
 
-    Batch norms are ``fixed`` by default in what begins anew; another value is the caller's word.
+    Batch norms are ``fixed`` by default in what begins anew; another value is the caller's word. An edition is the older one.
     """
-    is_legacy = {**UNSAID, **stored}[BATCH_NORM] == BatchNorms.LEGACY.value
-    return config.with_overrides(UNSAID) if is_legacy and config.model.batch_norm is BatchNorms.FIXED else config
+    stored = {**UNSAID, **stored}
+    kept: dict[str, Any] = {EDITION_PATH: min(config.training.edition, int(stored[EDITION_PATH]))}
+    if stored[BATCH_NORM] == BatchNorms.LEGACY.value and config.model.batch_norm is BatchNorms.FIXED:
+        kept[BATCH_NORM] = BatchNorms.LEGACY
+    return config.with_overrides(kept)
 
 
 def with_stored(base: ProjectConfig, flat: Mapping[str, Any], *, known_models: Container[str] = ()) -> ProjectConfig:

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from fashionclip_tune.config.project import ProjectConfig, override_paths
-from fashionclip_tune.config.stored import BATCH_NORM, stored_config, with_stored
+from fashionclip_tune.config.stored import BATCH_NORM, EDITION_PATH, stored_config, with_stored
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.models.architecture import may_have_batch_norms
 from fashionclip_tune.models.starts import settled
@@ -89,7 +89,8 @@ def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> No
         raise UserError(f"trial {trial.number:04d} has no value for a parameter of {plan.space.file} ({error})") from error
     before, now = settled(with_stored(base, settings(trial))).to_dict(), settled(ours_config).to_dict()
     for path in override_paths(only_fingerprinted=True):
-        means_nothing = path == BATCH_NORM and not may_have_batch_norms(ours_config.model_name)
+        has_none = path == BATCH_NORM and not may_have_batch_norms(ours_config.model_name)
+        means_nothing = has_none or path == EDITION_PATH
         if path not in _MAY_DIFFER and not means_nothing:
             where = f"{path} was {before[path]} in trial {trial.number:04d}, here it is {now[path]}"
             _check_comparable(before[path] == now[path], where)

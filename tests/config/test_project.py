@@ -57,6 +57,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "training.unique_products": (True, True),
     "training.max_bad_share": (0.5, False),
     "training.seed": (1, True),
+    "training.edition": (1, True),
     "model.pretrained": ("openai", False),
     "model.init_logit_bias": (-5.0, True),
     "model.patch_dropout": (0.5, True),

@@ -12,7 +12,7 @@ import pytest
 from fashionclip_tune.cli.main import main
 from fashionclip_tune.config.choices import BatchNorms
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.stored import as_begun, stored_config, with_stored
+from fashionclip_tune.config.stored import UNSAID, as_begun, stored_config, with_stored
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.named_model import named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model
@@ -171,16 +171,25 @@ def test_what_does_not_speak_of_batch_norms_was_made_when_they_were_updated() ->
     assert stored_config({}, allow_remote=False).model.batch_norm is BatchNorms.LEGACY
     assert stored_config(ProjectConfig().to_dict(), allow_remote=False) == ProjectConfig()
     legacy, updating = (ProjectConfig().with_overrides({"model.batch_norm": name}) for name in ("legacy", "update"))
-    for before in ({}, legacy.to_dict()):
+    for before in ({"training.edition": 2}, legacy.to_dict()):
         assert as_begun(ProjectConfig(), before) == legacy
         assert as_begun(updating, before) == updating, "to be refused, not to be changed"
     for before in (ProjectConfig(), updating):
         assert as_begun(ProjectConfig(), before.to_dict()) == ProjectConfig()
 
 
+def test_what_does_not_speak_of_its_edition_is_of_the_first() -> None:
+    assert stored_config({}, allow_remote=False).training.edition == 1
+    first = ProjectConfig().with_overrides({"training.edition": 1})
+    assert as_begun(ProjectConfig(), {"model.batch_norm": "fixed"}) == first
+    assert as_begun(ProjectConfig(), first.to_dict()) == first
+    assert as_begun(ProjectConfig(), ProjectConfig().to_dict()) == ProjectConfig()
+    assert as_begun(first, ProjectConfig().to_dict()) == first, "to be refused, not to be changed"
+
+
 def test_the_callers_word_counts_and_the_files_does_not() -> None:
     there = {"reading.allow_remote": True, "training.epochs": 7}
-    expected = ProjectConfig().with_overrides({"training.epochs": 7, "model.batch_norm": "legacy"})
+    expected = ProjectConfig().with_overrides({"training.epochs": 7, **UNSAID})
     assert stored_config(there, allow_remote=False) == expected
     assert stored_config({}, allow_remote=True).reading.allow_remote
     allowing = ProjectConfig().with_overrides({"reading.allow_remote": True})

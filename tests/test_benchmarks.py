@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks.resilience import lose_machine, started_processes
 from benchmarks.search import published_asha, search_replay, search_table
-from benchmarks.speed import gpu_shares, plan_beside_fact, t4_plans
+from benchmarks.speed import gpu, plan_beside_fact, t4_plans
 from fashionclip_tune.files import write_json
 from fashionclip_tune.training.history import TIMING
 
@@ -102,28 +103,14 @@ def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path: Path) -> N
     assert table.device_s_NS.tolist() == [[1.0, 3.0]] * 2
 
 
-def test_gpu_shares_survives_a_card_that_is_full_and_compares_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU: a micro-batch of more than three photos stands for too much memory."""
-    import open_clip
-
-    monkeypatch.setattr(open_clip, "get_tokenizer", open_clip.get_tokenizer)  # put back: the script replaces SigLIP's
-    job = {"model": "tiny-clip", "batch_size": 12, "micro_batch": 12, "checkpointing": False, "device": "cpu"}
-    found = gpu_shares.survive({**job, "part_bytes": None, "limit_photos": 3})
-    assert (found["micro_batch"], found["out_of_memory"]) == (3, 2)
-    assert found["difference"] < 1e-5
-    peak = gpu_shares.peak({**job, "part_bytes": None, "limit_photos": None})
-    assert peak["measured"] is None
-    assert peak["estimated"] > 600 * 2**20
-
-
-def test_gpu_shares_sees_gradients_that_are_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_sees_gradients_that_are_not_equal_and_says_what_failed() -> None:
     import torch
 
-    gradients = iter([torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])])
-    monkeypatch.setattr(gpu_shares, "_gradients", lambda trainer: next(gradients))
-    trainer = SimpleNamespace(micro_batch_size=1, run_stage=lambda *_: None)
-    monkeypatch.setattr(gpu_shares, "trainer_of", lambda job: (trainer, None, None))
-    assert gpu_shares.survive({})["difference"] == pytest.approx(1 / 34**0.5)
+    assert gpu.relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])) == pytest.approx(1 / 34**0.5)
+    assert gpu.tasks(("card", "bits", "run"), ("A", "B")) == [("card", ""), ("bits", "A"), ("bits", "B"), ("run", "ViT-B-32")]
+    found = gpu.measure("bits", "no-such-model", "cuda", time.monotonic() + 60)
+    assert "Error: " in found["failed"]
+    assert gpu.measure("bits", "tiny-clip", "cuda", time.monotonic() - 1) == {"failed": "no time was left"}
 
 
 def test_machines_are_lost_under_way_only_and_compared_but_for_the_times(tmp_path: Path) -> None:

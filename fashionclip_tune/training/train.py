@@ -76,7 +76,8 @@ def run_training(
     if not goes_on_here and (read_history(out_dir) or newest_checkpoint(out_dir) != (None, [])):
         raise UserError(f"{out_dir} holds a run already: give another folder, or resume it (resume_from=the folder)")
     stop, too_small = StopRequest(callbacks.should_stop), ""
-    with stop.listening(), repeatable(plan.device.type == "cuda" and config.hardware.deterministic):
+    is_repeatable = plan.device.type == "cuda" and config.hardware.deterministic
+    with stop.listening(), repeatable(is_repeatable, plan.device):
         try:
             callbacks = replace(callbacks, should_stop=stop.received)
             return Run(config, out_dir, plan, callbacks, resume_from=source, keep_best=keep_best).run()

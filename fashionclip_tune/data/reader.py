@@ -39,7 +39,7 @@ class ShardReader:
     ) -> None:
         self.index = index
         self._on_wait = on_wait
-        self._storage = storage or ShardStorage()
+        self.storage = storage or ShardStorage()
         self._descriptors: OrderedDict[int, int] = OrderedDict()  # used last at the end
         self._lost: dict[int, OSError] = {}  # waiting for a shard once is enough
 
@@ -63,7 +63,7 @@ class ShardReader:
         if shard in self._lost:
             raise self._lost[shard]
         try:
-            path = self._storage.path(self.index.shards[shard], self.index.contents[shard], on_wait=self._on_wait)
+            path = self.storage.path(self.index.shards[shard], self.index.contents[shard], on_wait=self._on_wait)
             self._descriptors[shard] = os.open(path, os.O_RDONLY)
         except OSError as error:
             reason = str(error) if isinstance(error, CopyError) else error.strerror
@@ -78,13 +78,14 @@ class ShardReader:
 
     def release_copies(self) -> None:
         """Closes copies, so that those which have made room for others leave the disk."""
-        for shard in [shard for shard in self._descriptors if self._storage.copies(self.index.shards[shard])]:
+        for shard in [shard for shard in self._descriptors if self.storage.copies(self.index.shards[shard])]:
             os.close(self._descriptors.pop(shard))
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+        self._lost.clear()  # who reads again later waits again
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_descriptors": OrderedDict(), "_lost": {}}

@@ -7,7 +7,6 @@ longest ago are removed when the limit is reached; who has one open goes on read
 import contextlib
 import hashlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fashionclip_tune.data.room import Room, touched
 from fashionclip_tune.data.shards import RemoteShard, Shard
 from fashionclip_tune.files import cache_dir
 from fashionclip_tune.progress import OnProgress
@@ -28,7 +28,8 @@ _ATTEMPTS = 2
 _POLL_S = 0.05
 _SHOWN_EVERY_S = 0.5
 _COPIES_AT_A_TIME = 4
-_ABANDONED_S = 3_600  # a part of a copy that has not grown for so long is of a process that was killed
+# A part of a copy that has not grown for an hour is of a process that was killed.
+_SPARED_S = {".tar": 0, ".part": 3_600}
 
 
 class CopyError(OSError):
@@ -91,17 +92,22 @@ class ShardStorage:
         if copy.parent == self._folder():
             copy.replace(copy.with_name(f"{content.checksum}.tar"))
 
+    @property
+    def root(self) -> Path:
+        """A local folder for what can be made again."""
+        return self.scratch if self.scratch is not None else cache_dir()
+
     def _folder(self) -> Path:
-        return (self.scratch if self.scratch is not None else cache_dir()) / "shards"
+        return self.root / "shards"
 
     def _ensure(self, shard: Shard, copy: Path, content: ShardDigest | None, on_wait: Callable[[], None]) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{copy}.lock", thread_local=False)
         seen, since = 0, time.monotonic()
-        while not _touched(copy):
+        while not touched(copy):
             try:
                 with lock.acquire(timeout=0):
-                    if not _touched(copy):
+                    if not touched(copy):
                         self._copy(shard, copy, content, on_wait)
             except Timeout:  # another process or thread is at it
                 written = _written_at(_part_of(copy))
@@ -124,7 +130,7 @@ class ShardStorage:
                         f"{content.num_bytes:,} with {content.checksum}: changed since, or damaged on the way (a shard that "
                         "was changed on purpose needs a new index: remove its .index.npz)"
                     )
-                with self._room(copy.parent):  # who counts meanwhile would find it under neither name
+                with self._room().turn():  # who counts meanwhile would find it under neither name
                     _part_of(copy).replace(copy)
                 return
             except OSError as error:
@@ -132,29 +138,14 @@ class ShardStorage:
                 if attempt == _ATTEMPTS or copying.stalled:
                     raise error if isinstance(error, CopyError) else CopyError(f"{shard}: {error}") from error
 
-    @staticmethod
-    def _room(folder: Path) -> FileLock:
-        """Held while copies are counted, claimed or renamed."""
-        return FileLock(folder / "room.lock")
+    def _room(self) -> Room:
+        return Room(self._folder(), self.max_bytes, _SPARED_S)
 
     def _make_room(self, part: Path, num_bytes: int) -> None:
-        """Removes copies, those used longest ago first, until ``part`` fits in the limit and on the disk; claims its size."""
-        folder = part.parent
-        with self._room(folder):
-            now = time.time()
-            found: list[tuple[float, int, Path]] = []
-            for path in folder.iterdir():
-                with contextlib.suppress(OSError):  # another process removes files too
-                    stat = path.stat()
-                    if path.suffix in (".tar", ".part"):
-                        found.append((stat.st_mtime, stat.st_size, path))
-            total = sum(size for _, size, _ in found)
-            for used, size, path in sorted(found):
-                if total + num_bytes <= self.max_bytes and num_bytes < shutil.disk_usage(folder).free:
-                    break
-                if path.suffix == ".tar" or now - used > _ABANDONED_S:
-                    path.unlink(missing_ok=True)
-                    total -= size
+        """Removes copies until ``part`` fits, as far as that helps, and claims its size."""
+        room = self._room()
+        with room.turn():
+            room.make(num_bytes)
             with open(part, "wb") as file:
                 file.truncate(num_bytes)
 
@@ -209,15 +200,6 @@ def _nothing() -> None:
 
 def _part_of(copy: Path) -> Path:
     return copy.with_suffix(".part")
-
-
-def _touched(copy: Path) -> bool:
-    """Marks a copy as used; False where there is none."""
-    try:
-        os.utime(copy)
-        return True
-    except FileNotFoundError:
-        return False
 
 
 def _written_at(path: Path) -> int:

@@ -1,11 +1,13 @@
 """A set of photos to evaluate on: which captions they have, and their pixels in blocks of one fixed size."""
 
+import warnings
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +15,12 @@ import torch
 from torch import Tensor
 
 from fashionclip_tune.data.dataset import cached_index
+from fashionclip_tune.data.kept_pixels import KeptPixels
 from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.data.reader import ShardReader, decode_pil
 from fashionclip_tune.data.shard_cache import ShardStorage
 from fashionclip_tune.data.shards import Shard
 from fashionclip_tune.errors import BadDataError
-
-# A validation set whose pixels fit is decoded once a process; a larger one is read again at each evaluation.
-_KEPT_PIXELS_BYTES = 1 << 28
 
 
 class PixelBlock(NamedTuple):
@@ -48,7 +48,6 @@ class EvaluationSet:
     num_query_photos: int
     """The first of the photos; those behind them are in the gallery only."""
     preprocessing: Preprocessing
-    kept_blocks: dict[int, PixelBlock] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.first_rows_N)
@@ -103,46 +102,37 @@ def evaluation_set(
     )
 
 
-def pixel_blocks(photos: EvaluationSet, batch_size: int) -> Generator[tuple[int, PixelBlock], None, None]:
-    """Blocks of photos in their order. Threads decode ahead while the device encodes (Pillow lets go of Python's lock)."""
+def pixel_blocks(
+    photos: EvaluationSet, batch_size: int, *, pin_memory: bool = False
+) -> Generator[tuple[int, PixelBlock], None, None]:
+    """Blocks of photos in their order. Threads read or decode ahead while the device encodes (both let go of Python's lock)."""
     num_threads = torch.get_num_threads()  # what this run may use of the machine
-    keep = len(photos) * 3 * photos.preprocessing.size**2 <= _KEPT_PIXELS_BYTES
-    starts = range(0, len(photos), batch_size)
+    kept, reading = KeptPixels(photos.reader, photos.preprocessing), Lock()
+
+    def block(start: int) -> PixelBlock:
+        size = photos.preprocessing.size
+        pixels_BCHW = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8, pin_memory=pin_memory)
+        good, bad = [], []
+        for slot, sample in enumerate(range(start, min(start + batch_size, len(photos)))):
+            if not kept.read(sample, pixels_BCHW[slot]):
+                try:
+                    with reading:
+                        encoded = photos.reader.image(sample)
+                    pixels_BCHW[slot] = photos.preprocessing.resize(decode_pil(encoded))
+                except (ValueError, OSError) as error:
+                    bad.append((slot, str(error)))
+                    continue
+                kept.write(sample, pixels_BCHW[slot])
+            good.append(slot)
+        return PixelBlock(pixels_BCHW, good, bad)
+
     with ThreadPoolExecutor(num_threads) as pool:
-
-        def begun(start: int) -> Future[PixelBlock] | PixelBlock:
-            kept = photos.kept_blocks.get(start)
-            if kept is not None and len(kept.pixels_BCHW) == batch_size:
-                return kept
-            samples = range(start, min(start + batch_size, len(photos)))
-            return pool.submit(_decoded_block, [read(sample) for sample in samples], photos.preprocessing, batch_size)
-
-        def read(sample: int) -> bytes | OSError:
-            try:
-                return photos.reader.image(sample)
-            except OSError as error:
-                return error
-
-        coming = iter(starts)
-        ahead = deque((start, begun(start)) for start in islice(coming, num_threads + 1))
+        coming = ((start, pool.submit(block, start)) for start in range(0, len(photos), batch_size))
+        ahead = deque(islice(coming, num_threads + 1))
         while ahead:
             start, pending = ahead.popleft()
-            block = pending.result() if isinstance(pending, Future) else pending
-            ahead.extend((start, begun(start)) for start in islice(coming, 1))
-            if keep:
-                photos.kept_blocks[start] = block
-            yield start, block
-
-
-def _decoded_block(data: list[bytes | OSError], preprocessing: Preprocessing, batch_size: int) -> PixelBlock:
-    pixels_BCHW = torch.zeros(batch_size, 3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
-    good, bad = [], []
-    for slot, encoded in enumerate(data):
-        try:
-            if isinstance(encoded, OSError):
-                raise encoded
-            pixels_BCHW[slot] = preprocessing.resize(decode_pil(encoded))
-            good.append(slot)
-        except (ValueError, OSError) as error:
-            bad.append((slot, str(error)))
-    return PixelBlock(pixels_BCHW, good, bad)
+            done = pending.result()
+            ahead.extend(islice(coming, 1))
+            yield start, done
+    if kept.why_not:
+        warnings.warn(f"photos to evaluate on are decoded at each evaluation: {kept.why_not}", stacklevel=2)

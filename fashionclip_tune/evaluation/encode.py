@@ -115,13 +115,14 @@ def _encode_images(
     clock: BlockClock,
 ) -> tuple[Tensor, Tensor]:
     embeddings, readable = [], list[int]()
-    with closing(pixel_blocks(photos, batch_size)) as blocks:
+    # From pinned memory a block is copied while the one before it is encoded, and nothing waits for the device.
+    with closing(pixel_blocks(photos, batch_size, pin_memory=plan.device.type == "cuda")) as blocks:
         for start, (pixels_BCHW, good, unreadable) in blocks:
             bad.add(tuple(photos.reader.bad(start + slot, reason) for slot, reason in unreadable))
-            images_BCHW = photos.preprocessing.normalise(pixels_BCHW.to(plan.device).float() / 255)
+            images_BCHW = photos.preprocessing.normalise(pixels_BCHW.to(plan.device, non_blocking=True).float() / 255)
             with plan.autocast(), clock.block():
                 block_BD = network.encode_image(images_BCHW, normalize=True)  # type: ignore[operator]
-            embeddings.append(block_BD.float()[good])
+            embeddings.append(block_BD.float() if len(good) == batch_size else block_BD.float()[good])
             readable += [start + slot for slot in good]
             on_progress(min(start + batch_size, len(photos)), len(photos))
     return torch.cat(embeddings), torch.tensor(readable)

@@ -57,8 +57,8 @@ def test_speeds_are_of_the_towers_alone(
         monkeypatch.setattr(loaded.network, tower, timed)
     decode = encoding_module.pixel_blocks
 
-    def slowly_decoded(*given: Any) -> Iterator[Any]:
-        for block in decode(*given):
+    def slowly_decoded(*given: Any, **named: Any) -> Iterator[Any]:
+        for block in decode(*given, **named):
             clock(30)
             yield block
 

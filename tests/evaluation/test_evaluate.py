@@ -129,30 +129,6 @@ def test_only_the_last_block_is_padded_and_padding_does_not_count(tiny_config: P
     assert all(metrics == pytest.approx(by_block[0], abs=1e-6) for metrics in by_block)
 
 
-def test_kept_pixels_and_pixels_read_anew_agree(
-    tiny_config: ProjectConfig, garments: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = load_model(tiny_config)
-    photos = validation(loaded, garments)
-    photos.kept_blocks.clear()
-    reads = 0
-    decode = evaluation_set_module.decode_pil
-
-    def counting(data: bytes) -> Any:
-        nonlocal reads
-        reads += 1
-        return decode(data)
-
-    monkeypatch.setattr(evaluation_set_module, "decode_pil", counting)
-    first, again = measured(loaded, photos), measured(loaded, photos)
-    assert first == again
-    assert reads == 20  # one for each photo: the second evaluation read none
-    photos.kept_blocks.clear()
-    monkeypatch.setattr(evaluation_set_module, "_KEPT_PIXELS_BYTES", 20 * 3 * 32 * 32 - 1)
-    assert [measured(loaded, photos), measured(loaded, photos)] == [first, first]
-    assert reads == 60
-
-
 def test_evaluation_leaves_the_training_mode_as_it_was(tiny_config: ProjectConfig, garments: Path) -> None:
     loaded = load_model(tiny_config)
     for training in (True, False):
@@ -362,12 +338,11 @@ def test_in_a_larger_gallery_recall_falls_and_the_queries_stay(tiny_config: Proj
 
 
 def test_photos_are_decoded_ahead_in_their_order_and_a_few_blocks_at_a_time(
-    tiny_config: ProjectConfig, garments: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_model(tiny_config)
     photos = evaluation_set(find_dataset(garments).train, loaded.preprocessing)
-    photos.kept_blocks.clear()
-    monkeypatch.setattr(evaluation_set_module, "_KEPT_PIXELS_BYTES", 0)
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
     read = 0
     image = photos.reader.image
 
@@ -385,7 +360,7 @@ def test_photos_are_decoded_ahead_in_their_order_and_a_few_blocks_at_a_time(
             expected = loaded.preprocessing.resize(Image.open(io.BytesIO(image(start + slot))))
             assert torch.equal(block.pixels_BCHW[slot], expected)
     assert read == 160
-    assert not photos.kept_blocks
+    photos.reader.close()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -420,8 +395,9 @@ def test_the_queries_of_the_last_evaluation_are_kept(tiny_config: ProjectConfig,
 
 
 def test_a_shard_that_vanishes_is_told_of_its_captions_or_counts_photo_by_photo(
-    tiny_config: ProjectConfig, garments: Path, tmp_path: Path
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
     loaded = load_model(tiny_config)
     (shard,) = find_dataset(garments).valid
     copy = Path(shutil.copy(shard, tmp_path))

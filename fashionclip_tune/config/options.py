@@ -65,7 +65,8 @@ class TrainingConfig(Section):
     edition: int = EDITION
     """Of the arithmetic, where a later version of this package changed bits. 1: captions are computed at their full length, and
     all of the token table is trained. 2: captions are cut to the longest of the batch where nothing behind their end counts,
-    and only the rows of the token table that occur in training are trained. What began earlier goes on with its own."""
+    only the rows of the token table that occur in training are trained, and attention in OpenCLIP's own towers sums its
+    gradients in another order. What began earlier goes on with its own."""
 
     def _check(self) -> None:
         self._require(1 <= self.edition <= EDITION, "edition", f"from 1 to {EDITION}")

@@ -18,6 +18,7 @@ from fashionclip_tune.config.options import OptimizerConfig, TrainingConfig
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.batch_norms import keep_statistics
+from fashionclip_tune.models.sequences import use_own_attention
 
 Encode = Callable[..., Tensor]
 
@@ -162,14 +163,16 @@ def _peak_rate(name: str, place: Place, training: TrainingConfig, rates: Optimiz
 
 
 def prepare_towers(network: Any, config: ProjectConfig) -> None:
-    """Freezes, drops patches, keeps statistics and saves memory as the configuration says; ``network``, in training mode, is
-    ready for an optimizer then.
+    """Freezes, drops patches, keeps statistics, saves time and memory as the configuration says; ``network``, in training mode,
+    is ready for an optimizer then.
 
     Raises:
         UserError: the model does not have what is to be frozen or dropped.
     """
     _freeze(network, config)
     keep_statistics(network, config)
+    if config.training.edition >= 2:
+        use_own_attention(network)
     if config.model.patch_dropout > 0:
         _drop_patches(network, config)
     if config.hardware.gradient_checkpointing:

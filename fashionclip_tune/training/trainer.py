@@ -18,8 +18,8 @@ from fashionclip_tune.errors import OutOfMemoryError
 from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, sigmoid_bce
 from fashionclip_tune.models.batch_norms import check_one_pass, moving_statistics, needs_one_pass, warn_of_statistics
 from fashionclip_tune.models.openclip import LoadedModel
-from fashionclip_tune.models.patch_dropout import share_patch_draws, tied_to_micro_batch
 from fashionclip_tune.models.precision import PrecisionPlan
+from fashionclip_tune.models.sequences import share_patch_draws, tied_to_micro_batch
 from fashionclip_tune.models.towers import encoders, is_vision_transformer, prepare_towers
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.training.batch_inputs import BatchInputs, Transfer, prepare_inputs

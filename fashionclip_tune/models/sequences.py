@@ -1,12 +1,45 @@
-"""Patch dropout and other chance in a model, made independent of how a batch is cut into micro-batches.
+"""Sequences of patches and tokens within the towers, as they are computed in training: attention, and which patches.
 
-Shape legend: B photos, L patches, K patches that are kept, D width.
+Patch dropout and other chance in a model do not depend on how a batch is cut into micro-batches.
+
+Shape legend: B photos or captions, L patches or tokens, K patches that are kept, D width; H heads of J numbers.
 """
 
 import torch
+import torch.nn.functional as F
 from open_clip.transformer import PatchDropout as OpenClipPatchDropout
+from open_clip.transformer import ResidualAttentionBlock
 from timm.layers.patch_dropout import PatchDropout as TimmPatchDropout
 from torch import Tensor, nn
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """In training what OpenCLIP's own ``Attention`` (its ``block_type="custom"``) computes, to the bit.
+
+    torch's class puts tokens before sequences, and copies queries, keys and values into one tensor each. The output is the
+    same to the bit without; sums over all tokens, in the gradients of weights, have another order. Evaluation stays torch's,
+    which has a shorter path there with bits of its own. OpenCLIP's custom blocks would draw other random weights, and in
+    open_clip 3.3.0 they do not run with gradient checkpointing.
+    """
+
+    def forward(  # type: ignore[override]  # as OpenCLIP's blocks call it
+        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool, attn_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self.training:
+            return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
+        qkv_BL3HJ = F.linear(query, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        query_BHLJ, key_BHLJ, value_BHLJ = (part_BLHJ.transpose(1, 2) for part_BLHJ in qkv_BL3HJ.unbind(2))
+        if attn_mask is not None and attn_mask.ndim == 3:  # one for each head of each sequence
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        found_BHLJ = F.scaled_dot_product_attention(query_BHLJ, key_BHLJ, value_BHLJ, attn_mask=attn_mask)
+        return self.out_proj(found_BHLJ.transpose(1, 2).flatten(2)), None
+
+
+def use_own_attention(network: nn.Module) -> None:
+    """In place, in the blocks of OpenCLIP's own towers; parameters, their names and their order stay."""
+    for block in network.modules():
+        if isinstance(block, ResidualAttentionBlock) and not hasattr(block, "ln_1_kv"):  # it would attend to other sequences
+            block.attn.__class__ = SelfAttention  # as torch's own parametrizations change a module's class
 
 
 class PatchDraws:

@@ -259,7 +259,10 @@ def _tokenizer(start: Start, cache_dir: Path) -> Tokenizer:
 
 
 def _same_tokens(context_length: int) -> Tokenizer:
-    return lambda texts: torch.ones(len(texts), context_length, dtype=torch.long)
+    """Captions as long as they can be: no tower's end token comes before the last place."""
+    tokens_L = torch.full((context_length,), 3)
+    tokens_L[-1] = 4
+    return lambda texts: tokens_L.repeat(len(texts), 1)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,16 +1,20 @@
-"""Sequences of patches and tokens within the towers, as they are computed in training: attention, and which patches.
+"""Sequences of patches and tokens within the towers, as they are computed in training: attention, how long, and which patches.
 
 Patch dropout and other chance in a model do not depend on how a batch is cut into micro-batches.
 
 Shape legend: B photos or captions, L patches or tokens, K patches that are kept, D width; H heads of J numbers.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import PatchDropout as OpenClipPatchDropout
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from timm.layers.patch_dropout import PatchDropout as TimmPatchDropout
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -40,6 +44,58 @@ def use_own_attention(network: nn.Module) -> None:
     for block in network.modules():
         if isinstance(block, ResidualAttentionBlock) and not hasattr(block, "ln_1_kv"):  # it would attend to other sequences
             block.attn.__class__ = SelfAttention  # as torch's own parametrizations change a module's class
+
+
+_LENGTHS = 8  # captions are cut to its multiples: few shapes, and those that matrix products on a GPU like
+
+
+class CausalText:
+    """A text tower in which a caption's embedding depends on nothing behind its end token: CLIP's.
+
+    Each token attends to itself and to those before it, and the end token's output is the embedding. So the columns that
+    only padding is in can be left out; embeddings and gradients are the same but for rounding.
+    """
+
+    def __init__(self, network: Any, tower: Any, pool_type: str, eos_id: int) -> None:
+        self._network, self._tower = network, tower
+        self._prefix = "" if tower is network else "text."
+        self._pool_type, self._eos_id = pool_type, eos_id
+
+    def cut(self, tokens_BL: Tensor) -> Tensor:
+        """The columns up to the end of the longest caption of a batch, a multiple of 8 or all; on the CPU."""
+        is_end_BL = tokens_BL == (self._eos_id if self._pool_type == "eos" else tokens_BL.amax(dim=1, keepdim=True))
+        if not is_end_BL.any(dim=1).all():
+            return tokens_BL
+        last = int(is_end_BL.int().argmax(dim=1).max())  # of each caption the first one counts, as in OpenCLIP's pooling
+        return tokens_BL[:, : (last // _LENGTHS + 1) * _LENGTHS].contiguous()
+
+    def encode(self, tokens_BL: Tensor, *, normalize: bool) -> Tensor:
+        """``encode_text``, which in OpenCLIP takes captions of full length only: positions and mask are cut for the call."""
+        length = tokens_BL.shape[1]
+        if length == self._network.context_length:
+            whole_BD: Tensor = self._network.encode_text(tokens_BL, normalize=normalize)
+            return whole_BD
+        assert normalize, "the forward pass, which is all that can be called so, does"
+        shorter = {
+            f"{self._prefix}positional_embedding": self._tower.positional_embedding[:length],
+            f"{self._prefix}attn_mask": self._tower.attn_mask[:length, :length],
+        }
+        found = functional_call(self._network, shorter, (None, tokens_BL), tie_weights=False)
+        text_BD: Tensor = found["text_features"] if isinstance(found, dict) else found[1]
+        return text_BD
+
+
+def causal_text(network: Any) -> CausalText | None:
+    """None: the tower looks ahead or pools elsewhere (SigLIP), appends a token (CoCa), or is not OpenCLIP's own."""
+    if isinstance(network, CLIP):
+        tower, pool_type, eos_id = network, network.text_pool_type, network.text_eos_id
+    elif isinstance(network, CustomTextCLIP) and isinstance(network.text, TextTransformer):
+        tower, pool_type, eos_id = network.text, network.text.pool_type, network.text.eos_id
+    else:
+        return None
+    if tower.attn_mask is None or pool_type not in ("argmax", "eos") or len(tower.attn_mask) != network.context_length:
+        return None
+    return CausalText(network, tower, pool_type, eos_id)
 
 
 class PatchDraws:

@@ -18,13 +18,13 @@ from fashionclip_tune.config.options import OptimizerConfig, TrainingConfig
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.batch_norms import keep_statistics
-from fashionclip_tune.models.sequences import use_own_attention
+from fashionclip_tune.models.sequences import causal_text, use_own_attention
 
 Encode = Callable[..., Tensor]
 
 
 def encoders(network: Any, device: torch.device, *, compiled: bool) -> tuple[Encode, Encode]:
-    """``encode_image`` and ``encode_text`` of a model.
+    """``encode_image`` and ``encode_text`` of a model; the latter takes captions that ``CausalText`` has cut, too.
 
     The functions are compiled and not the modules: names in the state dict stay what they are, and evaluation, which calls
     the modules, stays as exact as it is without.
@@ -32,8 +32,10 @@ def encoders(network: Any, device: torch.device, *, compiled: bool) -> tuple[Enc
     Raises:
         UserError: this machine has no compiler.
     """
+    text = causal_text(network)
+    encode_text = network.encode_text if text is None else text.encode
     if not compiled:
-        return network.encode_image, network.encode_text
+        return network.encode_image, encode_text
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(
@@ -42,7 +44,7 @@ def encoders(network: Any, device: torch.device, *, compiled: bool) -> tuple[Enc
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError("hardware.compile = True is not possible here: Triton is not installed; allowed is false")
-    return torch.compile(network.encode_image), torch.compile(network.encode_text)
+    return torch.compile(network.encode_image), torch.compile(encode_text)
 
 
 Tower = Literal["image", "text", "logits"]

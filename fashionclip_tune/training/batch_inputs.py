@@ -11,6 +11,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import TrainBatch
 from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.losses import positive_pairs
+from fashionclip_tune.models.sequences import CausalText
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.training.augment import AugmentationDraws, augment, draw_augmentation
 
@@ -55,10 +56,19 @@ class BatchInputs:
 
 
 def prepare_inputs(
-    batch: TrainBatch, config: ProjectConfig, preprocessing: Preprocessing, step: int, transfer: Transfer
+    batch: TrainBatch,
+    config: ProjectConfig,
+    preprocessing: Preprocessing,
+    step: int,
+    transfer: Transfer,
+    causal_text: CausalText | None = None,
 ) -> BatchInputs:
-    """Brings a batch to the device; what is drawn depends on (seed, step) only."""
-    on_cpu = [batch.images_BCHW, batch.tokens_BL]
+    """Brings a batch to the device; what is drawn depends on (seed, step) only.
+
+    Args:
+        causal_text: by which captions are cut, all to one length: whatever part of the batch is encoded at a time.
+    """
+    on_cpu = [batch.images_BCHW, batch.tokens_BL if causal_text is None else causal_text.cut(batch.tokens_BL)]
     if config.loss.positives is not PositivePairs.PAIR:
         on_cpu.append(positive_pairs(batch.products_B, batch.tokens_BL))
     canvases_BCHW, tokens_BL, *positives = transfer(on_cpu)

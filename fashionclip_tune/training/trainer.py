@@ -19,7 +19,7 @@ from fashionclip_tune.losses import Positives, fitted_logit_bias, info_nce, sigm
 from fashionclip_tune.models.batch_norms import check_one_pass, moving_statistics, needs_one_pass, warn_of_statistics
 from fashionclip_tune.models.openclip import LoadedModel
 from fashionclip_tune.models.precision import PrecisionPlan
-from fashionclip_tune.models.sequences import share_patch_draws, tied_to_micro_batch
+from fashionclip_tune.models.sequences import causal_text, share_patch_draws, tied_to_micro_batch
 from fashionclip_tune.models.towers import encoders, is_vision_transformer, prepare_towers
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.training.batch_inputs import BatchInputs, Transfer, prepare_inputs
@@ -77,6 +77,7 @@ class Trainer:
         self._optimizer: Any = build_optimizer(self.network, training, config.optimizer)
         decay, statistics = config.optimizer.ema_decay, moving_statistics(self.network, config)
         self._average = WeightAverage(self.network, decay, statistics) if decay is not None else None
+        self._causal_text = causal_text(self.network) if training.edition >= 2 else None
         self._encode_image, self._encode_text = encoders(self.network, plan.device, compiled=config.hardware.compile)
         self._scaler = self._new_scaler()
         self._passes = StrictPasses()
@@ -154,7 +155,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_rate"] * self._rate_factor(self.step)
         self._patches.begin_step(torch_seed(training.seed, Stream.PATCHES, self.step), len(batch.keys))
-        inputs = prepare_inputs(batch, self._config, self._loaded.preprocessing, self.step, self._transfer)
+        inputs = prepare_inputs(batch, self._config, self._loaded.preprocessing, self.step, self._transfer, self._causal_text)
         self._optimizer.zero_grad(set_to_none=True)
         with self._passes.strictly():
             loss = backward_whole_batch(

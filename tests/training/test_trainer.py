@@ -24,6 +24,7 @@ from fashionclip_tune.losses import info_nce, sigmoid_bce
 from fashionclip_tune.models.openclip import load_model, load_random_model
 from fashionclip_tune.models.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.training.batch_inputs import prepare_inputs
+from fashionclip_tune.training.optimizer import learning_rate_factor
 from fashionclip_tune.training.trainer import Trainer
 
 CPU = PrecisionPlan(torch.device("cpu"), None)
@@ -129,6 +130,49 @@ def test_steps_equal_a_loop_written_out_by_hand(tiny_config: ProjectConfig, name
     assert stats[-1].logit_scale == pytest.approx(math.exp(float(expected["logit_scale"])), rel=1e-6)
     bias = expected.get("logit_bias")
     assert stats[-1].logit_bias == (None if bias is None else pytest.approx(float(bias), abs=1e-6))
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5, 100.0])
+@pytest.mark.parametrize(("name", "loss"), [("tiny-clip", "contrastive"), ("tiny-sig", "siglip")])
+def test_what_began_with_the_first_edition_keeps_every_bit(
+    tiny_config: ProjectConfig, name: str, loss: str, max_grad_norm: float | None
+) -> None:
+    """OpenCLIP's network as it is, whole captions, gradients clipped in place: what the first versions did."""
+    settings = {"training.max_grad_norm": max_grad_norm, "schedule.warmup_ratio": 0.0, "model.init_logit_bias": -10.0}
+    config = model_config(tiny_config, name, loss, **settings, **{"training.edition": 1})
+    given, loaded = batches(3), load_model(config)
+    network: Any = loaded.network.train()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in network.parameters() if p.ndim >= 2], "weight_decay": config.training.weight_decay},
+            {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=(config.training.beta1, config.training.beta2),
+        eps=config.training.epsilon,
+        fused=True,
+    )
+    losses = []
+    for step, batch in enumerate(given):
+        for group in optimizer.param_groups:
+            group["lr"] = config.training.learning_rate * learning_rate_factor(step, TOTAL_STEPS, config.schedule)
+        optimizer.zero_grad()
+        image_BD = network.encode_image(loaded.preprocessing.normalise(batch.images_BCHW.float() / 255), normalize=True)
+        text_BD = network.encode_text(batch.tokens_BL, normalize=True)
+        of_loss = (sigmoid_bce, network.logit_bias) if loss == "siglip" else (info_nce,)
+        losses.append(of_loss[0](image_BD, text_BD, network.logit_scale.exp(), *of_loss[1:]))
+        losses[-1].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
+        optimizer.step()
+        if name == "tiny-clip":
+            with torch.no_grad():
+                network.logit_scale.clamp_(0, math.log(100))
+    trainer = trainer_for(config)
+    assert [steps(trainer, [batch]).loss for batch in given] == [float(loss.detach()) for loss in losses]
+    expected = network.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(trainer).items())
+    second = trainer_for(config.with_overrides({"training.edition": 2}))
+    steps(second, given)
+    assert any(not torch.equal(tensor, expected[key]) for key, tensor in weights(second).items())
 
 
 @pytest.mark.parametrize(("name", "loss"), [("tiny-clip", "contrastive"), ("tiny-sig", "siglip")])

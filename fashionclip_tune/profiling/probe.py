@@ -46,7 +46,7 @@ class ProbeReport:
     card: str | None
     card_bytes: int | None
     probes: tuple[Probe, ...]
-    """From the whole batch downwards by halves, to the first that fits."""
+    """From the configured one downwards by halves, to the first that fits."""
 
     @property
     def best(self) -> Probe | None:
@@ -55,7 +55,7 @@ class ProbeReport:
 
 
 def probe(config: ProjectConfig) -> ProbeReport:
-    """Measures micro-batches from the whole batch downwards until one fits; the answer is kept in the cache.
+    """Measures micro-batches from the configured one downwards until one fits; the answer is kept in the cache.
 
     On a machine without a GPU each is estimated only.
 
@@ -72,11 +72,15 @@ def probe(config: ProjectConfig) -> ProbeReport:
         return ProbeReport(None, None, tuple(Probe(size, _estimate(config, loaded, size, dtype), None, None) for size in sizes))
     card = torch.cuda.get_device_properties(plan.device)
     known = cache_dir() / "probes" / f"{probe_identity(config)}.json"
-    measured = json.loads(known.read_text()) if known.is_file() else _measure(config, loaded, plan)
-    write_json(known, measured)
+    measured: dict[str, int | None] = json.loads(known.read_text()) if known.is_file() else {}
+    sizes = _sizes(config, loaded)
+    if not any(measured.get(str(size)) for size in sizes):
+        measured |= _measure(config, loaded, plan)
+        write_json(known, measured)
     probes = tuple(
-        Probe(int(size), _estimate(config, loaded, int(size), plan.autocast_dtype), peak, peak is not None)
-        for size, peak in measured.items()
+        Probe(size, _estimate(config, loaded, size, plan.autocast_dtype), measured[str(size)], measured[str(size)] is not None)
+        for size in sizes
+        if str(size) in measured
     )
     return ProbeReport(card.name, card.total_memory, probes)
 
@@ -88,7 +92,8 @@ def card_bytes(config: ProjectConfig) -> int | None:
 
 
 def _sizes(config: ProjectConfig, loaded: LoadedModel) -> list[int]:
-    sizes = [config.training.batch_size]
+    training = config.training
+    sizes = [min(training.micro_batch_size or training.batch_size, training.batch_size)]
     while sizes[-1] > 1 and not needs_one_pass(loaded.network, config):
         sizes.append((sizes[-1] + 1) // 2)
     return sizes

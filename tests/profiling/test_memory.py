@@ -79,8 +79,8 @@ def test_without_a_gpu_probe_estimates_and_says_so(
     report = probe(tiny_config.with_overrides({"training.batch_size": 10, "training.budget_examples": 160} | NO_STAGES))
     assert [each.micro_batch_size for each in report.probes] == [10, 5, 3, 2, 1]
     assert (report.card, report.best) == (None, None)
-    totals = [each.estimate.total_bytes for each in report.probes]
-    assert totals == sorted(totals, reverse=True)
+    activations = [each.estimate.activations_bytes for each in report.probes]
+    assert activations == sorted(activations, reverse=True)
     main(["probe", "--set", "clip_model=tiny-clip", "--set", "model.pretrained=none", "--set", "training.batch_size=4"])
     lines = capsys.readouterr().out.splitlines()
     assert "nothing was measured" in lines[0]

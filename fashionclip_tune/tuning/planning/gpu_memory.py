@@ -21,12 +21,17 @@ from fashionclip_tune.profiling.probe import known_peak
 from fashionclip_tune.profiling.throughput import packing_gain
 
 OBJECT_STORE_BYTES = 256 * 2**20
-# Measured on Linux with torch 2.14 on a CPU: driver 0.94 GB, a trial's process 1.18 GB with a tiny model in it. What CUDA's
-# libraries add on the host, Ray's own processes and a loader process are estimates.
+# Measured on Linux with torch 2.14 on a CPU: driver 0.94 GB, a trial's process 1.18 GB with a tiny model in it, its fork server
+# 0.38 GB, and a loader process 0.06 GB beside what it shares with that one; of their 0.7 GB and 0.45 GB the rest is the
+# libraries' files, which the trial's process has, too. What CUDA's libraries add on the host, and Ray's own processes, are
+# estimates.
 _DRIVER_BYTES = 10**9
 _RAY_BYTES = 400 * 10**6
 _PROCESS_BYTES = {"cpu": 1_200 * 10**6, "cuda": 2_200 * 10**6}
-_WORKER_BYTES = 300 * 10**6
+_FORK_SERVER_BYTES, _WORKER_BYTES = 400 * 10**6, 100 * 10**6
+# Batches of one loader process: two that wait, torch's default, and the one that it makes.
+_BATCHES = 3
+_CANVAS_AREA = 2**2  # of a photo that a loader process hands on, of what the model sees, at most
 _MODELS_KEPT = 3  # by model._load_cached
 # The rest is the system's, its file cache's, and what other programs take: of 12.7 GB at most 9.9 are planned for.
 _USABLE = 0.78
@@ -41,7 +46,7 @@ class HostMemory:
     trial_bytes: int
     """Process, weights that it keeps in memory, the copy that a checkpoint is written from."""
     worker_bytes: int
-    """Of a trial's loader processes."""
+    """Of a trial's loader processes, the server that they are forked from, and the batches that wait."""
 
     def total_bytes(self, count: int) -> int:
         return self.shared_bytes + count * (self.trial_bytes + self.worker_bytes)
@@ -63,6 +68,7 @@ def plan_host_memory(configs: Sequence[ProjectConfig], *, cores: float) -> HostM
     sizes = sorted((weights_bytes(config) for config in by_model.values()), reverse=True)
     device = next(iter(by_model.values())).device.partition(":")[0]
     num_workers = min(max(config.training.num_workers for config in configs), int(cores) - (device == "cpu"))
+    batches_bytes = _BATCHES * max(config.training.batch_size * _photo_bytes(config.model_name) for config in configs)
     kept = sum(sizes[:_MODELS_KEPT])
     copies = sizes[0]  # of the weights, made to load a model or to write a checkpoint
     copies += sizes[0] if device == "cpu" else 0  # the model itself is on the card otherwise
@@ -70,8 +76,13 @@ def plan_host_memory(configs: Sequence[ProjectConfig], *, cores: float) -> HostM
     return HostMemory(
         _DRIVER_BYTES + _RAY_BYTES + OBJECT_STORE_BYTES,
         _PROCESS_BYTES[device] + kept + copies,
-        num_workers * _WORKER_BYTES,
+        _FORK_SERVER_BYTES + num_workers * (_WORKER_BYTES + batches_bytes) if num_workers > 0 else 0,
     )
+
+
+def _photo_bytes(name: str) -> int:
+    size = check_architecture(name)["vision_cfg"].get("image_size", 224)
+    return 3 * _CANVAS_AREA * (size if isinstance(size, int) else max(size)) ** 2
 
 
 def check_room(memory: HostMemory, memory_bytes: int) -> None:

@@ -55,7 +55,7 @@ def probe_as_a_user_does(monkeypatch: pytest.MonkeyPatch) -> list[ProjectConfig]
         return [ALONE[config.model_name] * (0.6 if count == 2 else 1.0)] * count
 
     monkeypatch.setattr(probe, "load_random_model", lambda config: SimpleNamespace(network=meta_model(config.model_name)))
-    monkeypatch.setattr(probe, "_estimate", lambda *_: MemoryEstimate(0, 0, 0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(probe, "_estimate", lambda *_: MemoryEstimate(*[0] * 9))
     monkeypatch.setattr(probe, "_measure", peaks)
     monkeypatch.setattr(pace, "run_side_by_side", paces)
     for model in MODELS:

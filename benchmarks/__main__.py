@@ -8,7 +8,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 BENCHMARKS = {
     "speed": (
-        *("loader", "loader_resume", "training_step", "retrieval_recall", "sweep_overhead"),
+        *("loader", "loader_resume", "evaluation_pixels", "training_step", "retrieval_recall", "sweep_overhead"),
         *("memory_estimate", "gpu", "t4_plans", "plan_beside_fact"),
     ),
     "search": ("search_record", "search_replay", "published_asha"),

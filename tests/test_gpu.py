@@ -198,3 +198,26 @@ def test_a_sweep_of_tiny_towers_runs_to_its_end_two_at_a_time(card: Card, photos
     assert sweep["state"] == "FINISHED"
     assert [(row["state"], row["stop_reason"]) for row in sweep["trials"]] == [("COMPLETE", "budget")] * 3
     assert (tmp_path / "tiny" / "best" / "open_clip_model.safetensors").is_file()
+
+
+def test_an_evaluation_waits_for_the_device_at_its_end_only(card: Card, photos: Path) -> None:
+    """Three blocks of pixels and of captions; the first time, constants are brought to the card."""
+    code = f"""
+from pathlib import Path
+import torch
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.data.shards import find_dataset
+from fashionclip_tune.evaluation.dataset import evaluation_set
+from fashionclip_tune.evaluation.encode import embed
+from fashionclip_tune.models.openclip import load_model
+from fashionclip_tune.models.precision import plan_precision
+config = ProjectConfig(clip_model="tiny-clip").with_overrides({{"model.pretrained": None}})
+loaded, plan = load_model(config), plan_precision(config)
+loaded.network.to(plan.device)
+photos = evaluation_set(find_dataset(Path({str(photos)!r})).valid, loaded.preprocessing)
+for mode in ("default", "error"):
+    torch.cuda.set_sync_debug_mode(mode)
+    pool, *_ = embed(loaded, photos, all_captions=False, batch_size=3, plan=plan, max_bad_share=0)
+print(*pool.images_ND.shape)
+"""
+    assert card.run("-c", code).split()[0] == "9"

@@ -63,7 +63,12 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
         help="a folder on a fast local disk: shards are copied there ahead of use; a sweep runs there too, and keeps in "
         "--results, which may be a slow drive or s3://..., what another machine needs to go on",
     )
-    parser.add_argument("--scratch-gb", type=finite, metavar="G", help="for all copies together (default: 20)")
+    parser.add_argument(
+        "--scratch-gb",
+        type=finite,
+        metavar="G",
+        help="for all copies together; decoded photos take up to half as much beside them (default: 20)",
+    )
 
 
 def reading_settings(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -185,9 +185,10 @@ class ReadingConfig(Section):
     """Shards may be URLs (https, s3, gs) or ``pipe:`` commands, which reach out or run what they name."""
     scratch: Path | None = field(default=None, metadata=NO_FINGERPRINT)
     """A folder on a fast local disk: shards are copied there ahead of use; none: files are read where they are, copies of
-    remote shards are kept in the cache folder."""
+    remote shards, and decoded photos to evaluate on, are kept in the cache folder."""
     scratch_gb: float = field(default=20.0, metadata=NO_FINGERPRINT)
-    """Copies take at most this many GB (10**9 bytes); those used longest ago make room."""
+    """Copies take at most this many GB (10**9 bytes), decoded photos to evaluate on at most half as many beside them; what was
+    used longest ago makes room."""
     stall_s: float = field(default=300.0, metadata=NO_FINGERPRINT)
     """A loader process that makes no headway for this many seconds ends the run; a copy is given up after half of it."""
 

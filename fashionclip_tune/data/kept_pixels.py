@@ -44,6 +44,11 @@ PART_OF_LIMIT = 0.5
 _MARK = struct.Struct("<II")  # the photo's number in its shard, from 1, which no hole in a file has; the checksum
 
 
+def record_bytes(size: int) -> int:
+    """Of a photo of ``size`` x ``size`` pixels."""
+    return 3 * size**2 + _MARK.size
+
+
 class KeptPixels:
     """For one pass over the photos of a reader, by several threads.
 
@@ -55,7 +60,8 @@ class KeptPixels:
         self.why_not = ""
         self._index, self._storage = reader.index, reader.storage
         self._preprocessing = preprocessing
-        self._num_bytes = 3 * preprocessing.size**2
+        self._record_bytes = record_bytes(preprocessing.size)
+        self._num_bytes = self._record_bytes - _MARK.size
         self._folder = self._storage.root / "pixels"
         self._ends = np.cumsum(self._index.shard_sizes)
         self._paths: dict[int, Path] = {}  # of the shards that have been asked for
@@ -98,10 +104,6 @@ class KeptPixels:
         except OSError as error:
             self._not_kept.add(shard)
             self.why_not = error.strerror or str(error)
-
-    @property
-    def _record_bytes(self) -> int:
-        return self._num_bytes + _MARK.size
 
     def _place(self, sample: int) -> tuple[int, int]:
         shard = int(self._index.shard_of[sample])

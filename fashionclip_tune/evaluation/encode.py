@@ -119,7 +119,8 @@ def _encode_images(
     with closing(pixel_blocks(photos, batch_size, pin_memory=plan.device.type == "cuda")) as blocks:
         for start, (pixels_BCHW, good, unreadable) in blocks:
             bad.add(tuple(photos.reader.bad(start + slot, reason) for slot, reason in unreadable))
-            images_BCHW = photos.preprocessing.normalise(pixels_BCHW.to(plan.device, non_blocking=True).float() / 255)
+            images_BCHW = pixels_BCHW.to(plan.device, non_blocking=True).float().div_(255)
+            images_BCHW = photos.preprocessing.normalise(images_BCHW)
             with plan.autocast(), clock.block():
                 block_BD = network.encode_image(images_BCHW, normalize=True)  # type: ignore[operator]
             embeddings.append(block_BD.float() if len(good) == batch_size else block_BD.float()[good])
@@ -137,7 +138,7 @@ def _encode_captions(
     for tokens_BL in tokens_ML.split(batch_size):
         num_real = len(tokens_BL)
         padded_BL = torch.cat([tokens_BL, tokens_BL[:1].expand(batch_size - num_real, -1)])
-        padded_BL = padded_BL.to(plan.device)
+        padded_BL = padded_BL.to(plan.device, non_blocking=True)
         with plan.autocast(), clock.block():
             block_BD = loaded.network.encode_text(padded_BL, normalize=True)  # type: ignore[operator]
         blocks.append(block_BD.float()[:num_real])

@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 from huggingface_hub import ModelCard
+from open_clip.transform import PreprocessCfg
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import HUB_PREFIX, start_labels
@@ -25,6 +26,8 @@ class StartFacts:
     label: str
     architecture: str
     image_size: int
+    resizing: str
+    """How photos are brought to that size: OpenCLIP's ``resize_mode`` and ``interpolation``."""
     context_length: int
     tokenizer: str
     weights: str
@@ -44,6 +47,9 @@ class StartFacts:
         return f"{text}; licence {self.licence}" if self.licence else text
 
 
+_RESIZING = {"resize_mode": PreprocessCfg.resize_mode, "interpolation": PreprocessCfg.interpolation}
+
+
 def start_facts(config: ProjectConfig, label: str) -> StartFacts:
     """Raises UserError for a start that there is not; of one that is to be fetched what is known beforehand."""
     start = _planned(config)
@@ -54,6 +60,7 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
         label,
         _architecture(start),
         size if isinstance(size, int) else size[0],
+        " ".join(str(start.preprocessing.get(name, default)) for name, default in _RESIZING.items()),
         text.get("context_length", open_clip.CLIPTextCfg.context_length),
         text.get("hf_tokenizer_name") or "openai/clip",
         "weights that are made here first, in about a minute" if _is_to_be_made(config) else _weights(start),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import command
 from fashionclip_tune.machine.hardware import this_machine
+from fashionclip_tune.tuning.planning.disk import decoded_bytes
 from fashionclip_tune.tuning.planning.forecast import ModelPace
 from fashionclip_tune.tuning.planning.gpu_memory import GB
 from fashionclip_tune.tuning.planning.plan import SweepPlan
@@ -99,10 +100,15 @@ def _memory_lines(plan: SweepPlan) -> list[str]:
 
 def _disk_line(plan: SweepPlan) -> str:
     local, durable = plan.disk.local_bytes(plan.at_a_time) / GB, plan.disk.durable_bytes(plan.at_a_time) / GB
-    if plan.settings.scratch is None:
-        return f"disk:     at most {local:.1f} GB in the results (with --scratch: {durable:.1f} GB there)"
     copies = plan.base.reading.scratch_gb
-    return f"disk:     at most {durable:.1f} GB in the results, {local:.1f} GB and {copies:g} GB of shards in scratch"
+    decoded = f"{decoded_bytes(plan.starts.values(), plan.num_valid, copies) / GB:.1f} GB of decoded photos"
+    if plan.settings.scratch is None:
+        return (
+            f"disk:     at most {local:.1f} GB in the results (with --scratch: {durable:.1f} GB there), {decoded} in the cache"
+        )
+    return (
+        f"disk:     at most {durable:.1f} GB in the results, {local:.1f} GB, {copies:g} GB of shards and {decoded} in scratch"
+    )
 
 
 def _time_lines(plan: SweepPlan) -> list[str]:

@@ -10,7 +10,9 @@ from filelock import FileLock
 
 from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.data.kept_pixels import PART_OF_LIMIT, record_bytes
 from fashionclip_tune.models.architecture import meta_model
+from fashionclip_tune.models.start_facts import StartFacts
 from fashionclip_tune.models.towers import prepare_towers
 from fashionclip_tune.storage.checkpoint import keep_newest
 from fashionclip_tune.storage.folder import RemoteFolder
@@ -99,6 +101,12 @@ def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
         if config.model_name not in models or found.state > models[config.model_name].state:
             models[config.model_name] = found
     return DiskPlan(models, num_trials)
+
+
+def decoded_bytes(starts: Iterable[StartFacts], num_photos: int, scratch_gb: float) -> int:
+    """At most, of photos to evaluate on that are kept decoded: once for each way in which some start wants them prepared."""
+    sizes = [size for size, _ in {(start.image_size, start.resizing) for start in starts}]
+    return min(sum(num_photos * record_bytes(size) for size in sizes), int(PART_OF_LIMIT * scratch_gb * 1e9))
 
 
 def _model_bytes(config: ProjectConfig) -> ModelBytes:

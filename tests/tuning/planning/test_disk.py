@@ -7,12 +7,13 @@ import pytest
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.models.openclip import load_model
+from fashionclip_tune.models.start_facts import facts_of_starts
 from fashionclip_tune.storage.checkpoint import checkpoint_steps
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.train import run_training, train
 from fashionclip_tune.tuning.persistence.export import export_whole
-from fashionclip_tune.tuning.planning.disk import DiskPlan, ModelBytes, plan_disk, room_within
+from fashionclip_tune.tuning.planning.disk import DiskPlan, ModelBytes, decoded_bytes, plan_disk, room_within
 
 GB = 10**9
 
@@ -128,3 +129,16 @@ def test_a_winner_over_the_budget_takes_the_place_of_the_one_before_or_is_refuse
     folder.keep_below(num_bytes // 2)
     with pytest.raises(StorageError, match="larger --disk-budget-gb"):
         export_whole(loaded, tmp_path / "best", folder)
+
+
+def test_decoded_photos_count_once_for_each_way_in_which_they_are_prepared() -> None:
+    """ViT-B-32 and ViT-B-16 share theirs."""
+    models = ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256", "ViT-B-16-SigLIP/webli")
+    starts = facts_of_starts({model: ProjectConfig(clip_model=model) for model in models})
+    of_one = {size: 3 * size**2 + 8 for size in (224, 256)}
+    assert [decoded_bytes([starts[model]], 7_000, 20) for model in models] == [
+        7_000 * of_one[size] for size in (224, 224, 256, 224)
+    ]
+    assert decoded_bytes([starts[model] for model in models[:3]], 7_000, 20) == 7_000 * (of_one[224] + of_one[256])
+    assert decoded_bytes(starts.values(), 7_000, 20) == 7_000 * (2 * of_one[224] + of_one[256])
+    assert decoded_bytes(starts.values(), 7_000, 1.5) == 0.75 * GB

@@ -115,11 +115,13 @@ class PatchDraws:
         self._rows = rows
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def kept(self, layer: int, num_patches: int, num_kept: int, device: torch.device) -> Tensor:
-        """[B of the micro-batch, K] patch numbers."""
+    def kept(self, layer: int, num_prefix: int, num_patches: int, num_kept: int, device: torch.device) -> Tensor:
+        """[B of the micro-batch, prefix + K] places in a photo's sequence: those of the prefix, then of the patches."""
         if layer not in self._kept:
             generator = torch.Generator().manual_seed(self._seed + layer)
-            kept_BK = torch.rand(self._batch_size, num_patches, generator=generator).topk(num_kept, dim=1).indices
+            patches_BK = torch.rand(self._batch_size, num_patches, generator=generator).topk(num_kept, dim=1).indices
+            prefix_BP = torch.arange(num_prefix).expand(self._batch_size, -1)
+            kept_BK = torch.cat([prefix_BP, num_prefix + patches_BK], dim=1)
             if device.type == "cuda":  # from pinned memory, so that nothing waits for the copy
                 kept_BK = kept_BK.pin_memory().to(device, non_blocking=True)
             self._kept[layer] = kept_BK
@@ -139,12 +141,11 @@ class SharedPatchDropout(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         if not self.training or self.prob == 0:
             return x_BLD
-        prefix, patches_BLD = x_BLD[:, : self._num_prefix_tokens], x_BLD[:, self._num_prefix_tokens :]
-        num_patches = patches_BLD.shape[1]
+        num_patches = x_BLD.shape[1] - self._num_prefix_tokens
         num_kept = max(1, int(num_patches * (1 - self.prob)))
-        kept_BK = self._draws.kept(self._layer, num_patches, num_kept, x_BLD.device)
-        kept_BKD = patches_BLD.gather(1, kept_BK[:, :, None].expand(-1, -1, patches_BLD.shape[2]))
-        return torch.cat([prefix, kept_BKD], dim=1)
+        kept_BK = self._draws.kept(self._layer, self._num_prefix_tokens, num_patches, num_kept, x_BLD.device)
+        # Not by gather, whose deterministic backward pass on a GPU has an index of 8 bytes for each number.
+        return x_BLD[torch.arange(len(x_BLD), device=x_BLD.device)[:, None], kept_BK]
 
 
 def share_patch_draws(network: nn.Module) -> PatchDraws:

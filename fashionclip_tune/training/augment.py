@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from fashionclip_tune.training.device import onto
 from fashionclip_tune.training.rand_augment import OPERATIONS_PER_PHOTO, change_colours, draw_operations, sampling_map
 
 # At full strength; each is scaled down linearly with the strength.
@@ -92,7 +93,7 @@ def _draw_erasing(batch_size: int, strength: float, probability: float, generato
     log_aspect_B = (2 * uniform_B8[:, 1] - 1) * max_log_aspect_B
     size_B2 = area_B.sqrt()[:, None] * torch.stack([log_aspect_B / 2, -log_aspect_B / 2], dim=1).exp()
     size_B2 = torch.where(uniform_B8[:, 4:5] < probability, size_B2, 0.0)
-    return torch.cat([uniform_B8[:, 2:4] * (1 - size_B2), size_B2], dim=1), uniform_B8[:, 5:]
+    return torch.cat([uniform_B8[:, 2:4] * (1 - size_B2), size_B2], dim=1), uniform_B8[:, 5:].contiguous()
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def augment(images_BCHW: Tensor, draws: AugmentationDraws, size: int) -> Tensor:
         images_BCHW = images_BCHW.float() / 255
     result_BCSS = _crop(images_BCHW, draws, size)
     if (draws.colour_B3 != 1).any():
-        result_BCSS = _jitter(result_BCSS, draws.colour_B3.to(result_BCSS.device, non_blocking=True))
+        result_BCSS = _jitter(result_BCSS, onto(result_BCSS.device, draws.colour_B3))
     result_BCSS = result_BCSS.clamp(0, 1)
     if draws.operations_BN.any():
         change_colours(result_BCSS, draws.operations_BN, draws.magnitudes_BN)
@@ -126,8 +127,7 @@ def _crop(images_BCHW: Tensor, draws: AugmentationDraws, size: int) -> Tensor:
     theta_B23[:, 0, 0] = draws.crop_B4[:, 2] * draws.mirror_B
     theta_B23[:, 1, 1] = draws.crop_B4[:, 3]
     theta_B23[:, :, 2] = draws.crop_B4[:, :2]
-    theta_B23 = theta_B23 @ sampling_map(draws.operations_BN, draws.magnitudes_BN)
-    theta_B23 = theta_B23.to(images_BCHW.device, non_blocking=True)
+    theta_B23 = onto(images_BCHW.device, theta_B23 @ sampling_map(draws.operations_BN, draws.magnitudes_BN))
     grid = F.affine_grid(theta_B23, [len(images_BCHW), 3, size, size], align_corners=False)
     return F.grid_sample(images_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -144,7 +144,7 @@ def _erase(images_BCSS: Tensor, draws: AugmentationDraws) -> Tensor:
     """A pixel is erased if its centre is in the rectangle."""
     size, device = images_BCSS.shape[-1], images_BCSS.device
     centres_S = (torch.arange(size, device=device) + 0.5) / size
-    start_B21, extent_B21 = draws.erased_B4.to(device, non_blocking=True).view(-1, 2, 2, 1).unbind(dim=1)
+    start_B21, extent_B21 = onto(device, draws.erased_B4).view(-1, 2, 2, 1).unbind(dim=1)
     inside_B2S = (centres_S >= start_B21) & (centres_S < start_B21 + extent_B21)
     erased_BSS = inside_B2S[:, 1, :, None] & inside_B2S[:, 0, None, :]
-    return torch.where(erased_BSS[:, None], draws.fill_B3.to(device, non_blocking=True)[:, :, None, None], images_BCSS)
+    return torch.where(erased_BSS[:, None], onto(device, draws.fill_B3)[:, :, None, None], images_BCSS)

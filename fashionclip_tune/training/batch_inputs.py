@@ -14,6 +14,7 @@ from fashionclip_tune.losses import positive_pairs
 from fashionclip_tune.models.sequences import CausalText
 from fashionclip_tune.seeds import Stream, torch_seed
 from fashionclip_tune.training.augment import AugmentationDraws, augment, draw_augmentation
+from fashionclip_tune.training.device import onto
 
 
 class Transfer:
@@ -26,11 +27,10 @@ class Transfer:
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """On a CPU the tensors themselves."""
         if self._stream is None:
-            return [tensor.to(self._device) for tensor in tensors]
+            return [onto(self._device, tensor) for tensor in tensors]
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
-            # Only pinned memory is copied without waiting; what the loader has pinned stays as it is.
-            copies = [tensor.pin_memory().to(self._device, non_blocking=True) for tensor in tensors]
+            copies = [onto(self._device, tensor) for tensor in tensors]  # what the loader has pinned stays as it is
         computing.wait_stream(self._stream)
         for copy in copies:  # freed for the copying stream only when the computing one is done with it
             copy.record_stream(computing)

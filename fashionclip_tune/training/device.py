@@ -1,4 +1,4 @@
-"""A training device's limits: deterministic kernels, and running out of memory."""
+"""A training device's ways: copies without waiting, deterministic kernels, running out of memory."""
 
 import gc
 import os
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import deterministic
 
 from fashionclip_tune.errors import OutOfMemoryError
@@ -40,6 +41,11 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def onto(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor of the CPU on the device. On a GPU nothing waits for the copy: only pinned memory without gaps is copied so."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 _LACKS = re.compile(r"(.+?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)")

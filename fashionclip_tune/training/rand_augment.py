@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from fashionclip_tune.training.device import onto
+
 OPERATIONS_PER_PHOTO = 2  # the paper's choice on ImageNet, and torchvision's
 
 # At a magnitude of 1.
@@ -89,14 +91,16 @@ def change_colours(images_BCHW: Tensor, operations_BN: Tensor, magnitudes_BN: Te
 
     Operations and magnitudes are on the CPU: which photos share an operation is known without asking the device.
     """
-    device = images_BCHW.device
-    for operation_B, magnitude_B in zip(operations_BN.unbind(1), magnitudes_BN.unbind(1), strict=True):
-        for operation, change in _COLOUR_CHANGES.items():
-            rows_R = (operation_B == operation).nonzero().squeeze(1)
-            if len(rows_R):
-                magnitudes_R111 = magnitude_B[rows_R].to(device, non_blocking=True)[:, None, None, None]
-                rows_R = rows_R.to(device, non_blocking=True)
-                images_BCHW[rows_R] = change(images_BCHW[rows_R], magnitudes_R111)
+    # Photos in the order of their operations, so that those with the same one are a slice.
+    photos_NB = operations_BN.T.argsort(dim=1, stable=True)
+    magnitudes_NB = onto(images_BCHW.device, magnitudes_BN.T.gather(1, photos_NB))
+    photos_NB = onto(images_BCHW.device, photos_NB)
+    for operation_B, photos_B, magnitudes_B in zip(operations_BN.unbind(1), photos_NB, magnitudes_NB, strict=True):
+        counts = operation_B.bincount(minlength=len(Operation)).tolist()
+        for operation, rows_R, magnitudes_R in zip(Operation, photos_B.split(counts), magnitudes_B.split(counts), strict=True):
+            if len(rows_R) and operation in _COLOUR_CHANGES:
+                change = _COLOUR_CHANGES[operation]
+                images_BCHW[rows_R] = change(images_BCHW[rows_R], magnitudes_R[:, None, None, None])
 
 
 def _brightness(images_RCHW: Tensor, magnitudes_R111: Tensor) -> Tensor:

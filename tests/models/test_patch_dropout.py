@@ -79,6 +79,25 @@ def test_draws_are_those_of_the_effective_batch_however_it_is_cut() -> None:
     assert len({tuple(row.tolist()) for row in kept}) == 7, "each photo has draws of its own"
 
 
+@pytest.mark.parametrize("kind", DROPOUTS)
+def test_patches_and_gradients_are_those_of_gather_to_the_bit(kind: str) -> None:
+    """By which they were taken before: what was begun then goes on with the same numbers."""
+    make, num_prefix = DROPOUTS[kind]
+    network = network_with(make(0.6))
+    draws = share_patch_draws(network)
+    draws.begin_step(seed=1, batch_size=5)
+    draws.choose(slice(0, 5))
+    x_BLD = torch.randn(5, 20 + num_prefix, 3, requires_grad=True)
+    kept_BK = torch.rand(5, 20, generator=torch.Generator().manual_seed(1)).topk(8, dim=1).indices
+    gathered_BKD = x_BLD[:, num_prefix:].gather(1, kept_BK[:, :, None].expand(-1, -1, 3))
+    gathered_BKD = torch.cat([x_BLD[:, :num_prefix], gathered_BKD], dim=1)
+    found_BKD = network.trunk(x_BLD)
+    assert torch.equal(found_BKD, gathered_BKD)
+    weights_BKD = torch.randn_like(found_BKD)
+    found, gathered = (torch.autograd.grad((each * weights_BKD).sum(), x_BLD)[0] for each in (found_BKD, gathered_BKD))
+    assert torch.equal(found, gathered)
+
+
 def test_every_patch_is_kept_as_often_as_any_other() -> None:
     network = network_with(OpenClipPatchDropout(0.5))
     draws = share_patch_draws(network)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from fashionclip_tune.training import augment as augmenting
+from fashionclip_tune.training import rand_augment as rand_augmenting
 from fashionclip_tune.training.augment import AugmentationDraws, augment, draw_augmentation
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -244,3 +246,14 @@ def test_a_photo_is_not_changed_by_its_neighbours_nor_in_place() -> None:
     assert torch.equal(images, before)
     images[1:] = 0
     assert torch.equal(augment(images, draws, 16)[0], result[0])
+
+
+def test_what_goes_to_the_device_are_few_tensors_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap would be closed in memory that is not pinned, and the CPU would wait for the copy; for each operation, it did."""
+    sent: list[torch.Tensor] = []
+    for module in (augmenting, rand_augmenting):
+        monkeypatch.setattr(module, "onto", lambda device, tensor: sent.append(tensor) or tensor)
+    images = photos(64)
+    augment(images[8:24], drawn(64, 1.0, everything=True)[8:24], 16)
+    assert len(sent) == 5
+    assert all(torch.empty_like(tensor).stride() == tensor.stride() for tensor in sent)

@@ -131,6 +131,17 @@ def test_two_changes_of_colours_are_done_in_their_order() -> None:
     torch.testing.assert_close(result, torch.stack([forth, back]), rtol=0, atol=1e-6)
 
 
+def test_photos_of_a_batch_get_what_each_would_get_alone() -> None:
+    operations_BN, magnitudes_BN = draw_operations(40, 0.7, 0.9, torch.Generator().manual_seed(1))
+    images = photos(40)
+    together = images.clone()
+    change_colours(together, operations_BN, magnitudes_BN)
+    for row in range(40):
+        alone = images[row : row + 1].clone()
+        change_colours(alone, operations_BN[row : row + 1], magnitudes_BN[row : row + 1])
+        assert torch.equal(alone[0], together[row])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_operations_are_equally_frequent_and_magnitudes_of_either_sign(share: float) -> None:
     operations_BN, magnitudes_BN = draw_operations(20_000, 0.3, share, torch.Generator().manual_seed(0))

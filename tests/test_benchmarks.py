@@ -145,7 +145,7 @@ def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "trials:   8, at most 1 side by side, on cuda"
     assert any(line.startswith("host RAM: at most") and " of 12.7 GB" in line for line in lines)
-    assert any("16,128 examples a trial (0.3 epochs)" in line for line in lines)
+    assert any("examples a trial (0.3 epochs), evaluated every" in line for line in lines)
     assert sum("(estimate for a T4)" in line for line in lines) == 3
 
 

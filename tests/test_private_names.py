@@ -11,9 +11,14 @@ DOCUMENTED = {"_exit", "_fields", "_asdict", "_replace", "_make"}
 # (file, name, reason). A name that goes from the code must go from here.
 ALLOWED = [
     (
-        "profiling/memory.py",
+        "profiling/forward_pass.py",
         "torch._subclasses.fake_tensor.FakeTensorMode",
         "tensors without storage that know CUDA's autocast: the meta device does not",
+    ),
+    (
+        "profiling/forward_pass.py",
+        "torch.utils._python_dispatch.TorchDispatchMode",
+        "each operation and the storages that it makes; torch's own counter of operations is one",
     ),
     ("data/loader.py", "iterator._shutdown_workers", "workers live until the garbage collector runs otherwise"),
     ("data/loader.py", "iterator._workers", "a stuck worker is named and ended"),

@@ -56,6 +56,8 @@ class Course:
     quota: ModelQuota | None = None
     older: tuple[str, ...] = ()
     """Models of the trials that the sweep starts with: rungs and minimum know them."""
+    decoding_s: float = 0.0
+    """Of the photos to evaluate on, once."""
 
     @cached_property
     def counts(self) -> list[float]:
@@ -160,4 +162,4 @@ def _hours(course: Course, paces: Sequence[ModelPace], mean_examples: Mapping[st
     slots = course.allotment.slots.count
     rounds = course.num_trials / slots
     idle_s = max((math.ceil(rounds) / rounds - 1) * shared_s, longest_s - (1 - 1 / slots) * each_s)
-    return (SWEEP_S + PROCESS_S + work_s + idle_s) / 3600
+    return (SWEEP_S + PROCESS_S + course.decoding_s + work_s + idle_s) / 3600

@@ -68,7 +68,8 @@ def plan_host_memory(configs: Sequence[ProjectConfig], *, cores: float) -> HostM
     sizes = sorted((weights_bytes(config) for config in by_model.values()), reverse=True)
     device = next(iter(by_model.values())).device.partition(":")[0]
     num_workers = min(max(config.training.num_workers for config in configs), int(cores) - (device == "cpu"))
-    batches_bytes = _BATCHES * max(config.training.batch_size * _photo_bytes(config.model_name) for config in configs)
+    photos_bytes = [3 * _CANVAS_AREA * photo_side(each.model_name) ** 2 * each.training.batch_size for each in configs]
+    batches_bytes = _BATCHES * max(photos_bytes)
     kept = sum(sizes[:_MODELS_KEPT])
     copies = sizes[0]  # of the weights, made to load a model or to write a checkpoint
     copies += sizes[0] if device == "cpu" else 0  # the model itself is on the card otherwise
@@ -80,9 +81,10 @@ def plan_host_memory(configs: Sequence[ProjectConfig], *, cores: float) -> HostM
     )
 
 
-def _photo_bytes(name: str) -> int:
+def photo_side(name: str) -> int:
+    """Of the square that a model sees, whoever describes its text tower."""
     size = check_architecture(name)["vision_cfg"].get("image_size", 224)
-    return 3 * _CANVAS_AREA * (size if isinstance(size, int) else max(size)) ** 2
+    return size if isinstance(size, int) else int(max(size))
 
 
 def check_room(memory: HostMemory, memory_bytes: int) -> None:
@@ -223,14 +225,14 @@ def _estimate_bytes(config: ProjectConfig) -> int:
         network,
         batch_size=config.training.batch_size,
         micro_batch_size=config.training.micro_batch_size,
-        autocast_dtype=_autocast_dtype(config),
+        autocast_dtype=autocast_dtype(config),
         gradient_checkpointing=config.hardware.gradient_checkpointing,
         averages_weights=config.optimizer.ema_decay is not None,
     )
     return estimate.total_bytes
 
 
-def _autocast_dtype(config: ProjectConfig) -> torch.dtype | None:
+def autocast_dtype(config: ProjectConfig) -> torch.dtype | None:
     """Of the card that is here, else of a T4's: bf16 takes as much."""
     if torch.cuda.is_available():
         return plan_precision(config).autocast_dtype

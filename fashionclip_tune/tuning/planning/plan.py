@@ -33,7 +33,7 @@ from fashionclip_tune.tuning.planning.settings import (
 )
 from fashionclip_tune.tuning.planning.slots import Node, Slots
 from fashionclip_tune.tuning.planning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
-from fashionclip_tune.tuning.planning.throughput import model_paces
+from fashionclip_tune.tuning.planning.throughput import decoding_s, model_paces
 from fashionclip_tune.tuning.schedulers import StoppingRule, stopping_rule
 from fashionclip_tune.tuning.study import study
 from fashionclip_tune.tuning.study.policy import ModelQuota, plan_quota, startup_trials
@@ -234,6 +234,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
         flags.scheduler,
         num_points=len(found.space.points),
         quota=quota,
+        decoding_s=decoding_s(configs, allotment.slots.cpus_per_trial, num_valid),
     )
     budget, stage, preset_note = plan_examples(
         settings,

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,25 @@ import torch
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.files import cache_dir, write_json
+from fashionclip_tune.machine.gpus import T4, find_gpu
 from fashionclip_tune.machine.hardware import available_cores
-from fashionclip_tune.models.architecture import forward_flops
+from fashionclip_tune.models.architecture import forward_flops, meta_model
+from fashionclip_tune.models.towers import prepare_towers
 from fashionclip_tune.profiling.probe import known_peak
+from fashionclip_tune.profiling.roofline import Passes, evaluation_rate, passes_of, training_rate
 from fashionclip_tune.profiling.throughput import known_pace
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import read_history
 from fashionclip_tune.training.train import run_training
 from fashionclip_tune.tuning.planning.forecast import ModelPace
+from fashionclip_tune.tuning.planning.gpu_memory import autocast_dtype, is_described_here, photo_side
 
 _log = logging.getLogger(__name__)
 
-_FORWARDS_A_STEP = 3  # in floating-point operations: the backward pass takes two
-_TFLOPS = 20  # of a T4 in fp16, which makes 15 to 25; an estimate
 _MEASURED_FLOPS = 1e9  # of a photo and a caption: below, a short run takes seconds
-_FORWARD_SHARE = 1 / 3  # of a training step's work: what an evaluation does
+_FORWARD_SHARE = 1 / 3  # of a training step's work: what an evaluation does; the backward pass takes two thirds
+_DECODED_PER_SECOND = 487  # photos to evaluate on, by one core, as measured
 _START_S = {"cpu": 1.0, "cuda": 20.0}
 _MEASURED_EXAMPLES = 512
 
@@ -58,7 +62,7 @@ def model_paces(
     num_valid: int,
     stated: float | None,
 ) -> list[ModelPace] | None:
-    """Of each configuration, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for a T4.
+    """Of each configuration, the best known: stated, of an earlier sweep, by ``probe``, measured now, estimated for the card.
 
     Where one configuration's is not measured it follows from the slowest of its model's that are, by what the two compute in a
     step; None where nothing is known of a model. Only small towers on a CPU are measured now, in a few seconds for each
@@ -97,8 +101,13 @@ def _step_work(config: ProjectConfig) -> float:
 
 
 def _load(config: ProjectConfig, at_a_time: int) -> float:
-    """What a trial's rate is divided by; on a GPU those side by side share the card's time."""
-    return _step_work(config) * (at_a_time if _device_type(config) == "cuda" else 1)
+    """What a trial's rate is divided by."""
+    return _step_work(config) * _on_a_card(config, at_a_time)
+
+
+def _on_a_card(config: ProjectConfig, at_a_time: int) -> int:
+    """Trials that share a card's time, of those side by side on all cards; on a CPU each has cores of its own."""
+    return math.ceil(at_a_time / max(1, torch.cuda.device_count())) if _device_type(config) == "cuda" else 1
 
 
 def _device_type(config: ProjectConfig) -> str:
@@ -115,16 +124,16 @@ def _pace(
     """As measured or stated; ``to_measure``: one of this model and batch size, where a small tower is measured now."""
     device = _device_type(config)
     if stated is not None:
-        return _with_evaluation(stated, num_valid, device, "stated")
+        return _with_evaluation(stated, config, num_valid, "stated")
     path = _path(config, at_a_time, num_valid)
     if path.is_file():
         return _read_pace(path, "measured in an earlier sweep")
     if device == "cuda" and (pace := known_pace(config)) is not None:
-        shared = pace.side_by_side / 2 if at_a_time > 1 and pace.side_by_side is not None else pace.alone
+        shared = pace.side_by_side / 2 if _on_a_card(config, at_a_time) > 1 and pace.side_by_side is not None else pace.alone
         whole = config.with_overrides({"training.micro_batch_size": None})
         if (known_peak(whole) or sys.maxsize) < sys.maxsize:  # it fitted, and so that is what was timed
             shared *= _step_work(whole) / _step_work(config)
-        return _with_evaluation(shared, num_valid, device, "measured by probe")
+        return _with_evaluation(shared, config, num_valid, "measured by probe")
     if device == "cpu" and forward_flops(config.model_name) < _MEASURED_FLOPS:
         alone = _path(to_measure, 0, num_valid)
         if not alone.is_file():
@@ -138,20 +147,54 @@ def _pace(
 
 
 def _estimated(config: ProjectConfig, at_a_time: int, num_valid: int) -> ModelPace | None:
-    device, flops = _device_type(config), forward_flops(config.model_name)
-    if device != "cuda" or not math.isfinite(flops):
+    """By what is computed and moved, at the rates of the card that is here, or of a T4."""
+    if _device_type(config) != "cuda" or not is_described_here(config):
         return None
-    rate = 1e12 * _TFLOPS / (_FORWARDS_A_STEP * flops * _load(config, at_a_time))
-    return _with_evaluation(rate, num_valid, device, "estimate for a T4", is_estimate=True)
+    training, side_by_side = config.training, _on_a_card(config, at_a_time)
+    gpu = (find_gpu(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None) or T4
+    passes = _passes(
+        config.model_name, min(training.micro_batch_size or training.batch_size, training.batch_size), *_towers(config)
+    )
+    rate = training_rate(
+        passes,
+        gpu,
+        batch_size=training.batch_size,
+        gradient_checkpointing=config.hardware.gradient_checkpointing,
+        averages_weights=config.optimizer.ema_decay is not None,
+        side_by_side=side_by_side,
+    )
+    evaluation_s = num_valid / evaluation_rate(passes, gpu, side_by_side=side_by_side)
+    source = f"estimate for {gpu.with_article}"
+    return ModelPace(rate, _START_S["cuda"] + evaluation_s, evaluation_s, source, is_estimate=True)
+
+
+def _towers(config: ProjectConfig) -> tuple[ProjectConfig, torch.dtype | None]:
+    """What else a pass depends on."""
+    wanted = {"model.patch_dropout": config.model.patch_dropout, "model.batch_norm": config.model.batch_norm}
+    plain = ProjectConfig(clip_model=config.clip_model).with_overrides(wanted)
+    return replace(plain, freeze=config.freeze), autocast_dtype(config)
+
+
+@lru_cache(maxsize=64)
+def _passes(name: str, num_photos: int, towers: ProjectConfig, dtype: torch.dtype | None) -> Passes:
+    network = meta_model(name)
+    prepare_towers(network, towers)
+    return passes_of(network, num_photos, dtype)
+
+
+def decoding_s(configs: Sequence[ProjectConfig], cores: float, num_valid: int) -> float:
+    """Once a sweep on GPUs, whose trials share what has been decoded: for each size in which models see photos."""
+    sizes = {photo_side(config.model_name) for config in configs if _device_type(config) == "cuda"}
+    return len(sizes) * num_valid / (_DECODED_PER_SECOND * max(1.0, cores))
 
 
 def _read_pace(path: Path, source: str) -> ModelPace:
     return ModelPace(**json.loads(path.read_text()), source=source)
 
 
-def _with_evaluation(rate: float, num_valid: int, device: str, source: str, *, is_estimate: bool = False) -> ModelPace:
-    evaluation_s = _FORWARD_SHARE * num_valid / rate
-    return ModelPace(rate, _START_S[device] + evaluation_s, evaluation_s, source, is_estimate)
+def _with_evaluation(rate: float, config: ProjectConfig, num_valid: int, source: str) -> ModelPace:
+    evaluation_s = _FORWARD_SHARE * num_valid / (rate * _step_work(config))
+    return ModelPace(rate, _START_S[_device_type(config)] + evaluation_s, evaluation_s, source)
 
 
 def _measure(config: ProjectConfig) -> Measured:

@@ -9,7 +9,7 @@ import torch
 
 from fashionclip_tune.cli.main import main
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.models.architecture import forward_flops, meta_model
+from fashionclip_tune.models.architecture import meta_model
 from fashionclip_tune.profiling import probe
 from fashionclip_tune.profiling import throughput as pace
 from fashionclip_tune.profiling.memory import MemoryEstimate
@@ -35,6 +35,7 @@ def t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
         patch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
         yield
 
 
@@ -110,14 +111,13 @@ def test_where_memory_depends_on_what_is_drawn_each_share_has_its_line_and_its_h
     one, three = [line for line in lines if "loader processes" in line]
     assert "1.00 GPU, 1 side by side: 9.0 of 15.8 GB (estimate)" in one
     assert "0.33 GPU, 3 side by side: 5.0 of 15.8 GB (estimate)" in three
-    # Three share the card's time.
-    alone = 20e12 / (3 * forward_flops("ViT-B-32"))
-    (rates,) = [line for line in lines if line.startswith("rates:")]
-    assert f"{alone / 3:.0f} to {alone:.0f} samples/s a trial" in rates
+    # Three share the card's time; without a backward pass through the text tower each would be faster.
     assert plan.course.paces is not None
     pairs = zip(plan.course.configs, plan.course.paces, strict=True)
-    found = {(config.freeze.text_tower, round(pace.samples_per_second)) for config, pace in pairs}
-    assert found == {(False, round(alone)), (True, round(alone / 3))}
+    found = {config.freeze.text_tower: round(pace.samples_per_second) for config, pace in pairs}
+    assert found[False] / 3 < found[True] < found[False] / 2
+    (rates,) = [line for line in lines if line.startswith("rates:")]
+    assert f"{found[True]} to {found[False]} samples/s a trial" in rates
 
 
 def test_nothing_is_downloaded_or_pretrained_to_probe(

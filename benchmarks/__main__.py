@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parent
 BENCHMARKS = {
     "speed": (
         *("loader", "loader_resume", "evaluation_pixels", "training_step", "retrieval_recall", "sweep_overhead"),
-        *("memory_estimate", "gpu", "t4_plans", "plan_beside_fact"),
+        *("memory_estimate", "gpu", "t4_plans", "plan_beside_fact", "token_rows"),
     ),
     "search": ("search_record", "search_replay", "published_asha"),
     "resilience": ("kill_sweep", "lose_machine"),

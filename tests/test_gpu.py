@@ -180,6 +180,28 @@ for model, size, again, frozen in cases:
         assert 1 <= float(share) < 1.17, f"{what}, micro-batch {size}: {share}"
 
 
+def test_rows_that_do_not_occur_stay_on_the_host_and_nothing_waits_for_the_card(card: Card) -> None:
+    """In training, that is; to evaluate, rows that are not trained are fetched."""
+    code = """
+import torch
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.models.openclip import load_random_model
+from fashionclip_tune.models.token_rows import untrained_tables, use_token_rows
+config = ProjectConfig(clip_model="tiny-clip")
+network = load_random_model(config).network
+plain_bytes = sum(each.nbytes for each in (*network.parameters(), *network.buffers()))
+use_token_rows(network, config, 100)
+network.to("cuda")
+((name, table),) = untrained_tables(network).items()
+print(name, table.device, torch.cuda.memory_allocated() < plain_bytes - table.nbytes + 2**20)
+tokens_BL = torch.zeros(2, network.context_length, dtype=torch.long).pin_memory().to("cuda", non_blocking=True)
+torch.cuda.set_sync_debug_mode("error")
+network.train().encode_text(tokens_BL, normalize=True).sum().backward()
+print(network.token_embedding.trained_UD.grad.shape[0])
+"""
+    assert card.run("-c", code).splitlines() == ["token_embedding.weight cpu True", "100"]
+
+
 @pytest.mark.parametrize("loss", ["contrastive", "siglip"])
 def test_six_steps_of_training(card: Card, photos: Path, tmp_path: Path, loss: str) -> None:
     steps = ("--set", "training.max_steps=6", "--set", "training.checkpoint_interval=3", "--set", "device=cuda")

@@ -76,10 +76,14 @@ def trainer_of(config: Any, steps: int = 1_000) -> tuple[Any, Any]:
     """A trainer on fresh weights, always the same, and its batch."""
     from fashionclip_tune.models.openclip import load_random_model
     from fashionclip_tune.models.precision import plan_precision
+    from fashionclip_tune.models.token_rows import use_token_rows
     from fashionclip_tune.training.trainer import Trainer
 
     loaded = load_random_model(config)
-    return Trainer(loaded, config, steps, plan_precision(config)), batch_of(config, loaded)
+    batch = batch_of(config, loaded)
+    others_U = torch.arange(_VOCABULARY)  # that the captions of other batches have
+    use_token_rows(loaded.network, config, lambda: torch.cat([others_U, batch.tokens_BL.flatten()]).unique())
+    return Trainer(loaded, config, steps, plan_precision(config)), batch
 
 
 def train(trainer: Any, batch: Any, steps: int) -> Any:

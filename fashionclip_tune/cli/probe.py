@@ -9,8 +9,7 @@ def add_probe(commands: Any) -> None:
         "probe",
         help="how much memory a step needs on this GPU, and how fast it is",
         description="Measures the largest micro-batch that fits this GPU, and one trial against two side by side, once; "
-        "sweeps go by it. Weights are random, nothing is downloaded; a large token embedding is frozen on cards below 20 GB, "
-        "as in a sweep. Without a GPU, prints estimates of memory.",
+        "sweeps go by it. Weights are random, nothing is downloaded. Without a GPU, prints estimates of memory.",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="a setting, as for train: docs/settings.md"
@@ -21,13 +20,10 @@ def add_probe(commands: Any) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.config.project import ProjectConfig
     from fashionclip_tune.config.section import assignments
-    from fashionclip_tune.models.architecture import with_default_freeze
-    from fashionclip_tune.profiling.probe import card_bytes, probe, report_lines
+    from fashionclip_tune.profiling.probe import probe, report_lines
     from fashionclip_tune.profiling.throughput import known_pace, measure_pace
 
-    given = assignments(parsed.set)
-    config = ProjectConfig().with_overrides(given)
-    config = with_default_freeze(config, card_bytes(config), given)  # what a sweep on this card would train
+    config = ProjectConfig().with_overrides(assignments(parsed.set))
     report = probe(config)
     for line in report_lines(report):
         print(line)

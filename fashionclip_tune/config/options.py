@@ -276,7 +276,7 @@ class FreezeConfig(Section):
     text_tower: bool = False
     """All of the text tower; never both."""
     token_embedding: bool = False
-    """The text tower's table of token embeddings: half of SigLIP2's parameters."""
+    """The text tower's table of token embeddings, of which the rows are trained that occur in the captions."""
     image_blocks: int = 0
     """The patch embedding and the first so many blocks of the image tower. In one of timm's that is no plain transformer: the
     stem and the first so many groups of timm's finest grouping (``group_matcher``), most often a residual block each."""

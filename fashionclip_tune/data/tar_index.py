@@ -28,7 +28,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-FORMAT = 6  # 4 saw three captions a photo, 5 no numbers with leading zeros
+FORMAT = 7  # 4 saw three captions a photo, 5 no numbers with leading zeros, 6 kept no captions
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _CAPTION_MEMBER = re.compile(r"txt([0-9]{1,9})\.txt")
 # A JPEG's size stands behind its metadata: mostly within the first block, with a preview or a colour profile far behind.
@@ -98,6 +98,7 @@ def index_tar(shard: Path) -> TarIndex:
         "image_spans": np.array([sample.image for _, sample in good], dtype=np.int64).reshape(-1, 2),
         "num_captions": np.array([len(sample.captions) for _, sample in good], dtype=np.int64),
         "caption_spans": np.array(caption_spans, dtype=np.int64).reshape(-1, 2),
+        "captions": np.frombuffer(_distinct_captions([sample for _, sample in good]), dtype=np.uint8),
         "caption_gaps": np.array(gaps, dtype=np.str_).reshape(-1, 2),
         "bad": np.array(bad, dtype=np.str_).reshape(-1, 2),
         "fingerprint": np.array(digest.hexdigest()),
@@ -105,6 +106,12 @@ def index_tar(shard: Path) -> TarIndex:
         "bytes": np.array(shard_bytes),
         "checksum": np.array(checksum(shard)),
     }
+
+
+def _distinct_captions(samples: list[_Sample]) -> bytes:
+    """A list in JSON: an array of strings would give each the length of the longest."""
+    distinct = {text.strip() for sample in samples for text in sample.texts.values()}
+    return json.dumps(sorted(distinct), ensure_ascii=False).encode()
 
 
 def _missing(numbers: list[int]) -> str:

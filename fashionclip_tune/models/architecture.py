@@ -20,6 +20,7 @@ from fashionclip_tune.models.batch_norms import batch_norms, check_one_pass
 from fashionclip_tune.models.foreign_code import no_foreign_code
 from fashionclip_tune.models.openclip import openclip_is_quiet, reason_of
 from fashionclip_tune.models.starts import check_architecture, find_start
+from fashionclip_tune.models.token_rows import FIRST_EDITION, USUAL_ROWS, use_token_rows
 from fashionclip_tune.models.towers import parameter_groups, prepare_towers
 
 
@@ -70,6 +71,20 @@ def meta_model(name: str) -> Any:
     return copy.deepcopy(_built(name))  # else what one freezes or drops, others would find frozen and dropped
 
 
+def planned_network(config: ProjectConfig, clip_rows: int = USUAL_ROWS) -> Any:
+    """An architecture on the meta device with what a run trains of it.
+
+    Args:
+        clip_rows: of the token table, that the captions have by CLIP's tokenizer. Others cut texts otherwise, and need not be
+            here: twice as many are taken for granted.
+    """
+    network = meta_model(config.model_name)
+    is_clips = "hf_tokenizer_name" not in check_architecture(config.model_name)["text_cfg"]
+    use_token_rows(network, config, clip_rows if is_clips else 2 * clip_rows)
+    prepare_towers(network, config)
+    return network
+
+
 @lru_cache(maxsize=8)
 def _built(name: str) -> Any:
     openclip_name = find_start(name, None).openclip_name
@@ -114,13 +129,15 @@ _TABLE = "freeze.token_embedding"
 
 
 def with_default_freeze(config: ProjectConfig, card_bytes: int | None, given: Mapping[str, object]) -> ProjectConfig:
-    """On a small card a large token embedding is frozen, unless a space or ``--set`` speaks of it.
+    """In the first edition a large token embedding is frozen on a small card, unless a space or ``--set`` speaks of it.
 
     Args:
         card_bytes: None: no card, or none that is known.
         given: settings by path that somebody has decided on.
     """
-    if card_bytes is None or card_bytes >= _SMALL_CARD_BYTES or _TABLE in given or not has_large_token_table(config):
+    if config.training.edition >= FIRST_EDITION or card_bytes is None or card_bytes >= _SMALL_CARD_BYTES:
+        return config
+    if _TABLE in given or not has_large_token_table(config):
         return config
     return config.with_overrides({_TABLE: True})
 

@@ -29,6 +29,7 @@ from fashionclip_tune.models.hub import CARD_NAME, has_tokenizer, tokenizer_fold
 from fashionclip_tune.models.start import Start
 from fashionclip_tune.models.start_facts import start_card
 from fashionclip_tune.models.starts import find_start, folder_of
+from fashionclip_tune.models.token_rows import plain_state
 from fashionclip_tune.models.transformers_shapes import set_activation
 from fashionclip_tune.models.transformers_weights import read_transformers_weights, to_openclip
 from fashionclip_tune.models.weights import in_openclips_form, put_weights, read_weights
@@ -294,7 +295,7 @@ def _fingerprint(network: nn.Module) -> str:
 def export_openclip(loaded: LoadedModel, folder: Path) -> None:
     """Writes a folder that ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads, preprocessing included."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in loaded.network.state_dict().items()}
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in plain_state(loaded.network).items()}
     save_file(weights, folder / _WEIGHTS_NAME)
     give_usual_mode(folder / _WEIGHTS_NAME)
     preprocess = {key: value for key, value in asdict(loaded.preprocessing).items() if key != "size"}

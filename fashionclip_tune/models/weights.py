@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.models.token_rows import refuse_other_rows, tables_in_rows, whole
+from fashionclip_tune.storage.checkpoint import tables_beside
 
 # Published runs wrote the first; OpenCLIP's and Lightning's the second.
 _WEIGHTS_KEYS = ("model_state_dict", "state_dict")
@@ -78,18 +80,27 @@ def weights_in_folder(folder: Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by their names there.
+    """The tensors of a file, by their names there; of a checkpoint of ours with its whole token table.
 
     Raises:
-        UserError: the file holds code, or no weights.
+        UserError: the file holds code, or no weights, or rows of a table that is not beside it.
     """
     if path.suffix in (".npz", ".npy"):
         raise UserError(f"{path} is a file of big_vision, which is not read: save its weights by OpenCLIP, or name their tag")
-    return load_file(path) if path.suffix == ".safetensors" else read_pickled_weights(path)
+    weights: dict[str, Tensor] = load_file(path) if path.suffix == ".safetensors" else read_pickled_weights(path)
+    if not any(tables_in_rows(weights)):
+        return weights
+    tables = tables_beside(path)
+    try:
+        return whole(weights, load_file(tables) if tables.is_file() else {})
+    except UserError as error:
+        raise UserError(f"{path}: {error}: it belongs in {tables}; bring it, or name an export of this run") from None
 
 
 def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
     """Loads all weights of a network, then compares what is in its memory with them, bit by bit.
+
+    Rows of a token table are put into the one that the network has: of the weights that their run started from.
 
     Args:
         where: what they are said to come from.
@@ -98,6 +109,9 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object
         UserError: they are not the same.
         RuntimeError: they are of another network.
     """
+    refuse_other_rows(network, weights, where)
+    if not any(tables_in_rows(network.state_dict())):
+        weights = whole(weights, network.state_dict())
     network.load_state_dict(weights)
     state = network.state_dict()
     differing = [name for name, tensor in weights.items() if not _same_bits(state[name], tensor)]

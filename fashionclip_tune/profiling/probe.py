@@ -18,6 +18,7 @@ from fashionclip_tune.machine.hardware import cuda_of_driver
 from fashionclip_tune.models.batch_norms import needs_one_pass
 from fashionclip_tune.models.openclip import LoadedModel, load_random_model
 from fashionclip_tune.models.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.models.token_rows import USUAL_ROWS, use_token_rows
 from fashionclip_tune.models.towers import prepare_towers
 from fashionclip_tune.profiling.memory import CONTEXT_BYTES, MemoryEstimate, estimate_memory
 from fashionclip_tune.training.device import free_memory, ran_out_of_memory
@@ -64,6 +65,7 @@ def probe(config: ProjectConfig) -> ProbeReport:
     """
     plan = plan_precision(config)
     loaded = load_random_model(config)
+    use_token_rows(loaded.network, config, USUAL_ROWS)
     prepare_towers(loaded.network, config)  # as a trainer does; done twice it changes nothing more
     if plan.device.type != "cuda":
         # What would be computed in on a T4, where nothing else is asked for.
@@ -83,12 +85,6 @@ def probe(config: ProjectConfig) -> ProbeReport:
         if str(size) in measured
     )
     return ProbeReport(card.name, card.total_memory, probes)
-
-
-def card_bytes(config: ProjectConfig) -> int | None:
-    """Memory of the card that a run would have; None: on a CPU."""
-    device = plan_precision(config).device
-    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
 def _sizes(config: ProjectConfig, loaded: LoadedModel) -> list[int]:
@@ -122,7 +118,7 @@ def probe_identity(config: ProjectConfig) -> str | None:
 # Trials that differ in other settings (rates, captions, augmentation) share a measurement, whatever part of the machine they
 # have: ``hardware.threads`` and ``hardware.device_share`` change nothing of what a card measures.
 _RELEVANT = (
-    *("clip_model", "training.batch_size", "freeze.", "model.patch_dropout", "model.batch_norm"),
+    *("clip_model", "training.batch_size", "training.edition", "freeze.", "model.patch_dropout", "model.batch_norm"),
     *("hardware.precision", "hardware.gradient_checkpointing", "hardware.compile"),
 )
 

@@ -18,6 +18,7 @@ from fashionclip_tune.files import cache_dir, write_json
 from fashionclip_tune.machine.child_processes import call_ending_with_parent
 from fashionclip_tune.models.openclip import load_random_model
 from fashionclip_tune.models.precision import plan_precision
+from fashionclip_tune.models.token_rows import USUAL_ROWS, use_token_rows
 from fashionclip_tune.profiling.memory import CONTEXT_BYTES
 from fashionclip_tune.profiling.probe import probe_identity, random_batch
 from fashionclip_tune.training.device import ran_out_of_memory
@@ -117,6 +118,7 @@ def time_steps(settings: dict[str, Any], count: int, barrier: Any, results: Any,
             part_bytes = min(total, card_bytes or total) / count - CONTEXT_BYTES
             torch.cuda.set_per_process_memory_fraction(max(0.0, part_bytes / total), plan.device)
         loaded = load_random_model(config)
+        use_token_rows(loaded.network, config, USUAL_ROWS)
         trainer = Trainer(loaded, config, _WARM_UP_STEPS + _TIMED_STEPS, plan)
         batch = random_batch(config, loaded)
         batch = batch.pin_memory() if plan.device.type == "cuda" else batch

@@ -79,12 +79,12 @@ def _of_models(rows: Sequence[TrialRow], value_of: dict[str, float | None]) -> l
 
 
 def _weights_mb(view: SweepView) -> dict[str, float | None]:
-    """Of each architecture, as the best trials' files are; on a durable side there are none, and its tensors are counted."""
-    files = sorted(view.folder.glob("trials/*/checkpoints/*/model.safetensors"))
+    """Of each architecture's tensors; of one that only the hub knows, as the best trials' files are, where they are."""
+    files = sorted(view.folder.glob("trials/*/checkpoints/step_*/model.safetensors"))
     kept = {path.parents[2].name.split("-")[0]: round(path.stat().st_size / _MEGABYTE, 1) for path in files}
     found = {start_of(row): kept[row["trial_id"]] for row in view.rows if row["trial_id"] in kept}
     names = {start_of(row): row["config"]["clip_model"] for row in view.rows}
-    return {start: found[start] if start in found else _computed_mb(name) for start, name in names.items()}
+    return {start: _computed_mb(name) or found.get(start) for start, name in names.items()}
 
 
 def _computed_mb(model: str) -> float | None:

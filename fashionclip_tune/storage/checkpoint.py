@@ -3,6 +3,7 @@
 ``checkpoints/step_00001000/`` has ``model.safetensors`` (weights), ``training_state.pt`` (optimizer, scaler, counters, sums
 of the stage; tensors and plain values only) and ``checkpoint.json`` (what, of which run, and the hash of the other files).
 ``checkpoints/best_00001000/`` is the same without a training state: to use, not to go on from.
+``checkpoints/token_table/`` has, once, what of the weights no step changes, where checkpoints are without it.
 """
 
 import json
@@ -26,6 +27,7 @@ from fashionclip_tune.files import give_usual_mode, sync_folder, write_json
 _VERSION = 3
 _KEPT = 2
 _RECORD_BYTES = 2**20
+_TABLE_FOLDER = "token_table"
 WEIGHTS_NAME, STATE_NAME, RECORD_NAME = "model.safetensors", "training_state.pt", "checkpoint.json"
 _REQUIRED = ("step", "fingerprint", "config", "history")
 # Of the training state, as ``Trainer.state_dict`` makes it.
@@ -59,14 +61,23 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    checkpoints: Path, weights: Mapping[str, Tensor], training_state: Mapping[str, Any], record: Mapping[str, Any]
+    checkpoints: Path,
+    weights: Mapping[str, Tensor],
+    training_state: Mapping[str, Any],
+    record: Mapping[str, Any],
+    tables: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes ``step_NNNNNNNN`` from ``record["step"]`` and keeps the last two; a kill at any moment leaves those before it.
+
+    Args:
+        tables: ``tables_to_save``, before it.
 
     Raises:
         StorageError: it does not fit the disk; those before it are whole.
     """
     final = checkpoints / f"step_{record['step']:08d}"
+    if tables:
+        _write_whole(checkpoints / _TABLE_FOLDER, tables, None, {})
     _write_whole(final, weights, training_state, record)
     # Later ones were refused on resume; among the newest two they would push this one out.
     leftovers = [folder for folder in _folders(checkpoints) if folder.name > final.name]
@@ -88,6 +99,16 @@ def save_best(checkpoints: Path, weights: Mapping[str, Tensor], record: Mapping[
         if folder != final:
             shutil.rmtree(folder, ignore_errors=True)
     return final
+
+
+def tables_beside(weights: Path) -> Path:
+    """Where the tables are that a checkpoint's weights file is without."""
+    return weights.parent.parent / _TABLE_FOLDER / WEIGHTS_NAME
+
+
+def tables_to_save(checkpoints: Path, tables: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Those that are not there yet."""
+    return {} if (checkpoints / _TABLE_FOLDER).is_dir() else tables
 
 
 def _write_whole(

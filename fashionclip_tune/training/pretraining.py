@@ -95,6 +95,7 @@ def _pretrain(name: str, data: Path) -> None:
                 "loss_function": PRETRAINING_LOSSES[name],
                 "training.budget_examples": PRETRAINING_EXAMPLES,
                 "training.stage_examples": PRETRAINING_EXAMPLES,
+                "training.edition": 1,  # weights of the same name are the same bits
             }
         )
         run_dir = target.with_name(f"{target.name}.run")

@@ -24,6 +24,7 @@ from torch import Tensor
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import StorageError, UnavailableError, UserError
 from fashionclip_tune.models.openclip import base_weights
+from fashionclip_tune.models.token_rows import split_tables, whole
 from fashionclip_tune.storage.checkpoint import (
     RECORD_NAME,
     STATE_NAME,
@@ -32,6 +33,7 @@ from fashionclip_tune.storage.checkpoint import (
     file_hash,
     open_checkpoint,
     save_checkpoint,
+    tables_to_save,
 )
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
@@ -124,8 +126,10 @@ class RemoteState:
                 except (FileNotFoundError, UserError):
                     continue  # torn when the machine was lost: the one before it is whole
                 weights = {**self._base(state.record["base"]), **load_file(state.weights_file)}
+                weights, tables = split_tables(weights)
                 record = {name: value for name, value in state.record.items() if name not in ("version", "files", "base")}
-                save_checkpoint(run_dir / "checkpoints", weights, state.training_state(), record)
+                checkpoints = run_dir / "checkpoints"
+                save_checkpoint(checkpoints, weights, state.training_state(), record, tables_to_save(checkpoints, tables))
                 return True
         return False
 
@@ -137,10 +141,11 @@ class RemoteState:
                 self._folder.fetch(f"{self._name}/weights/step_{step:08d}.safetensors", file)
                 with safe_open(file, "pt") as opened:
                     base = json.loads(opened.metadata()[_BASE])
-                changed = {key: tensor.float() for key, tensor in load_file(file).items()}
+                changed = load_file(file)
             except (FileNotFoundError, SafetensorError):
                 return None
-        return {**self._base(base), **changed}
+        found = {**self._base(base), **changed}
+        return {key: each.float() if each.dtype == torch.half else each for key, each in whole(found, found).items()}
 
     def forget_state(self) -> int:
         """Removes the states; returns the number of bytes freed."""

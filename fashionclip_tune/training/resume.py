@@ -11,6 +11,7 @@ from torch import nn
 from fashionclip_tune.config.project import ProjectConfig, override_paths
 from fashionclip_tune.config.stored import UNSAID, as_begun
 from fashionclip_tune.errors import UnavailableError, UserError
+from fashionclip_tune.models.token_rows import whole_shapes
 from fashionclip_tune.storage.checkpoint import Checkpoint, newest_checkpoint
 
 
@@ -24,7 +25,7 @@ def checkpoint_to_resume(
     Args:
         place: a run's folder, or one checkpoint.
         data, weights: content hashes, as for ``ProjectConfig.fingerprint``.
-        network: the run's model.
+        network: the run's model, as OpenCLIP has it.
 
     Raises:
         UserError: all that there is belongs to another run, or the one that was named cannot be used; says what differs.
@@ -74,8 +75,8 @@ def _check_run(checkpoint: Checkpoint, config: ProjectConfig, *, data: str, weig
 
 def _check_model(checkpoint: Checkpoint, network: nn.Module) -> None:
     """A right hash says that the weights are those that were listed, not that they are this model's."""
-    found = checkpoint.weight_shapes()
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = whole_shapes(checkpoint.weight_shapes(), wanted)
     differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if differing:
         name = differing[0]

@@ -13,6 +13,7 @@ from fashionclip_tune.data.batches import TrainBatch, copy_first_shards
 from fashionclip_tune.data.dataset import BadSamples, cached_index, leaking_products, run_shards, storage_of, write_bad_samples
 from fashionclip_tune.data.index import BadSample, gaps_in_captions
 from fashionclip_tune.data.loader import train_loader
+from fashionclip_tune.data.tokens import occurring_tokens
 from fashionclip_tune.errors import StoppedError
 from fashionclip_tune.evaluation.evaluate import Metrics
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, save_retrieval
@@ -20,7 +21,8 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import load_model, load_weights, tokenizer_name
 from fashionclip_tune.models.precision import PrecisionPlan
-from fashionclip_tune.storage.checkpoint import Checkpoint, checkpoint_bytes, save_best, save_checkpoint
+from fashionclip_tune.models.token_rows import plain_state, untrained_tables, use_token_rows
+from fashionclip_tune.storage.checkpoint import Checkpoint, checkpoint_bytes, save_best, save_checkpoint, tables_to_save
 from fashionclip_tune.training.callbacks import RunCallbacks, TrainResult
 from fashionclip_tune.training.evaluator import RunEvaluator, memory_in_use
 from fashionclip_tune.training.history import DeviceTime, History, Row, write_training_log
@@ -94,6 +96,12 @@ class Run:
         if resume_from is not None:
             network = self._loaded.network
             found, config = checkpoint_to_resume(resume_from, config, data=data, weights=weights, network=network)
+        tokenizer, on_tokens = self._loaded.tokenizer, partial(on_phase, "finding the tokens of all captions")
+        use_token_rows(
+            self._loaded.network,
+            config,
+            lambda: occurring_tokens(self._index, tokenizer, storage, on_progress=on_tokens),
+        )
         self._config = config
         self._fingerprint = config.fingerprint(data=data, weights=weights)
         self._rows: list[Row] = []
@@ -160,7 +168,7 @@ class Run:
                 self._warn_of_collapse()
                 if self._keep_best and self._is_best():
                     with trainer.averaged():
-                        save_best(self._out_dir / "checkpoints", trainer.network.state_dict(), self._record())
+                        save_best(self._out_dir / "checkpoints", plain_state(trainer.network), self._record())
                 if self._checkpoint_is_due():
                     self._save_checkpoint()
                 if self._is_sync_due():
@@ -270,10 +278,11 @@ class Run:
         }
 
     def _save_checkpoint(self) -> None:
-        training_state = self._trainer.state_dict()
+        training_state, checkpoints = self._trainer.state_dict(), self._out_dir / "checkpoints"
+        tables = tables_to_save(checkpoints, untrained_tables(self._trainer.network))
         with self._trainer.averaged():
             weights = self._trainer.network.state_dict()
-            with self._callbacks.reserve_space(checkpoint_bytes(weights, training_state)):
-                self._checkpoint = save_checkpoint(self._out_dir / "checkpoints", weights, training_state, self._record())
+            with self._callbacks.reserve_space(checkpoint_bytes({**weights, **tables}, training_state)):
+                self._checkpoint = save_checkpoint(checkpoints, weights, training_state, self._record(), tables)
         self._checkpoint_step = self._trainer.step
         self._checkpoint_time = time.monotonic()

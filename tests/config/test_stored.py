@@ -71,7 +71,7 @@ def test_a_report_of_a_foreign_sweep_runs_nothing(sweep_dir: Path, marker: Path)
 
 def test_a_report_shows_photos_from_elsewhere_where_its_caller_allows_it(garments: Path, sweep_dir: Path) -> None:
     """As of a sweep that ran with ``--allow-remote``; and that its own files allow it or not makes no difference."""
-    for path in sweep_dir.glob("trials/*/checkpoints/*/checkpoint.json"):
+    for path in sweep_dir.glob("trials/*/checkpoints/step_*/checkpoint.json"):
         record = json.loads(path.read_text())
         record["config"]["valid_shards_pattern"] = f"pipe:cat {garments}/clip_dataset_valid_aug.000000.tar"
         path.write_text(json.dumps(record))
@@ -90,7 +90,12 @@ def test_evaluating_a_foreign_model_runs_nothing(
     export_openclip(named_model(str(trial), ProjectConfig()).loaded, sweep_dir / "best")
     content = {**read_sweep(sweep_dir), "best": {"trial_id": "0000"}}
     (sweep_dir / "sweep.json").write_text(json.dumps(content))
-    places = {"run": trial, "checkpoint": next(trial.glob("checkpoints/*")), "sweep": sweep_dir, "best": sweep_dir / "best"}
+    places = {
+        "run": trial,
+        "checkpoint": next(trial.glob("checkpoints/step_*")),
+        "sweep": sweep_dir,
+        "best": sweep_dir / "best",
+    }
     command = ("evaluate", "--model", places[what], "--data", garments, *SETTINGS, "--json", "-")
     before = run(*command)
     tampered(sweep_dir, marker)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from fashionclip_tune.cli.main import main
 from fashionclip_tune.config.project import ProjectConfig
@@ -127,10 +129,29 @@ def test_a_gain_inside_chance_is_called_a_tie(
     assert said in line
 
 
+def copied(trained: TrainResult, folder: Path) -> Path:
+    """The run's checkpoint elsewhere, with what is beside it."""
+    return Path(shutil.copytree(trained.checkpoint.parent, folder / "checkpoints")) / trained.checkpoint.name
+
+
+def test_a_checkpoint_without_the_table_beside_it_is_refused_with_what_to_bring(
+    trained: TrainResult, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of its token table it has the trained rows only; another run's table would not do."""
+    alone = shutil.copytree(trained.checkpoint, tmp_path / "run" / "step_00000001")
+    text = refused(capsys, "--model", alone, "--data", garments)
+    place = tmp_path / "run" / "token_table" / "model.safetensors"
+    assert f"text.token_embedding.weight were trained, and their table is not here: it belongs in {place}" in text
+    place.parent.mkdir()
+    name = "text.token_embedding.weight"
+    save_file({name: torch.zeros_like(load_file(trained.checkpoint.parent / "token_table" / place.name)[name])}, place)
+    assert "their table is another one now" in refused(capsys, "--model", alone, "--data", garments)
+
+
 def test_a_checkpoint_of_an_ended_trial_will_do_and_its_own_preprocessing_counts(
     trained: TrainResult, evaluate: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    stripped = shutil.copytree(trained.checkpoint, tmp_path / "stripped")
+    stripped = copied(trained, tmp_path)
     (stripped / "training_state.pt").unlink()
     assert recalls(evaluate(stripped, "--protocol", "instance")["figures"][0]) == recalls(trained.metrics)
     record = json.loads((stripped / "checkpoint.json").read_text())
@@ -265,7 +286,7 @@ def test_a_fresh_process_knows_the_architecture_of_a_tiny_tower_in_an_openclip_f
 def test_untouched_weights_that_are_gone_are_a_note_not_an_end(
     trained: TrainResult, evaluate: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    moved = shutil.copytree(trained.checkpoint, tmp_path / "moved")
+    moved = copied(trained, tmp_path)
     record = json.loads((moved / "checkpoint.json").read_text())
     record["config"]["model.pretrained"] = str(tmp_path / "gone.safetensors")
     (moved / "checkpoint.json").write_text(json.dumps(record))

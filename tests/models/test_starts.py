@@ -22,7 +22,7 @@ from fashionclip_tune.models.named_model import loading_call, named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
 from fashionclip_tune.models.start_facts import start_facts
 from fashionclip_tune.models.starts import find_start
-from fashionclip_tune.models.weights import put_weights
+from fashionclip_tune.models.weights import put_weights, read_weights
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.training.callbacks import TrainResult
 from fashionclip_tune.training.train import train
@@ -81,7 +81,7 @@ def trained(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 def assert_same(network: nn.Module, file: Path) -> None:
-    ours, theirs = network.state_dict(), load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+    ours, theirs = network.state_dict(), read_weights(file)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -94,7 +94,7 @@ def test_every_way_to_name_a_model_loads_its_own_weights(
     assert_same(load_model(of(tiny_config, f"local-dir:{start}")).network, start / WEIGHTS)
     assert_same(load_model(of(tiny_config, f"local-dir:{start}", start)).network, start / WEIGHTS)
     assert_same(load_model(of(tiny_config, f"local-dir:{start}", weights)).network, weights)
-    torch.save(load_file(weights), tmp_path / "weights.pt")
+    torch.save(read_weights(weights), tmp_path / "weights.pt")
     assert_same(load_model(of(tiny_config, f"local-dir:{start}", tmp_path / "weights.pt")).network, weights)
     for model in (start, f"local-dir:{start}"):
         found = named_model(str(model), ProjectConfig())

@@ -20,6 +20,7 @@ from fashionclip_tune.data.dataset import cached_index, run_shards, storage_of
 from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.models.batch_norms import batch_norms, evaluating
 from fashionclip_tune.models.openclip import export_openclip, load_model, load_random_model
+from fashionclip_tune.models.weights import read_weights
 from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME
 from fashionclip_tune.training.train import train
 from fashionclip_tune.training.trainer import Trainer
@@ -268,7 +269,7 @@ def as_an_older_version_left_it(run: Path, config: ProjectConfig) -> None:
     settings = json.loads((run / "config.json").read_text())
     del settings["model.batch_norm"]
     (run / "config.json").write_text(json.dumps(settings))
-    for file in run.glob(f"checkpoints/*/{RECORD_NAME}"):
+    for file in run.glob(f"checkpoints/step_*/{RECORD_NAME}"):
         record = json.loads(file.read_text())
         assert record["fingerprint"] == config.fingerprint(data=data, weights=weights)
         fingerprint = config.fingerprint(data=data, weights=weights, known=settings)
@@ -310,6 +311,6 @@ def test_a_run_of_today_keeps_its_own(config: ProjectConfig, tmp_path: Path) -> 
     for other in ("update", "legacy"):
         with pytest.raises(UserError, match=rf"model\.batch_norm was 'fixed', is '{other}'"):
             train(config.with_overrides({"model.batch_norm": other}), tmp_path, resume_from=tmp_path)
-    last = load_file(train(config, tmp_path, resume_from=tmp_path).checkpoint / WEIGHTS_NAME)
+    last = read_weights(train(config, tmp_path, resume_from=tmp_path).checkpoint / WEIGHTS_NAME)
     first = load_model(config).network.state_dict()
     assert not [name for name in moved(first, last) if "running_" in name or "num_batches" in name]

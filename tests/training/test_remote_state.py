@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import StorageError, UnavailableError
 from fashionclip_tune.models.openclip import export_openclip, load_model
-from fashionclip_tune.storage.checkpoint import newest_checkpoint
+from fashionclip_tune.models.weights import read_weights
+from fashionclip_tune.storage.checkpoint import newest_checkpoint, newest_weights
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.history import TIMING
@@ -115,17 +116,18 @@ def test_what_the_base_holds_already_is_not_written(tiny_config: ProjectConfig, 
     with safe_open(file, "pt") as opened:
         keys = set(opened.keys())
     assert keys
-    assert all(key.startswith("visual.") or key == "logit_scale" for key in keys)
+    assert all(key.startswith(("visual.", "token_embedding.")) or key == "logit_scale" for key in keys)
+    assert "token_embedding.weight" not in keys
 
 
 def test_weights_come_back_in_half_precision(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     train(tiny_config, tmp_path / "run")
     run = durable(tmp_path, tiny_config)
-    for checkpoint in sorted((tmp_path / "run" / "checkpoints").iterdir()):
+    for checkpoint in sorted((tmp_path / "run" / "checkpoints").glob("step_*")):
         run.put_weights(checkpoint)
     assert [path.name for path in (tmp_path / "drive" / "trials" / "a" / "weights").iterdir()] == ["step_00000010.safetensors"]
     assert run.fetch_weights(8) is None
-    expected, found = weights(tmp_path / "run"), run.fetch_weights(10)
+    expected, found = read_weights(newest_weights(tmp_path / "run")), run.fetch_weights(10)
     assert expected.keys() == found.keys()
     for key, tensor in expected.items():
         assert found[key].dtype == torch.float32
@@ -169,7 +171,7 @@ def with_two_checkpoints(config: Any, tmp_path: Path) -> Any:
     """A trained run: its durable side, with nothing there yet, and its last two checkpoints."""
     train(config, tmp_path / "run")
     folder = RemoteFolder(tmp_path / "drive")
-    return folder, RemoteState(folder, "trials/a", config), *sorted((tmp_path / "run" / "checkpoints").iterdir())
+    return folder, RemoteState(folder, "trials/a", config), *sorted((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
 def test_a_state_over_the_budget_is_not_begun_and_the_one_before_it_stays(

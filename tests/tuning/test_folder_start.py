@@ -12,6 +12,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.evaluation.evaluate_model import EvaluateOptions, run_evaluate
 from fashionclip_tune.evaluation.examples import fixed_queries
 from fashionclip_tune.models.openclip import export_openclip, load_model
+from fashionclip_tune.models.weights import read_weights
 from fashionclip_tune.progress import no_phases
 from fashionclip_tune.reporting.gallery import make_gallery
 from fashionclip_tune.reporting.sweep_files import last_queries, ranked
@@ -49,7 +50,7 @@ def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
     assert "else from the hub" not in out
 
     (trial,) = sweep_dir.glob(f"trials/{best['trial_id']}-*")
-    trained, exported = load_file(newest_weights(trial)), load_file(sweep_dir / "best" / "open_clip_model.safetensors")
+    trained, exported = read_weights(newest_weights(trial)), load_file(sweep_dir / "best" / "open_clip_model.safetensors")
     assert trained.keys() == exported.keys()
     assert all(torch.equal(trained[key], exported[key]) for key in trained)
     assert not torch.equal(trained["text_projection"], load_file(start / "open_clip_model.safetensors")["text_projection"])
@@ -68,7 +69,7 @@ def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
     # It goes on from another folder than it was started in.
     code, out, err = run_sweep("--results", tmp_path, "--name", "it", "--refit", "2")
     assert code == 0, err
-    refitted = load_file(newest_weights(sweep_dir / "refit"))
+    refitted = read_weights(newest_weights(sweep_dir / "refit"))
     exported = load_file(sweep_dir / "refit" / "best" / "open_clip_model.safetensors")
     assert all(torch.equal(refitted[key], exported[key]) for key in refitted)
     assert not torch.equal(refitted["text_projection"], trained["text_projection"])

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.data.dataset import cached_index, run_shards
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.history import TIMING
+from fashionclip_tune.tuning.planning.dataset import rows_of_captions
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 from tests.tuning.conftest import RunSweep
 
@@ -198,10 +200,11 @@ def test_object_storage_is_a_durable_side_too(
     assert (best / "open_clip_model.safetensors").read_bytes() == expected
 
 
-def test_the_durable_side_takes_what_was_planned(whole: Any) -> None:
+def test_the_durable_side_takes_what_was_planned(whole: Any, garments: Path) -> None:
     watch = whole[1]
     configs = [ProjectConfig(clip_model=name) for name in ("tiny-clip", "tiny-sig")]
-    plan: DiskPlan = plan_disk(configs, NUM_TRIALS)
+    trained_on = cached_index(run_shards(ProjectConfig(dataset_root=garments)).train)
+    plan: DiskPlan = plan_disk(configs, NUM_TRIALS, rows_of_captions(configs[0], trained_on))
     assert watch.most_bytes <= plan.durable_bytes(dict.fromkeys(plan.models, 1))
     found: dict[str, set[str]] = {"state": set(), "weights": set()}
     for name, size in watch.files.items():

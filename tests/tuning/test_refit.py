@@ -11,9 +11,9 @@ from typing import Any
 import open_clip
 import pytest
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.models.weights import read_weights
 from fashionclip_tune.reporting.terminal import comparison
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.training.history import TIMING
@@ -79,7 +79,7 @@ def test_a_winner_is_trained_for_longer_stopped_and_gone_on_with(
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{ended / 'refit' / 'best'}")
     weights = newest_weights(tmp_path / "never stopped")
     assert weights is not None
-    expected, loaded = load_file(weights), model.state_dict()
+    expected, loaded = read_weights(weights), model.state_dict()
     assert expected.keys() == loaded.keys()
     assert all(bool((loaded[name] == tensor).all()) for name, tensor in expected.items())
 

@@ -145,10 +145,10 @@ def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimi
         if folder.name[:4] not in kept:
             assert not (folder / "checkpoints").exists()
             continue
-        (checkpoint,) = (folder / "checkpoints").iterdir()
+        (checkpoint,) = (folder / "checkpoints").glob("step_*")
         assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors"]
     freed_bytes = sweep_json(finished)["freed_bytes"]
-    assert freed_bytes > 6 * 40_000_000, "Adam's moments of each trial at least"
+    assert freed_bytes > 6 * 15_000_000, "Adam's moments of each trial at least"
     assert f"freed {freed_bytes / 1e6:,.0f} MB: states of ended trials" in (finished.parent / "output").read_text()
 
 
@@ -415,7 +415,7 @@ def test_sigterm_at_the_driver_stops_a_trial_within_its_stage_and_loses_no_step(
     assert f"--results {tmp_path} --name it --resume" in out
     assert sweep_json(driver.sweep_dir)["state"] == "INTERRUPTED"
     (trial,) = (driver.sweep_dir / "trials").iterdir()
-    (checkpoint,) = (trial / "checkpoints").iterdir()
+    (checkpoint,) = (trial / "checkpoints").glob("step_*")
     assert 0 < int(checkpoint.name.removeprefix("step_")) < 150
     assert [row["step"] for row in untimed(trial)] == [0]
     (row,) = sweep_json(driver.sweep_dir)["trials"]

@@ -6,12 +6,16 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+import open_clip
+
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.batches import copy_first_shards
 from fashionclip_tune.data.dataset import RunShards, cached_index, leaking_products, run_shards, storage_of
 from fashionclip_tune.data.index import ShardIndex, count_kinds, gaps_in_captions
+from fashionclip_tune.data.tokens import occurring_tokens
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import cache_dir
+from fashionclip_tune.models.token_rows import FIRST_EDITION, USUAL_ROWS
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.storage.urls import scheme_of
 from fashionclip_tune.synthetic import GarmentRecipe, cached_dataset
@@ -105,6 +109,15 @@ def load_data(config: ProjectConfig, shards: RunShards) -> tuple[ShardIndex, Sha
             f"warning: {len(leaking)} products are in both training and evaluation, such as {leaking[0]!r}: the metrics flatter"
         )
     return train, valid
+
+
+def rows_of_captions(config: ProjectConfig, train: ShardIndex) -> int:
+    """Rows of a token table that the training captions have by CLIP's tokenizer, which needs no hub."""
+    if config.training.edition < FIRST_EDITION:
+        return USUAL_ROWS  # nobody goes by it
+    with progress_bar("finding the tokens of all captions, once") as on_progress:
+        tokenizer = open_clip.get_tokenizer("ViT-B-32")
+        return len(occurring_tokens(train, tokenizer, storage_of(config), on_progress=on_progress))
 
 
 def copy_data(config: ProjectConfig) -> None:

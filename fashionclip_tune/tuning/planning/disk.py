@@ -8,12 +8,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fashionclip_tune.config.options import FreezeConfig
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.kept_pixels import PART_OF_LIMIT, record_bytes
-from fashionclip_tune.models.architecture import meta_model
+from fashionclip_tune.models.architecture import planned_network
 from fashionclip_tune.models.start_facts import StartFacts
-from fashionclip_tune.models.towers import prepare_towers
+from fashionclip_tune.models.token_rows import USUAL_ROWS, TokenRows, untrained_tables
 from fashionclip_tune.storage.checkpoint import keep_newest
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.training.callbacks import RoomFor, any_room
@@ -28,15 +27,16 @@ _LOCAL_STATES = 3
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """Of one architecture in fp32: all weights, and those that are trained.
+    """Of one architecture in fp32: the weights of a checkpoint, and those that are trained.
 
     ``copies``: what a training state has of the trained ones: Adam's two moments, and they themselves where an average of them
-    is what counts.
+    is what counts. ``tables``: what a run keeps once, of which checkpoints have the trained rows only.
     """
 
     weights: int
     trained: int
     copies: int = 2
+    tables: int = 0
 
     @property
     def state(self) -> int:
@@ -72,8 +72,8 @@ class DiskPlan:
 
     def local_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """Where the sweep runs: whole states of running trials, weights of the best, the winner twice while it is written."""
-        kept = sum(KEPT_PER_MODEL * each.weights for each in self.models.values())
-        running = max(at_a_time[name] * _LOCAL_STATES * each.state for name, each in self.models.items())
+        kept = sum(KEPT_PER_MODEL * (each.weights + each.tables) for each in self.models.values())
+        running = max(at_a_time[name] * (_LOCAL_STATES * each.state + each.tables) for name, each in self.models.items())
         return running + kept + 2 * self._winner_bytes + self.num_trials * _TRIAL_BYTES
 
     def durable_bytes(self, at_a_time: Mapping[str, int]) -> int:
@@ -90,14 +90,14 @@ class DiskPlan:
     @property
     def _winner_bytes(self) -> int:
         """In fp32; where the sweep runs, it is there twice until it is whole."""
-        return max(each.weights for each in self.models.values())
+        return max(each.weights + each.tables for each in self.models.values())
 
 
-def plan_disk(configs: Iterable[ProjectConfig], num_trials: int) -> DiskPlan:
-    """Of each architecture the configuration with the largest state counts."""
+def plan_disk(configs: Iterable[ProjectConfig], num_trials: int, clip_rows: int = USUAL_ROWS) -> DiskPlan:
+    """Of each architecture the configuration with the largest state counts. ``clip_rows``: as for ``planned_network``."""
     models: dict[str, ModelBytes] = {}
     for config in configs:
-        found = _model_bytes(config)
+        found = _model_bytes(config, clip_rows)
         if config.model_name not in models or found.state > models[config.model_name].state:
             models[config.model_name] = found
     return DiskPlan(models, num_trials)
@@ -109,21 +109,23 @@ def decoded_bytes(starts: Iterable[StartFacts], num_photos: int, scratch_gb: flo
     return min(sum(num_photos * record_bytes(size) for size in sizes), int(PART_OF_LIMIT * scratch_gb * 1e9))
 
 
-def _model_bytes(config: ProjectConfig) -> ModelBytes:
+def _model_bytes(config: ProjectConfig, clip_rows: int) -> ModelBytes:
     copies = 2 if config.optimizer.ema_decay is None else 3
     if not is_described_here(config):
         return ModelBytes(weights_bytes(config), weights_bytes(config), copies)
-    return ModelBytes(*_counted(config.model_name, config.freeze), copies)
+    plain = ProjectConfig(clip_model=config.clip_model, freeze=config.freeze)
+    weights, trained, tables = _counted(plain.with_overrides({"training.edition": config.training.edition}), clip_rows)
+    return ModelBytes(weights, trained, copies, tables)
 
 
 @lru_cache(maxsize=64)
-def _counted(name: str, freeze: FreezeConfig) -> tuple[int, int]:
-    """Bytes of all weights, and of the trained ones."""
-    config = ProjectConfig(clip_model=name, freeze=freeze)
-    network = meta_model(name)
-    prepare_towers(network, config)
-    trained = sum(each.numel() * each.element_size() for each in network.parameters() if each.requires_grad)
-    return weights_bytes(config), trained
+def _counted(config: ProjectConfig, clip_rows: int) -> tuple[int, int, int]:
+    """Bytes of a checkpoint's weights, of the trained ones, and of the tables beside it."""
+    network = planned_network(config, clip_rows)
+    rows = [each.trained_UD for each in network.modules() if isinstance(each, TokenRows)]  # kept though they be frozen
+    trained = sum(each.nbytes for each in network.parameters() if each.requires_grad or any(each is row for row in rows))
+    weights = sum(each.nbytes for each in (*network.parameters(), *network.buffers()))
+    return weights, trained, sum(each.nbytes for each in untrained_tables(network).values())
 
 
 def room_within(budget_bytes: int | None, sweep_dir: Path, run_dir: Path) -> RoomFor:

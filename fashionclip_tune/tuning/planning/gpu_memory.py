@@ -11,11 +11,11 @@ import torch
 from fashionclip_tune.config.choices import BatchNorms, Precision
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
+from fashionclip_tune.models.architecture import has_known_text_tower, meta_model, planned_network
 from fashionclip_tune.models.batch_norms import needs_one_pass
 from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.models.starts import check_architecture
-from fashionclip_tune.models.towers import prepare_towers
+from fashionclip_tune.models.token_rows import USUAL_ROWS
 from fashionclip_tune.profiling.memory import estimate_memory
 from fashionclip_tune.profiling.probe import known_peak
 from fashionclip_tune.profiling.throughput import packing_gain
@@ -149,6 +149,8 @@ class GpuMemory:
             share: of the card, that a flag gives to each trial; None: up to the whole card.
         """
         self.card = card
+        self.clip_rows = USUAL_ROWS
+        """Of the captions, as for ``planned_network``; to be set before a need is asked for."""
         self.share = share
         self._room_bytes = int(card.memory_bytes * (share or 1.0))
         self._packing = packing
@@ -180,7 +182,7 @@ class GpuMemory:
         while True:
             at_size = config.with_overrides({"training.micro_batch_size": size})
             measured = known_peak(at_size)
-            needed = measured if measured is not None else _estimate_bytes(at_size)
+            needed = measured if measured is not None else _estimate_bytes(at_size, self.clip_rows)
             if needed <= self._room_bytes:
                 return Need(needed, size, "measured" if measured is not None else "estimate")
             if size == 1 or _needs_one_pass(config):
@@ -198,7 +200,7 @@ class GpuMemory:
             cure = f"set model.batch_norm=fixed (with update it cannot be cut), {cure}"
         return UserError(
             f"{needs}, {allowed}: {cure}freeze a "
-            "part of it (--set freeze.token_embedding=true, freeze.text_tower), or leave it out of the space"
+            "part of it (--set freeze.text_tower=true, freeze.image_blocks), or leave it out of the space"
         )
 
 
@@ -206,20 +208,16 @@ def _memory_settings(config: ProjectConfig) -> tuple[Any, ...]:
     training, hardware = config.training, config.hardware
     settings = (training.batch_size, training.micro_batch_size, hardware.gradient_checkpointing, hardware.precision)
     model = (config.model_name, config.model.patch_dropout, config.model.batch_norm)
-    return (*model, *settings, config.freeze, config.optimizer.ema_decay is None)
+    return (*model, *settings, config.freeze, config.optimizer.ema_decay is None, training.edition)
 
 
 def _needs_one_pass(config: ProjectConfig) -> bool:
-    if config.model.batch_norm is not BatchNorms.UPDATE:
-        return False
-    network = meta_model(config.model_name)
-    prepare_towers(network, config)
-    return needs_one_pass(network, config)
+    return config.model.batch_norm is BatchNorms.UPDATE and needs_one_pass(planned_network(config), config)
 
 
-def _estimate_bytes(config: ProjectConfig) -> int:
-    network = meta_model(config.model_name)
-    prepare_towers(network, config.with_overrides({"model.patch_dropout": 0.0}))  # an upper bound, whatever it drops
+def _estimate_bytes(config: ProjectConfig, clip_rows: int) -> int:
+    # Without patch dropout: an upper bound, whatever it drops.
+    network = planned_network(config.with_overrides({"model.patch_dropout": 0.0}), clip_rows)
     assert config.training.micro_batch_size is not None
     estimate = estimate_memory(
         network,

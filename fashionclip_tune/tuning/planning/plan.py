@@ -19,7 +19,7 @@ from fashionclip_tune.models.start_facts import StartFacts, facts_of_starts
 from fashionclip_tune.models.starts import settled
 from fashionclip_tune.tuning.planning.allocation import Allotment, Site, find_site
 from fashionclip_tune.tuning.planning.budget import check_batch_sizes, check_known_size, plan_examples
-from fashionclip_tune.tuning.planning.dataset import check_batches, data_location, describe_data, load_data
+from fashionclip_tune.tuning.planning.dataset import check_batches, data_location, describe_data, load_data, rows_of_captions
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
 from fashionclip_tune.tuning.planning.forecast import Course, Forecast, forecast
 from fashionclip_tune.tuning.planning.gpu_memory import GB, GpuMemory
@@ -113,8 +113,7 @@ class SweepPlan:
         given = {**self.space.base, **self.settings.overrides, **settings}
         card_bytes = self.gpu.card.memory_bytes if self.gpu is not None else None
         config = with_stored(self.base, settings, known_models=self.check.config_of_model)
-        config = with_default_freeze(config, card_bytes, given)
-        return self.allotment.fitted(config)
+        return self.allotment.fitted(with_default_freeze(config, card_bytes, given))
 
     @property
     def fitted_configs(self) -> list[ProjectConfig]:
@@ -181,6 +180,7 @@ class _Found:
     num_shards: int
     train: ShardIndex
     valid: ShardIndex
+    clip_rows: int
     check: SpaceCheck
     settles_names: bool
 
@@ -192,16 +192,18 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappi
     settles_names = begun is None or "starts" in begun
     shards = run_shards(base)
     train, valid = load_data(base, shards)
+    clip_rows, card_bytes = rows_of_captions(base, train), None
+    if site.gpu is not None:
+        site.gpu.clip_rows, card_bytes = clip_rows, site.gpu.card.memory_bytes
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         refuse_shared(drawn, f"space {space.file}")
         given = {**space.base, **drawn, **settings.overrides}
-        card_bytes = site.gpu.card.memory_bytes if site.gpu is not None else None
         config = base.with_overrides({**drawn, **settings.overrides})
         return with_default_freeze(settled(config) if settles_names else config, card_bytes, given)
 
     check = check_space(space, build, flags.seed)
-    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check, settles_names)
+    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, clip_rows, check, settles_names)
 
 
 def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_on: bool) -> SweepPlan:
@@ -210,7 +212,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
     if settings.num_trials is None and check.num_points is not None:
         flags = flags._replace(num_trials=check.num_points)  # more would only repeat them
     num_trials = flags.num_trials
-    disk = plan_disk(check.configs, num_trials)
+    disk = plan_disk(check.configs, num_trials, found.clip_rows)
     allotment = _within_disk(settings, found, num_trials, disk)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     threads = fixed["hardware.threads"]

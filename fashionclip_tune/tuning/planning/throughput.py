@@ -22,8 +22,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.files import cache_dir, write_json
 from fashionclip_tune.machine.gpus import T4, find_gpu
 from fashionclip_tune.machine.hardware import available_cores
-from fashionclip_tune.models.architecture import forward_flops, meta_model
-from fashionclip_tune.models.towers import prepare_towers
+from fashionclip_tune.models.architecture import forward_flops, planned_network
 from fashionclip_tune.profiling.probe import known_peak
 from fashionclip_tune.profiling.roofline import Passes, evaluation_rate, passes_of, training_rate
 from fashionclip_tune.profiling.throughput import known_pace
@@ -152,9 +151,7 @@ def _estimated(config: ProjectConfig, at_a_time: int, num_valid: int) -> ModelPa
         return None
     training, side_by_side = config.training, _on_a_card(config, at_a_time)
     gpu = (find_gpu(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None) or T4
-    passes = _passes(
-        config.model_name, min(training.micro_batch_size or training.batch_size, training.batch_size), *_towers(config)
-    )
+    passes = _passes(min(training.micro_batch_size or training.batch_size, training.batch_size), *_towers(config))
     rate = training_rate(
         passes,
         gpu,
@@ -170,16 +167,15 @@ def _estimated(config: ProjectConfig, at_a_time: int, num_valid: int) -> ModelPa
 
 def _towers(config: ProjectConfig) -> tuple[ProjectConfig, torch.dtype | None]:
     """What else a pass depends on."""
-    wanted = {"model.patch_dropout": config.model.patch_dropout, "model.batch_norm": config.model.batch_norm}
+    wanted: dict[str, Any] = {"model.patch_dropout": config.model.patch_dropout, "model.batch_norm": config.model.batch_norm}
+    wanted["training.edition"] = config.training.edition
     plain = ProjectConfig(clip_model=config.clip_model).with_overrides(wanted)
     return replace(plain, freeze=config.freeze), autocast_dtype(config)
 
 
 @lru_cache(maxsize=64)
-def _passes(name: str, num_photos: int, towers: ProjectConfig, dtype: torch.dtype | None) -> Passes:
-    network = meta_model(name)
-    prepare_towers(network, towers)
-    return passes_of(network, num_photos, dtype)
+def _passes(num_photos: int, towers: ProjectConfig, dtype: torch.dtype | None) -> Passes:
+    return passes_of(planned_network(towers), num_photos, dtype)
 
 
 def decoding_s(configs: Sequence[ProjectConfig], cores: float, num_valid: int) -> float:

@@ -13,6 +13,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.data.dataset import cached_index, run_shards
 from fashionclip_tune.errors import (
     BadDataError,
     DivergedError,
@@ -28,6 +29,7 @@ from fashionclip_tune.tuning.backend import worker as trainable
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher, SweepJob
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.backend.worker import claim_gpu_share
+from fashionclip_tune.tuning.planning.dataset import rows_of_captions
 from fashionclip_tune.tuning.planning.disk import plan_disk
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING
@@ -189,8 +191,9 @@ def test_a_trial_over_the_disk_budget_waits_with_what_it_has(
     budgeted.mkdir()
     (budgeted / "other").write_bytes(b"x" * 3_000_000)
     config = tiny_config.with_overrides({"freeze.text_tower": True, "training.budget_examples": 96})
-    bytes_of = plan_disk([config], 1).models["tiny-clip"]
+    bytes_of = plan_disk([config], 1, rows_of_captions(config, cached_index(run_shards(config).train))).models["tiny-clip"]
     budget_bytes = 3_000_000 + int(1.5 * (bytes_of.state if durable is None else bytes_of.durable_state))
+    budget_bytes += bytes_of.tables if durable is None else 0
     trial_dir = sweep_dir / "trials" / "0003-a"
     plan = TrialPlan(3, str(trial_dir), config.to_dict(), durable, disk_budget_bytes=budget_bytes)
     trainable.run_trial(plan.to_ray())

@@ -1,0 +1,149 @@
+"""A token table of which only the rows that occur in training are trained; the others stay on the host, as they are.
+
+SigLIP2's table has 256,000 rows, half of its parameters; a set of captions uses a few thousand. Gradients, Adam's moments and
+the average of the weights are of these rows only, and so are checkpoints: with the numbers of the rows and a hash of the whole
+table as it was, from which ``whole`` makes the one that OpenCLIP knows.
+
+Shape legend: V rows of the table, U of them trained, D width, B captions of L tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import xxhash
+from torch import Tensor, nn
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import UserError
+
+FIRST_EDITION = 2
+"""Of ``training.edition``: before it the whole table is trained, and weight decay moves rows that never occur."""
+USUAL_ROWS = 10_000
+"""Where no captions are known; 12,000 products' titles and descriptions of up to 60 words have 8,100 of CLIP's."""
+_ROWS, _TRAINED, _HASH, _TABLE = "rows_U", "trained_UD", "table_hash", "weight"
+_Shape = tuple[int, ...]
+
+
+class TokenRows(nn.Module):
+    """In the place of a tower's ``token_embedding``: the same vectors to the bit, of which some are parameters.
+
+    In training the other rows are not to be had, so that nothing waits for the device: a token of theirs is an error there.
+    In evaluation they are fetched from the host.
+    """
+
+    rows_U: Tensor
+    table_hash: Tensor
+    place_of_V: Tensor
+
+    def __init__(self, table_VD: Tensor, rows_U: Tensor) -> None:
+        super().__init__()
+        device, num_rows = table_VD.device, len(rows_U)
+        self.table_VD = table_VD.detach()  # no buffer: it stays where it is when the network goes to a GPU
+        self.trained_UD = nn.Parameter(self.table_VD[rows_U.to(device)])
+        self.register_buffer(_ROWS, rows_U.to(device, torch.int32))
+        self.register_buffer(_HASH, _hash(self.table_VD))
+        place_of_V = torch.full((len(table_VD),), num_rows, dtype=torch.int32, device=device)  # behind the last one: none
+        place_of_V[rows_U.to(device)] = torch.arange(num_rows, dtype=torch.int32, device=device)
+        self.register_buffer("place_of_V", place_of_V, persistent=False)
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        """[B, L, D]"""
+        place_BL = self.place_of_V[tokens_BL]
+        if self.training:
+            return F.embedding(place_BL, self.trained_UD)
+        num_rows = len(self.trained_UD)
+        embedded_BLD = F.embedding(place_BL.clamp(max=num_rows - 1), self.trained_UD)
+        is_other_BL = place_BL == num_rows
+        if not is_other_BL.any():
+            return embedded_BLD
+        others_ND = self.table_VD[tokens_BL[is_other_BL].to(self.table_VD.device)]
+        return embedded_BLD.index_put((is_other_BL,), others_ND.to(embedded_BLD))
+
+
+def use_token_rows(network: Any, config: ProjectConfig, rows: int | Callable[[], Tensor]) -> None:
+    """Has a run of this configuration train those rows of its table only, if its edition does.
+
+    Text towers that are not OpenCLIP's own have no ``token_embedding``, and train what they have.
+
+    Args:
+        rows: the numbers [U] in rising order, asked for if they matter; or how many, whichever they are, to measure with.
+    """
+    for tower in (network, getattr(network, "text", network)):
+        table = getattr(tower, "token_embedding", None)
+        if config.training.edition >= FIRST_EDITION and isinstance(table, nn.Embedding):
+            rows_U = torch.arange(min(rows, len(table.weight))) if isinstance(rows, int) else rows()
+            tower.token_embedding = TokenRows(table.weight, rows_U)
+
+
+def untrained_tables(network: nn.Module) -> dict[str, Tensor]:
+    """The whole tables as they were before training, by their names in OpenCLIP: what a state dict with rows is without."""
+    rows = ((name, module) for name, module in network.named_modules() if isinstance(module, TokenRows))
+    return {f"{name}.{_TABLE}": module.table_VD for name, module in rows}
+
+
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of OpenCLIP's own network."""
+    return whole(network.state_dict(), untrained_tables(network))
+
+
+def whole(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with OpenCLIP's whole table in the place of trained rows, where they have such.
+
+    Args:
+        tables: with the table from which the run started, by its name.
+
+    Raises:
+        UserError: it is another table, or there is none.
+    """
+    found = dict(weights)
+    for prefix in tables_in_rows(weights):
+        rows_U, trained_UD, expected = (found.pop(prefix + name).detach().cpu() for name in (_ROWS, _TRAINED, _HASH))
+        table_VD = tables.get(prefix + _TABLE)
+        if table_VD is None or not torch.equal(_hash(table_VD), expected):
+            state = "is not here" if table_VD is None else "is another one now"
+            raise UserError(f"only {len(rows_U):,} rows of {prefix}{_TABLE} were trained, and their table {state}")
+        found[prefix + _TABLE] = table_VD.detach().cpu().clone()
+        found[prefix + _TABLE][rows_U.long()] = trained_UD.to(table_VD.dtype)
+    return found
+
+
+def split_tables(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those of a checkpoint, and the tables that they are of: of a base's weights with a checkpoint's in their place."""
+    names = [prefix + _TABLE for prefix in tables_in_rows(weights)]
+    return {k: v for k, v in weights.items() if k not in names}, {name: weights[name] for name in names if name in weights}
+
+
+def tables_in_rows(weights: Mapping[str, Any]) -> Iterator[str]:
+    """What the names of tables begin with of which these weights have rows only."""
+    return (name.removesuffix(_ROWS) for name in list(weights) if name.endswith(f"token_embedding.{_ROWS}"))
+
+
+def whole_shapes(shapes: Mapping[str, _Shape], of_network: Mapping[str, _Shape]) -> dict[str, _Shape]:
+    """The shapes that ``whole`` makes of weights with these, in a network of OpenCLIP's with those."""
+    found = dict(shapes)
+    for prefix in tables_in_rows(shapes):
+        trained, *_ = (found.pop(prefix + name, ()) for name in (_TRAINED, _ROWS, _HASH))
+        found[prefix + _TABLE] = (*of_network.get(prefix + _TABLE, ())[:1], *trained[1:])
+    return found
+
+
+def refuse_other_rows(network: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
+    """Raises UserError where weights have other rows than the network trains, or rows of another table."""
+    own = network.state_dict()
+    for prefix in tables_in_rows(own):
+        for name in (prefix + _ROWS, prefix + _HASH):
+            if name not in weights or not torch.equal(weights[name].cpu(), own[name].cpu()):
+                raise UserError(
+                    f"{where} has other rows of the token table than this run would train: its captions, its tokenizer or its "
+                    "first weights have changed since"
+                )
+
+
+def _hash(table_VD: Tensor) -> Tensor:
+    """[16] bytes: against mistakes, not against forgers."""
+    if table_VD.is_meta:
+        return torch.empty(16, dtype=torch.uint8, device="meta")
+    content = table_VD.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return torch.frombuffer(bytearray(xxhash.xxh3_128(content).digest()), dtype=torch.uint8)

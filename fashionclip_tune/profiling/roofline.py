@@ -18,10 +18,9 @@ from fashionclip_tune.profiling.forward_pass import Operation, forward_pass
 
 # Of a card's peak: fused attention over 50 to 260 tokens in heads of 64 numbers, against large matrix products.
 _ATTENTION_SHARE = 0.25
-# Of a card's bandwidth: kernels that do no more than read and write.
-_BANDWIDTH_SHARE = 0.8
-# Of the host, to start a kernel from Python.
-_LAUNCH_S = 6e-6
+# Of the host, to start an operation from Python. Beside an H200 (torch 2.11, results/README.md) a step of ViT-B-32, which that
+# card does in 23 ms, took 57 ms in open_clip_train and 70 to 78 ms here.
+_LAUNCH_S = 38e-6
 # The backward pass against the forward pass: two products for each, five for attention's two; traffic as counted on the meta
 # device (1.97 for both CLIP models, 1.74 for SigLIP2's, frozen token table; 838 operations for 464).
 _BACKWARD = {"matmul": 2.0, "attention": 2.5, "other": 2.0}
@@ -87,7 +86,7 @@ def evaluation_rate(passes: Passes, gpu: Gpu, *, side_by_side: int = 1) -> float
 
 
 def _bandwidth(gpu: Gpu) -> float:
-    return _BANDWIDTH_SHARE * 1e9 * gpu.gb_per_second
+    return gpu.bandwidth_share * 1e9 * gpu.gb_per_second
 
 
 def _seconds(operation: Operation, gpu: Gpu) -> float:

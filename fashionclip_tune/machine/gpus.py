@@ -48,8 +48,8 @@ _GPUS = (
     Gpu("H100 NVL", 835, 3900),
     Gpu("H100", 989, 3350),
     # NVIDIA H200 Tensor Core GPU, datasheet, 2024. Measured (results/README.md): products of 4,096 x 4,096 matrices 748 TFLOPS,
-    # copies of 1 GiB 4,221 GB/s, but AdamW 2,100; with its share a step of ViT-B-32 takes 19 ms (measured: 23), one of SigLIP2 52
-    # (measured: 62).
+    # copies of 1 GiB 4,221 GB/s, but AdamW 2,100; with its share a step of ViT-B-32 takes 19 ms (measured: 23), and one of
+    # SigLIP2 52 (measured: 62).
     Gpu("H200", 989, 4800, bandwidth_share=0.45),
     # NVIDIA Ampere GA102 GPU Architecture, white paper, 2020: 3090, 3080 and 3070. The others by their shaders' stated rate in
     # fp32, of which the tensor cores make twice as much in fp16 with sums in fp32.

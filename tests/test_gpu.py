@@ -4,6 +4,7 @@ torch's CUDA code is: its allocator, streams, loss scaling, choice of kernels, e
 """
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,14 @@ pytestmark = pytest.mark.gpu_standin
 # On tiny towers from random weights, with batches that the few photos fill.
 TINY = ("--set", "model.pretrained=none", "--set", "training.batch_size=12", "--set", "training.num_workers=0")
 
+# Of the published models' sizes: numbers are none on the card, and drawing them takes half of the time.
+QUICK_WEIGHTS = """
+import torch
+for name in dir(torch.nn.init):
+    if name.endswith(("normal_", "uniform_")):
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+"""
+
 
 class Card:
     """Starts Python on the made-up card."""
@@ -25,7 +34,7 @@ class Card:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
-    def run(self, *arguments: object, **settings: int) -> str:
+    def run(self, *arguments: object, **settings: object) -> str:
         """What a process that ends well prints; ``settings`` are of the card, such as ``bytes``."""
         environment = {f"GPU_STANDIN_{name.upper()}": str(value) for name, value in settings.items()}
         done = subprocess.run(
@@ -135,11 +144,21 @@ def test_a_search_of_the_openclip_models_is_planned(card: Card, garments: Path, 
     assert "of 15.8 GB (estimate)" in planned
 
 
-def test_a_model_is_probed_alone_and_beside_another(card: Card) -> None:
-    said = card.run("-m", "fashionclip_tune", "probe", "--set", "clip_model=ViT-B-32", "--set", "training.batch_size=2")
+def used_at_most(shared: Path) -> int:
+    """Bytes that all processes together have had of a shared card at their most; now none."""
+    now, most = struct.unpack("NN", shared.read_bytes())
+    assert now == 0
+    return int(most)
+
+
+def test_a_model_is_probed_alone_and_beside_another(card: Card, tmp_path: Path) -> None:
+    probed = ("probe", "--set", "clip_model=ViT-B-32", "--set", "training.batch_size=2")
+    said = card.run("-m", "fashionclip_tune", *probed, shared=tmp_path / "card")
     assert "measured on Tesla T4, 14.7 GiB\nmicro-batch     2  estimate " in said
     assert " GiB  measured " in said
     assert "two trials side by side: " in said
+    alone_gib = float(said.partition(" GiB  measured ")[2].split()[0])
+    assert 1.2 * alone_gib * 2**30 < used_at_most(tmp_path / "card") < 15_835_660_288
 
 
 def test_the_memory_of_the_larger_models_is_measured_and_a_batch_that_does_not_fit_is_halved(card: Card) -> None:
@@ -156,13 +175,76 @@ for model, batch_size in (("ViT-B-16", 2), ("ViT-B-16-SigLIP2-256", 128)):
     assert siglip2 == "Tesla T4 [128, 64] [False, True]"
 
 
+def test_no_step_waits_for_the_card_whatever_is_switched_on(card: Card) -> None:
+    """But the first of a run, which makes what is kept. What is drawn on the CPU goes there from pinned memory alone."""
+    code = """
+import ctypes
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.models.openclip import load_random_model
+from fashionclip_tune.models.precision import plan_precision
+from fashionclip_tune.profiling.probe import random_batch
+from fashionclip_tune.training.device import repeatable
+from fashionclip_tune.training.trainer import Trainer
+made_up = ctypes.CDLL(None)
+options = {
+    "training.batch_size": 16, "training.micro_batch_size": 8, "device": "cuda", "loss.positives": "mask",
+    "optimizer.ema_decay": 0.99, "model.patch_dropout": 0.5, "augmentation.rand_augment": True, "augmentation.erasing": True,
+}
+for model, loss in (("tiny-clip", "contrastive"), ("tiny-sig", "siglip"), ("tiny-clip", "siglip")):
+    for strength in (1.0, 0.0):
+        changes = {"loss_function": loss, "augmentation.image_strength": strength}
+        config = ProjectConfig(clip_model=model).with_overrides(options | changes)
+        plan, loaded, counts = plan_precision(config), load_random_model(config), []
+        batch = random_batch(config, loaded).pin_memory()
+        note = lambda batch: counts.append((made_up.gpu_standin_waits(), made_up.gpu_standin_pageable_copies()))
+        with repeatable(config.hardware.deterministic):
+            Trainer(loaded, config, 5, plan).run_stage(iter([batch] * 5), 5, note)
+        (waits, copies), (last_waits, last_copies) = counts[1], counts[-1]
+        print(loss, strength, len(counts), last_waits - waits, last_copies - copies, waits > 0)
+"""
+    found = [line.split() for line in card.run("-c", code).splitlines()]
+    assert [each[0] for each in found] == ["contrastive"] * 2 + ["siglip"] * 4
+    for loss, strength, steps, waits, copies, counted in found:
+        assert (steps, counted) == ("5", "True")
+        assert (waits, copies) == ("0", "0"), f"{loss} at {strength}: {waits} waits, {copies} copies from memory not pinned"
+
+
+def test_on_a_small_card_a_batch_is_cut_and_attention_is_memory_efficient(card: Card) -> None:
+    """A T4 has no flash attention; its kernel of last resort would keep a matrix of weights for each head."""
+    code = f"""{QUICK_WEIGHTS}
+import warnings
+from torch.utils._python_dispatch import TorchDispatchMode
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.models.openclip import load_random_model
+from fashionclip_tune.models.precision import plan_precision
+from fashionclip_tune.profiling.probe import random_batch
+from fashionclip_tune.training.trainer import Trainer
+
+class Attention(TorchDispatchMode):
+    found = set()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found |= {{func.name()}} if "attention" in func.name() else set()
+        return func(*args, **(kwargs or {{}}))
+
+config = ProjectConfig(clip_model="ViT-B-32", device="cuda")
+loaded = load_random_model(config)
+trainer = Trainer(loaded, config, 1, plan_precision(config))
+with Attention() as attention, warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    trainer.run_stage(iter([random_batch(config, loaded).pin_memory()]), 1, lambda batch: None)
+print(trainer.step, trainer.micro_batch_size, torch.cuda.get_device_capability(), *sorted(attention.found))
+print([str(warning.message)[:60] for warning in said])
+"""
+    ran, said = card.run("-c", code, bytes=3_600_000_000).splitlines()
+    efficient = "aten::_scaled_dot_product_efficient_attention"
+    assert ran == f"1 8 (7, 5) {efficient} {efficient}_backward"
+    for size in (64, 32, 16):
+        assert f"out of memory at step 1 with a micro-batch of {size}" in said
+
+
 def test_no_step_of_the_published_models_takes_more_memory_than_is_estimated(card: Card) -> None:
     """Whole batches and micro-batches of 64, blocks kept and computed again; by at most a sixth less, with the context."""
-    code = """
-import torch
-for name in dir(torch.nn.init):  # numbers are none here, and drawing them takes half of the time
-    if name.endswith("normal_") or name.endswith("uniform_"):
-        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+    code = f"""{QUICK_WEIGHTS}
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.profiling.probe import probe
 cases = [
@@ -170,7 +252,7 @@ cases = [
     ("ViT-B-16-SigLIP2-256", 64, True, True), ("ViT-B-16-SigLIP2-256", 32, False, False),
 ]
 for model, size, again, frozen in cases:
-    settings = {"training.micro_batch_size": size, "hardware.gradient_checkpointing": again, "freeze.token_embedding": frozen}
+    settings = {{"training.micro_batch_size": size, "hardware.gradient_checkpointing": again, "freeze.token_embedding": frozen}}
     (found,) = probe(ProjectConfig(clip_model=model).with_overrides(settings)).probes
     print(found.micro_batch_size, found.estimate.total_bytes / found.measured_bytes, model, again, frozen)
 """
@@ -214,12 +296,14 @@ def test_six_steps_of_training(card: Card, photos: Path, tmp_path: Path, loss: s
 def test_a_sweep_of_tiny_towers_runs_to_its_end_two_at_a_time(card: Card, photos: Path, tmp_path: Path) -> None:
     options = ("--num-trials", 3, "--budget-examples", 48, "--grace-examples", 24, "--name", "tiny", *TINY)
     where = ("--data", photos, "--results", tmp_path, "--device", "cuda", "--max-concurrent", 2)
-    said = card.run("sweeps/run_sweep.py", "--space", "tiny", *where, *options)
+    said = card.run("sweeps/run_sweep.py", "--space", "tiny", *where, *options, shared=tmp_path / "card")
     assert "3, at most 2 side by side, on cuda" in said
     sweep = json.loads((tmp_path / "tiny" / "sweep.json").read_text())
     assert sweep["state"] == "FINISHED"
     assert [(row["state"], row["stop_reason"]) for row in sweep["trials"]] == [("COMPLETE", "budget")] * 3
     assert (tmp_path / "tiny" / "best" / "open_clip_model.safetensors").is_file()
+    _, most_bytes = struct.unpack("NN", (tmp_path / "card").read_bytes())  # Ray does not let its processes end in good order
+    assert 2 * 250 * 2**20 < most_bytes < 15_835_660_288  # a context each
 
 
 def test_an_evaluation_waits_for_the_device_at_its_end_only(card: Card, photos: Path) -> None:

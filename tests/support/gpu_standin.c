@@ -5,17 +5,22 @@
  * follows a pointer to the card ends at once. It is counted, and runs out. Kernels do nothing, copies to the card carry
  * nothing, and what is read from it is zero; see read_back for the one exception.
  *
- * GPU_STANDIN_BYTES: the card's memory. GPU_STANDIN_TAKEN: what another program holds of it. Processes do not see each other's.
+ * GPU_STANDIN_BYTES: the card's memory. GPU_STANDIN_TAKEN: what another program holds of it. GPU_STANDIN_SHARED: a file through
+ * which processes take from the same card; without it they do not see each other's. gpu_standin_waits() says how often this
+ * process has waited for the card, gpu_standin_pageable_copies() how often it has copied to it from memory that is not pinned,
+ * which a real card may make wait.
  */
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <cuda_runtime_api.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum { CUDA_VERSION_HERE = 13000, MULTIPROCESSORS = 40, MAJOR = 7, MINOR = 5 };
 static const size_t T4_BYTES = 15835660288, CONTEXT_BYTES = 250ul << 20, CUBLAS_BYTES = 8ul << 20;
@@ -30,8 +35,17 @@ typedef struct block {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block *on_card, *pinned;
-static size_t used_bytes;
+static size_t used_bytes; /* by this process */
 static bool has_context;
+static atomic_long waits, pageable_copies;
+
+/* Of all processes on the card: what they use now, and did at their most. */
+typedef struct {
+    atomic_size_t used, peak;
+} shared_card;
+
+static shared_card alone, *taken = &alone;
+static pid_t self;
 static _Thread_local cudaError_t last_error;
 
 static cudaError_t result(cudaError_t error) {
@@ -47,15 +61,41 @@ static size_t card_bytes(void) {
     return setting("GPU_STANDIN_BYTES", T4_BYTES);
 }
 
+__attribute__((constructor)) static void join_card(void) {
+    const char *file = getenv("GPU_STANDIN_SHARED");
+    self = getpid();
+    if (!file) return;
+    int opened = open(file, O_RDWR | O_CREAT, 0600);
+    if (opened < 0 || ftruncate(opened, sizeof *taken)) abort();
+    taken = mmap(NULL, sizeof *taken, PROT_READ | PROT_WRITE, MAP_SHARED, opened, 0);
+    if (taken == MAP_FAILED) abort();
+    close(opened);
+}
+
 static size_t free_bytes(void) {
-    size_t used = used_bytes + setting("GPU_STANDIN_TAKEN", 0);
+    size_t used = taken->used + setting("GPU_STANDIN_TAKEN", 0);
     return used < card_bytes() ? card_bytes() - used : 0;
+}
+
+/* With the lock held. */
+static void give_back(size_t bytes) {
+    used_bytes -= bytes;
+    taken->used -= bytes;
+}
+
+__attribute__((destructor)) static void leave_card(void) {
+    if (getpid() == self) give_back(used_bytes); /* and not one that was forked from this process */
 }
 
 /* Takes part of the card, after the context that the first call makes; with the lock held. */
 static bool take(size_t bytes) {
     size_t more = bytes + (has_context ? 0 : CONTEXT_BYTES);
-    if (more > free_bytes()) return false;
+    size_t used = taken->used += more, peak = taken->peak;
+    if (used + setting("GPU_STANDIN_TAKEN", 0) > card_bytes()) {
+        taken->used -= more;
+        return false;
+    }
+    while (used > peak && !atomic_compare_exchange_weak(&taken->peak, &peak, used)) continue;
     used_bytes += more;
     has_context = true;
     return true;
@@ -101,7 +141,7 @@ cudaError_t cudaMalloc(void **place, size_t bytes) {
     if (take(bytes)) {
         found = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (found == MAP_FAILED)
-            used_bytes -= bytes;
+            give_back(bytes);
         else
             add(&on_card, found, bytes);
     }
@@ -114,7 +154,7 @@ cudaError_t cudaMalloc(void **place, size_t bytes) {
 cudaError_t cudaFree(void *place) {
     pthread_mutex_lock(&lock);
     size_t bytes = removed(&on_card, place);
-    used_bytes -= bytes;
+    give_back(bytes);
     pthread_mutex_unlock(&lock);
     if (bytes) munmap(place, bytes);
     return bytes || !place ? cudaSuccess : result(cudaErrorInvalidValue);
@@ -159,7 +199,10 @@ static void read_back(void *to, size_t bytes) {
 }
 
 static cudaError_t copy(void *to, const void *from, size_t bytes) {
-    if (is_within(on_card, to)) return cudaSuccess;
+    if (is_within(on_card, to)) {
+        if (!is_within(on_card, from) && !is_within(pinned, from)) pageable_copies++;
+        return cudaSuccess;
+    }
     if (is_within(on_card, from))
         read_back(to, bytes);
     else
@@ -168,6 +211,7 @@ static cudaError_t copy(void *to, const void *from, size_t bytes) {
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+    waits++;
     return copy(to, from, bytes);
 }
 
@@ -389,8 +433,14 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void 
 
 #define DONE(name, ...) \
     cudaError_t name(__VA_ARGS__) { return cudaSuccess; }
-DONE(cudaDeviceSynchronize, void)
-DONE(cudaStreamSynchronize, cudaStream_t stream)
+#define WAITED(name, ...) \
+    cudaError_t name(__VA_ARGS__) { \
+        waits++; \
+        return cudaSuccess; \
+    }
+WAITED(cudaDeviceSynchronize, void)
+WAITED(cudaStreamSynchronize, cudaStream_t stream)
+WAITED(cudaEventSynchronize, cudaEvent_t event)
 DONE(cudaStreamQuery, cudaStream_t stream)
 DONE(cudaStreamDestroy, cudaStream_t stream)
 DONE(cudaStreamWaitEvent, cudaStream_t stream, cudaEvent_t event, unsigned flags)
@@ -398,8 +448,15 @@ DONE(cudaThreadExchangeStreamCaptureMode, enum cudaStreamCaptureMode *mode)
 DONE(cudaEventRecord, cudaEvent_t event, cudaStream_t stream)
 DONE(cudaEventRecordWithFlags, cudaEvent_t event, cudaStream_t stream, unsigned flags)
 DONE(cudaEventQuery, cudaEvent_t event)
-DONE(cudaEventSynchronize, cudaEvent_t event)
 DONE(cudaEventDestroy, cudaEvent_t event)
+
+long gpu_standin_waits(void) {
+    return waits;
+}
+
+long gpu_standin_pageable_copies(void) {
+    return pageable_copies;
+}
 
 /* ---- cuBLAS: 0 is success. Its header is left out, since arguments are, too: nobody reads those that are not named here. */
 

@@ -20,6 +20,7 @@ from fashionclip_tune.evaluation.protocols import Pool
 from fashionclip_tune.models.batch_norms import evaluating
 from fashionclip_tune.models.openclip import LoadedModel
 from fashionclip_tune.models.precision import PrecisionPlan
+from fashionclip_tune.models.token_rows import rows_at_hand
 from fashionclip_tune.progress import OnProgress, no_progress
 
 
@@ -135,11 +136,12 @@ def _encode_captions(
 ) -> Tensor:
     tokens_ML = loaded.tokenizer(captions)
     blocks = []
-    for tokens_BL in tokens_ML.split(batch_size):
-        num_real = len(tokens_BL)
-        padded_BL = torch.cat([tokens_BL, tokens_BL[:1].expand(batch_size - num_real, -1)])
-        padded_BL = padded_BL.to(plan.device, non_blocking=True)
-        with plan.autocast(), clock.block():
-            block_BD = loaded.network.encode_text(padded_BL, normalize=True)  # type: ignore[operator]
-        blocks.append(block_BD.float()[:num_real])
+    with rows_at_hand(loaded.network, tokens_ML):
+        for tokens_BL in tokens_ML.split(batch_size):
+            num_real = len(tokens_BL)
+            padded_BL = torch.cat([tokens_BL, tokens_BL[:1].expand(batch_size - num_real, -1)])
+            padded_BL = padded_BL.to(plan.device, non_blocking=True)
+            with plan.autocast(), clock.block():
+                block_BD = loaded.network.encode_text(padded_BL, normalize=True)  # type: ignore[operator]
+            blocks.append(block_BD.float()[:num_real])
     return torch.cat(blocks)

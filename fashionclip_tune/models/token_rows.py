@@ -8,6 +8,7 @@ Shape legend: V rows of the table, U of them trained, D width, B captions of L t
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ _Shape = tuple[int, ...]
 class TokenRows(nn.Module):
     """In the place of a tower's ``token_embedding``: the same vectors to the bit, of which some are parameters.
 
-    In training the other rows are not to be had, so that nothing waits for the device: a token of theirs is an error there.
-    In evaluation they are fetched from the host.
+    In training the other rows are not to be had, so that nothing waits for the device: a token of theirs is an error there. In
+    evaluation they are fetched from the host, for each call or, within ``rows_at_hand``, once.
     """
 
     rows_U: Tensor
@@ -40,26 +41,51 @@ class TokenRows(nn.Module):
     def __init__(self, table_VD: Tensor, rows_U: Tensor) -> None:
         super().__init__()
         device, num_rows = table_VD.device, len(rows_U)
-        self.table_VD = table_VD.detach()  # no buffer: it stays where it is when the network goes to a GPU
+        # No buffers: they stay where they are when the network goes to a GPU.
+        self.table_VD = table_VD.detach()
+        self._is_trained_V = torch.zeros(len(table_VD), dtype=torch.bool, device=device)
+        self._is_trained_V[rows_U.to(device)] = True
         self.trained_UD = nn.Parameter(self.table_VD[rows_U.to(device)])
         self.register_buffer(_ROWS, rows_U.to(device, torch.int32))
         self.register_buffer(_HASH, _hash(self.table_VD))
         place_of_V = torch.full((len(table_VD),), num_rows, dtype=torch.int32, device=device)  # behind the last one: none
         place_of_V[rows_U.to(device)] = torch.arange(num_rows, dtype=torch.int32, device=device)
         self.register_buffer("place_of_V", place_of_V, persistent=False)
+        self._at_hand: tuple[Tensor, Tensor] | None = None
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """[B, L, D]"""
-        place_BL = self.place_of_V[tokens_BL]
         if self.training:
-            return F.embedding(place_BL, self.trained_UD)
-        num_rows = len(self.trained_UD)
-        embedded_BLD = F.embedding(place_BL.clamp(max=num_rows - 1), self.trained_UD)
-        is_other_BL = place_BL == num_rows
-        if not is_other_BL.any():
-            return embedded_BLD
-        others_ND = self.table_VD[tokens_BL[is_other_BL].to(self.table_VD.device)]
-        return embedded_BLD.index_put((is_other_BL,), others_ND.to(embedded_BLD))
+            return F.embedding(self.place_of_V[tokens_BL], self.trained_UD)
+        if self._at_hand is None:
+            with self.rows_at_hand(tokens_BL):
+                return self.forward(tokens_BL)
+        place_of_V, others_ND = self._at_hand
+        return F.embedding(place_of_V[tokens_BL], torch.cat([self.trained_UD, others_ND.to(self.trained_UD)]))
+
+    @contextmanager
+    def rows_at_hand(self, tokens: Tensor) -> Iterator[None]:
+        """Within the block the rows of all these tokens are on the device, and no call of ``forward`` waits for them."""
+        num_rows, device, tokens_N = len(self.trained_UD), self.trained_UD.device, tokens.unique().to(self.table_VD.device)
+        others_N = tokens_N[~self._is_trained_V[tokens_N]]
+        # Of a token that is not at hand the place is behind the last one here, too.
+        place_of_V = torch.where(self.place_of_V < num_rows, self.place_of_V, num_rows + len(others_N))
+        place_of_V[others_N.to(device)] = num_rows + torch.arange(len(others_N), dtype=torch.int32, device=device)
+        self._at_hand = place_of_V, self.table_VD[others_N].to(device)
+        try:
+            yield
+        finally:
+            self._at_hand = None
+
+
+@contextmanager
+def rows_at_hand(network: nn.Module, tokens: Tensor) -> Iterator[None]:
+    """Within the block a network in evaluation mode has the rows of all these tokens on its device, and waits for none."""
+    with ExitStack() as stack:
+        for module in network.modules():
+            if isinstance(module, TokenRows):
+                stack.enter_context(module.rows_at_hand(tokens))
+        yield
 
 
 def use_token_rows(network: Any, config: ProjectConfig, rows: int | Callable[[], Tensor]) -> None:

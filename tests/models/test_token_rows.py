@@ -13,7 +13,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import planned_network
 from fashionclip_tune.models.openclip import export_openclip, load_model, load_random_model
 from fashionclip_tune.models.precision import PrecisionPlan
-from fashionclip_tune.models.token_rows import TokenRows, plain_state, untrained_tables, use_token_rows, whole
+from fashionclip_tune.models.token_rows import TokenRows, plain_state, rows_at_hand, untrained_tables, use_token_rows, whole
 from fashionclip_tune.models.towers import encoders, parameter_groups, parameter_places
 from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.training.trainer import Trainer
@@ -85,6 +85,20 @@ def test_in_training_a_token_of_no_row_is_an_error_not_another_rows_vector() -> 
     other.train().encode_text(torch.full((1, other.context_length), 7))
     with pytest.raises(IndexError):
         other.train().encode_text(torch.full((1, other.context_length), 6))
+
+
+def test_rows_that_were_brought_at_once_are_those_that_are_brought_one_by_one() -> None:
+    """And what was not brought is an error, not another row's vector."""
+    plain, other = pair("tiny-clip", torch.tensor([0, 5, 7]))
+    tokens_BL = texts(plain.eval(), 2, 40)
+    with rows_at_hand(other.eval(), tokens_BL):
+        for part_BL in tokens_BL.split(2):
+            assert torch.equal(other.encode_text(part_BL), plain.encode_text(part_BL))
+        with pytest.raises(IndexError):
+            other.encode_text(torch.full_like(tokens_BL, 41))
+    assert torch.equal(other.encode_text(torch.full_like(tokens_BL, 41)), plain.encode_text(torch.full_like(tokens_BL, 41)))
+    with rows_at_hand(plain, tokens_BL):  # which has all of them
+        assert torch.equal(plain.encode_text(tokens_BL), other.encode_text(tokens_BL))
 
 
 @pytest.mark.parametrize(("name", "loss"), [("tiny-clip", "contrastive"), ("tiny-sig", "siglip")])

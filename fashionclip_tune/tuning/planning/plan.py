@@ -180,7 +180,6 @@ class _Found:
     num_shards: int
     train: ShardIndex
     valid: ShardIndex
-    clip_rows: int
     check: SpaceCheck
     settles_names: bool
 
@@ -192,18 +191,18 @@ def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappi
     settles_names = begun is None or "starts" in begun
     shards = run_shards(base)
     train, valid = load_data(base, shards)
-    clip_rows, card_bytes = rows_of_captions(base, train), None
     if site.gpu is not None:
-        site.gpu.clip_rows, card_bytes = clip_rows, site.gpu.card.memory_bytes
+        site.gpu.clip_rows = rows_of_captions(base, train)
 
     def build(drawn: dict[str, Any]) -> ProjectConfig:
         refuse_shared(drawn, f"space {space.file}")
         given = {**space.base, **drawn, **settings.overrides}
+        card_bytes = site.gpu.card.memory_bytes if site.gpu is not None else None
         config = base.with_overrides({**drawn, **settings.overrides})
         return with_default_freeze(settled(config) if settles_names else config, card_bytes, given)
 
     check = check_space(space, build, flags.seed)
-    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, clip_rows, check, settles_names)
+    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check, settles_names)
 
 
 def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_on: bool) -> SweepPlan:
@@ -212,7 +211,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
     if settings.num_trials is None and check.num_points is not None:
         flags = flags._replace(num_trials=check.num_points)  # more would only repeat them
     num_trials = flags.num_trials
-    disk = plan_disk(check.configs, num_trials, found.clip_rows)
+    disk = plan_disk(check.configs, num_trials, rows_of_captions(found.base, found.train))
     allotment = _within_disk(settings, found, num_trials, disk)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     threads = fixed["hardware.threads"]

@@ -151,12 +151,31 @@ def used_at_most(shared: Path) -> int:
     return int(most)
 
 
-def test_a_model_is_probed_alone_and_beside_another(card: Card, tmp_path: Path) -> None:
+def test_a_sweep_measures_what_two_trials_gain_once_and_probe_knows_it(card: Card, photos: Path, tmp_path: Path) -> None:
+    space = tmp_path / "one.py"
+    space.write_text('BASE = {"clip_model": "ViT-B-32", "training.batch_size": 2}\ndef space(trial):\n    return {}\n')
+    code = f"""
+import logging
+from fashionclip_tune.tuning.console.plan_text import plan_lines
+from fashionclip_tune.tuning.planning.plan import plan_sweep
+from fashionclip_tune.tuning.planning.settings import SweepSettings
+logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[logging.FileHandler({str(tmp_path / "log")!r})])
+for _ in range(2):
+    plan = plan_sweep(SweepSettings(data={str(photos)!r}, space={str(space)!r}, budget_examples=576, num_trials=4))
+    print(*[line for line in plan_lines(plan) if line.startswith(("shares", "rates"))], sep="\\n")
+"""
+    printed = card.run("-c", code, shared=tmp_path / "card").splitlines()
+    first, rate, *again = [line for line in printed if line.startswith(("shares", "rates"))]
+    assert again == [first, rate]
+    assert "(measured by probe)" in rate
+    gain = first.partition("; two side by side: ")[2].removesuffix(" (measured)")
+    assert f" GPU, {1 if int(gain.rstrip('%')) < 10 else 2} side by side" in first
+    assert (tmp_path / "log").read_text().count("measuring ViT-B-32 on this card") == 1
     probed = ("probe", "--set", "clip_model=ViT-B-32", "--set", "training.batch_size=2")
-    said = card.run("-m", "fashionclip_tune", *probed, shared=tmp_path / "card")
+    said = card.run("-m", "fashionclip_tune", *probed)
     assert "measured on Tesla T4, 14.7 GiB\nmicro-batch     2  estimate " in said
     assert " GiB  measured " in said
-    assert "two trials side by side: " in said
+    assert f"two trials side by side: {gain} trials an hour" in said
     alone_gib = float(said.partition(" GiB  measured ")[2].split()[0])
     assert 1.2 * alone_gib * 2**30 < used_at_most(tmp_path / "card") < 15_835_660_288
 

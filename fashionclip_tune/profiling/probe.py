@@ -21,7 +21,7 @@ from fashionclip_tune.models.precision import PrecisionPlan, plan_precision
 from fashionclip_tune.models.token_rows import USUAL_ROWS, use_token_rows
 from fashionclip_tune.models.towers import prepare_towers
 from fashionclip_tune.profiling.memory import CONTEXT_BYTES, MemoryEstimate, estimate_memory
-from fashionclip_tune.training.device import free_memory, ran_out_of_memory
+from fashionclip_tune.training.device import free_memory, ran_out_of_memory, repeatable
 from fashionclip_tune.training.trainer import Trainer
 
 # The first step makes Adam's moments, the second is like all that follow.
@@ -119,7 +119,7 @@ def probe_identity(config: ProjectConfig) -> str | None:
 # have: ``hardware.threads`` and ``hardware.device_share`` change nothing of what a card measures.
 _RELEVANT = (
     *("clip_model", "training.batch_size", "training.edition", "freeze.", "model.patch_dropout", "model.batch_norm"),
-    *("hardware.precision", "hardware.gradient_checkpointing", "hardware.compile"),
+    *("hardware.precision", "hardware.gradient_checkpointing", "hardware.compile", "hardware.deterministic"),
 )
 
 
@@ -176,8 +176,8 @@ def _train(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan, micr
     copied = LoadedModel(**{**vars(loaded), "network": copy.deepcopy(loaded.network)})
     trainer = Trainer(copied, config.with_overrides({"training.micro_batch_size": micro_batch_size}), _STEPS, plan)
     batch = random_batch(config, loaded).pin_memory()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with repeatable(config.hardware.deterministic, plan.device), warnings.catch_warnings():
+        warnings.filterwarnings("error", "out of memory", UserWarning)
         try:
             trainer.run_stage(iter([batch] * _STEPS), _STEPS, lambda batch: None)
         except UserWarning as warning:
@@ -185,9 +185,9 @@ def _train(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan, micr
 
 
 def random_batch(config: ProjectConfig, loaded: LoadedModel) -> TrainBatch:
-    """A batch of the configured size, with photos of noise as large as they come."""
+    """A batch of the configured size, with photos of noise as large as they come, pixel by pixel as a loader's."""
     batch_size, side = config.training.batch_size, round(loaded.preprocessing.size * _CANVAS)
-    images_BCHW = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
+    images_BCHW = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     tokens_1L = loaded.tokenizer(["a photo of a red dress"])
     tokens_BL = tokens_1L.expand(batch_size, -1).contiguous()
     return TrainBatch(images_BCHW, tokens_BL, torch.arange(batch_size), ("",) * batch_size, ())

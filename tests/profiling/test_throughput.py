@@ -13,7 +13,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import OutOfMemoryError, UserError
 from fashionclip_tune.profiling import probe
 from fashionclip_tune.profiling import throughput as pace
-from fashionclip_tune.profiling.throughput import known_pace, measure_pace, packing_gain, time_steps
+from fashionclip_tune.profiling.throughput import known_pace, measure_pace, measured_packing_gain, packing_gain, time_steps
 
 
 def test_the_gain_is_what_two_finish_more_of_and_it_is_kept(
@@ -43,6 +43,32 @@ def test_a_process_times_its_steps_and_reports_its_failure(tiny_config: ProjectC
     assert results.get_nowait().startswith("UserError: clip_model = 'ViT-Z'")
 
 
+def test_for_a_plan_what_does_not_fit_gains_nothing_and_what_fails_is_said(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: ProjectConfig, logged: list[str]
+) -> None:
+    monkeypatch.setattr(pace, "probe_identity", lambda config: "a card")
+
+    def answers(alone: object, together: object) -> None:
+        def run(config: ProjectConfig, count: int) -> list[float]:
+            answer = alone if count == 1 else together
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(pace, "run_side_by_side", run)
+
+    answers(UserError("the pace was not measured: a process ended with status -9"), [])
+    assert measured_packing_gain(tiny_config) is None
+    assert packing_gain(tiny_config) is None
+    assert "ended with status -9; how many trials of tiny-clip share the card follows from their memory" in logged[-1]
+    answers([100.0], OutOfMemoryError("no"))
+    assert (measured_packing_gain(tiny_config), packing_gain(tiny_config)) == (0.0, 0.0)
+    answers([100.0], [70.0, 71.0])
+    assert measured_packing_gain(tiny_config) == pytest.approx(0.41)
+    assert packing_gain(tiny_config) == pytest.approx(0.41)
+    assert sum("measuring tiny-clip on this card" in line for line in logged) == 3
+
+
 class Full:
     """In the place of a process: what it would put into the queue when it has ended."""
 
@@ -50,8 +76,8 @@ class Full:
         self.Barrier, self.Queue, self._answers = threading.Barrier, queue.Queue, answers
 
     def Process(self, args: tuple[Any, ...], **_: Any) -> SimpleNamespace:
-        nothing = {"join": lambda timeout: None, "kill": lambda: None}
-        return SimpleNamespace(start=lambda: args[-2].put(self._answers.pop(0)), **nothing)
+        nothing = {"join": lambda timeout: None, "kill": lambda: None, "exitcode": None if self._answers else -9}
+        return SimpleNamespace(start=lambda: self._answers and args[-2].put(self._answers.pop(0)), **nothing)
 
 
 def test_a_process_for_which_the_card_is_full_says_so_whatever_torch_calls_it(
@@ -71,6 +97,10 @@ def test_a_process_for_which_the_card_is_full_says_so_whatever_torch_calls_it(
         pace.run_side_by_side(tiny_config, 2)
     monkeypatch.setattr(pace.multiprocessing, "get_context", lambda _: Full(["BrokenBarrierError: ", "KeyError: 'a'"]))
     with pytest.raises(UserError, match="the pace was not measured"):
+        pace.run_side_by_side(tiny_config, 2)
+    monkeypatch.setattr(pace, "_LOOK_S", 0.01)
+    monkeypatch.setattr(pace.multiprocessing, "get_context", lambda _: Full([]))
+    with pytest.raises(UserError, match="the pace was not measured: a process ended with status -9"):
         pace.run_side_by_side(tiny_config, 2)
 
 

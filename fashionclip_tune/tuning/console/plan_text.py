@@ -76,6 +76,8 @@ def _share_line(plan: SweepPlan, configs: Sequence[ProjectConfig]) -> str:
         sizes = {(config.training.batch_size, need.micro_batch_size) for need, config in zip(needs, configs, strict=True)}
         if cut := [f"{micro} of {batch}" for batch, micro in sorted(sizes) if micro < batch]:
             text += f" at micro-batch {', '.join(cut)}"
+        if (gain := plan.gpu.packing_gain(configs[0])) is not None:
+            text += f"; two side by side: {gain:+.0%} (measured)"
     if all(frozen) and not plan.base.freeze.token_embedding:
         text += "; token embedding frozen (a card below 20 GB; --set freeze.token_embedding=false trains it)"
     return text

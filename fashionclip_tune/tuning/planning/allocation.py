@@ -1,13 +1,15 @@
 """The machine, or a cluster, divided among the trials of a sweep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine.hardware import Machine, this_machine
 from fashionclip_tune.models.precision import choose_device
+from fashionclip_tune.profiling.throughput import measured_packing_gain, packing_gain
 from fashionclip_tune.tuning.planning.gpu_memory import GB, Card, GpuMemory, HostMemory, check_room, find_card, plan_host_memory
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 from fashionclip_tune.tuning.planning.slots import Node, Slots, plan_cluster_slots, plan_slots
@@ -210,6 +212,8 @@ class Site:
     nodes: Sequence[Node] | None
     """Of the cluster; None: this machine."""
     machine: Machine
+    measure_gain: Callable[[ProjectConfig], float | None] | None = None
+    """What two trials of a configuration gain side by side; None: by what is known."""
 
     def divide(self, configs: Sequence[ProjectConfig], settings: SweepSettings, num_trials: int) -> Allotment:
         """Among trials of such configurations.
@@ -217,6 +221,8 @@ class Site:
         Raises:
             UserError: a flag's value, or a configuration that does not fit at all.
         """
+        if self.gpu is not None and num_trials > 1:
+            self.gpu.learn_gains(configs, self.measure_gain)
         if self.nodes is None:
             return allot(
                 configs,
@@ -237,22 +243,38 @@ class Site:
         return Allotment(slots, self.machine, {}, None, settings.gpus_per_trial)
 
 
-def find_site(settings: SweepSettings, nodes: Sequence[Node] | None, *, dry_run: bool, machine: Machine | None = None) -> Site:
+def find_site(
+    settings: SweepSettings,
+    nodes: Sequence[Node] | None,
+    *,
+    dry_run: bool,
+    machine: Machine | None = None,
+    begun: Mapping[str, Any] | None = None,
+) -> Site:
     """
     Args:
         nodes: of the cluster that the sweep runs on; None: this machine alone.
         dry_run: ``gpu_memory_gb`` may stand for a card that is not here, and asks for one.
         machine: None: this one.
+        begun: the stored content of a sweep that goes on; one that is over measures nothing.
 
     Raises:
         UserError: no such device here.
     """
+    only_look = dry_run or (begun is not None and begun["state"] == "FINISHED")
     card = find_card(settings.gpu_memory_gb, may_be_imaginary=dry_run)
     if dry_run and settings.gpu_memory_gb is not None and settings.device == "cpu":
         raise UserError("--gpu-memory-gb with --device cpu is not allowed in a dry run: it plans for a card of that memory")
     device = _device(settings.device or "auto", nodes, card if dry_run and settings.gpu_memory_gb is not None else None)
-    gpu = GpuMemory(card, settings.gpus_per_trial) if device == "cuda" and card is not None and nodes is None else None
-    return Site(device, gpu, nodes, machine or this_machine())
+    is_said = settings.max_concurrent is not None or settings.gpus_per_trial is not None
+    gpu = None
+    if device == "cuda" and card is not None and nodes is None:
+        gpu = GpuMemory(card, settings.gpus_per_trial, packing=_by_memory_alone if is_said else packing_gain)
+    return Site(device, gpu, nodes, machine or this_machine(), None if is_said or only_look else measured_packing_gain)
+
+
+def _by_memory_alone(config: ProjectConfig) -> None:
+    """Where a flag says how many trials share a card, it does so whatever they gain."""
 
 
 def _device(wanted: str, nodes: Sequence[Node] | None, imaginary: Card | None) -> str:

@@ -155,6 +155,7 @@ class GpuMemory:
         self._room_bytes = int(card.memory_bytes * (share or 1.0))
         self._packing = packing
         self._needs: dict[Any, Need] = {}
+        self._gains: dict[str, float | None] = {}
 
     def need(self, config: ProjectConfig) -> Need:
         """The memory of a trial with the largest micro-batch, halved from the configured one, that its share of the card holds.
@@ -168,10 +169,36 @@ class GpuMemory:
         return self._needs[key]
 
     def side_by_side(self, config: ProjectConfig) -> int:
-        """Trials like this one that fit one card; one where probe has found that more gain nothing."""
-        room = max(1, self.card.memory_bytes // self.need(config).memory_bytes)
-        gain = self._packing(config) if room > 1 else None
-        return 1 if gain is not None and gain < MIN_PACKING_GAIN else int(room)
+        """Trials like this one that share a card: as many as fit, or one where two gain too little."""
+        gain = self.packing_gain(config)
+        return 1 if gain is not None and gain < MIN_PACKING_GAIN else self._room(config)
+
+    def packing_gain(self, config: ProjectConfig) -> float | None:
+        """What two at a time finish more of than one after the other, as a share; None: not known, or there is room for one."""
+        if self._room(config) == 1:
+            return None
+        gain = self._packing(config)
+        return self._gains.get(config.model_name) if gain is None else gain
+
+    def learn_gains(
+        self, configs: Sequence[ProjectConfig], measure: Callable[[ProjectConfig], float | None] | None = None
+    ) -> None:
+        """Of each model of which two trials fit: what is known of any of its configurations holds for the others.
+
+        Args:
+            measure: what is known of none; once for a model.
+        """
+        models = dict.fromkeys(config.model_name for config in configs if self._room(config) > 1)
+        for model in (name for name in models if name not in self._gains):
+            fitting = [config for config in configs if config.model_name == model and self._room(config) > 1]
+            known = (gain for config in fitting if (gain := self._packing(config)) is not None)
+            if (gain := next(known, None)) is None and measure is not None:
+                first = fitting[0]
+                gain = measure(first.with_overrides({"training.micro_batch_size": self.need(first).micro_batch_size}))
+            self._gains[model] = gain
+
+    def _room(self, config: ProjectConfig) -> int:
+        return max(1, int(self.card.memory_bytes // self.need(config).memory_bytes))
 
     def _whole(self, config: ProjectConfig) -> Need:
         """A text tower that only the hub describes cannot be sized: such a trial has a card alone."""

@@ -161,7 +161,7 @@ def plan_sweep(
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
     flags = checked_flags(settings)
-    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine), begun)
+    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine, begun=begun), begun)
     if begun is None:
         check_batch_sizes(settings, found.check.batch_sizes)
         check_batches(found.check.configs, found.check.batch_sizes[-1], found.train)

@@ -128,7 +128,8 @@ def _pace(
     if path.is_file():
         return _read_pace(path, "measured in an earlier sweep")
     if device == "cuda" and (pace := known_pace(config)) is not None:
-        shared = pace.side_by_side / 2 if _on_a_card(config, at_a_time) > 1 and pace.side_by_side is not None else pace.alone
+        on_a_card = _on_a_card(config, at_a_time)
+        shared = pace.side_by_side / on_a_card if on_a_card > 1 and pace.side_by_side is not None else pace.alone
         whole = config.with_overrides({"training.micro_batch_size": None})
         if (known_peak(whole) or sys.maxsize) < sys.maxsize:  # it fitted, and so that is what was timed
             shared *= _step_work(whole) / _step_work(config)

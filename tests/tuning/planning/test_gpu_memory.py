@@ -1,6 +1,7 @@
 """How a machine is divided, on cards that are made up; and that Ray keeps to it, with logical GPUs."""
 
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,15 @@ from fashionclip_tune.models.architecture import with_default_freeze
 from fashionclip_tune.profiling.memory import CONTEXT_BYTES
 from fashionclip_tune.tuning.backend import worker as gpu_share
 from fashionclip_tune.tuning.backend.worker import claim_gpu_share
-from fashionclip_tune.tuning.planning.allocation import Allotment, allot
+from fashionclip_tune.tuning.planning import allocation
+from fashionclip_tune.tuning.planning.allocation import Allotment, allot, find_site
 from fashionclip_tune.tuning.planning.gpu_memory import GB, Card, GpuMemory, plan_host_memory
+from fashionclip_tune.tuning.planning.settings import SweepSettings
 from tests.training.test_trainer import lite
 
 B32, B16, SIGLIP2 = (ProjectConfig(clip_model=name, device="cuda") for name in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"))
 T4 = Card("T4", int(15.8 * GB))
+SHARED = {"max_concurrent": 2}
 ROOMY = Machine(cores=2, memory_bytes=64 * GB, shared_memory_bytes=4 * GB)
 NOTEBOOK = Machine(cores=2, memory_bytes=int(12.7 * GB), shared_memory_bytes=4 * GB)
 
@@ -60,6 +64,47 @@ def test_small_trials_share_a_t4_and_large_ones_have_it_alone() -> None:
 def test_packing_that_was_measured_to_gain_little_is_not_done() -> None:
     assert divided(packing=0.09).at_a_time(B32) == 1
     assert divided(packing=0.11).at_a_time(B32) == 2
+
+
+def test_what_two_gain_is_measured_once_for_each_model_of_which_two_fit() -> None:
+    asked = list[tuple[str, int | None]]()
+
+    def measure(config: ProjectConfig) -> float:
+        asked.append((config.model_name, config.training.micro_batch_size))
+        return 0.02
+
+    other = B32.with_overrides({"training.batch_size": 32})
+    gpu = GpuMemory(T4, packing=lambda config: None)
+    for _ in range(2):
+        gpu.learn_gains([B32, other, B16], measure)
+    assert asked == [("ViT-B-32", 64)]
+    assert [gpu.side_by_side(config) for config in (B32, other, B16)] == [1, 1, 1]
+    assert [gpu.packing_gain(config) for config in (B32, other, B16)] == [0.02, 0.02, None]
+    # What is known of one configuration holds for the model, and nothing is measured; neither is it in a dry run.
+    known = GpuMemory(T4, packing=lambda config: 0.3 if config is other else None)
+    known.learn_gains([B32, other], measure)
+    look = GpuMemory(T4, packing=lambda config: None)
+    look.learn_gains([B32, other])
+    assert (known.packing_gain(B32), look.packing_gain(B32), look.side_by_side(B32)) == (0.3, None, 2)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("flags", "dry_run", "measures"), [({}, False, True), ({}, True, False), (SHARED, False, False)])
+def test_a_sweep_measures_what_two_gain_unless_a_flag_says_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, flags: Mapping[str, Any], dry_run: bool, measures: bool
+) -> None:
+    """And what a flag says is not cut to one by what was measured before."""
+    monkeypatch.setattr(allocation, "find_card", lambda *_, **__: T4)
+    monkeypatch.setattr(allocation, "choose_device", lambda _: torch.device("cuda"))
+    asked = list[str]()
+    monkeypatch.setattr(allocation, "measured_packing_gain", lambda config: asked.append(config.model_name) or 0.05)
+    monkeypatch.setattr(allocation, "packing_gain", lambda config: None if measures else 0.05)
+    settings = SweepSettings(device="cuda", **flags)
+    site = find_site(settings, None, dry_run=dry_run, machine=ROOMY)
+    assert site.divide([B32], settings, 12).at_a_time(B32) == (2 if flags else 1)
+    assert asked == (["ViT-B-32"] if measures else [])
+    finished = find_site(settings, None, dry_run=False, machine=ROOMY, begun={"state": "FINISHED"})
+    assert finished.measure_gain is None
 
 
 def test_the_token_embedding_is_frozen_on_a_small_card_unless_someone_speaks_of_it() -> None:

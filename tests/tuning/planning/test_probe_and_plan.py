@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from fashionclip_tune.models.architecture import meta_model
 from fashionclip_tune.profiling import probe
 from fashionclip_tune.profiling import throughput as pace
 from fashionclip_tune.profiling.memory import MemoryEstimate
+from fashionclip_tune.profiling.roofline import Passes, passes_of
 from fashionclip_tune.tuning.console.plan_text import plan_lines
 from fashionclip_tune.tuning.planning import gpu_memory as shares
+from fashionclip_tune.tuning.planning import throughput as rates
 from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 
@@ -36,7 +39,15 @@ def t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
         patch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+        patch.setattr(rates, "passes_of", count_without_a_card)
         yield
+
+
+def count_without_a_card(*of: Any) -> Passes:
+    """torch, told that there is a card, would look for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        return passes_of(*of)
 
 
 def planned(garments: Path, **changes: object) -> SweepPlan:
@@ -79,8 +90,9 @@ def test_a_plan_goes_by_what_probe_measured_of_each_model(
     assert [need.memory_bytes for need in needs.values()] == [4 * GB, 9 * GB, 11 * GB]
     assert needs[MODELS[2]].micro_batch_size == 32
     assert {pace.source for pace in plan.course.paces or ()} == {"measured by probe"}
-    # Three of ViT-B-32 fit, but two run beside each other at most: each at six tenths of its pace.
-    assert plan.forecast.samples_per_second == pytest.approx({**ALONE, "ViT-B-32": 0.6 * ALONE["ViT-B-32"]})
+    # Three of ViT-B-32 share the card: each has a third of what two have together.
+    assert plan.at_a_time["ViT-B-32"] == 3
+    assert plan.forecast.samples_per_second == pytest.approx({**ALONE, "ViT-B-32": 2 * 0.6 / 3 * ALONE["ViT-B-32"]})
 
 
 @pytest.mark.usefixtures("t4")
@@ -116,8 +128,8 @@ def test_where_memory_depends_on_what_is_drawn_each_share_has_its_line_and_its_h
     pairs = zip(plan.course.configs, plan.course.paces, strict=True)
     found = {config.freeze.text_tower: round(pace.samples_per_second) for config, pace in pairs}
     assert found[False] / 3 < found[True] < found[False] / 2
-    (rates,) = [line for line in lines if line.startswith("rates:")]
-    assert f"{found[True]} to {found[False]} samples/s a trial" in rates
+    (said,) = [line for line in lines if line.startswith("rates:")]
+    assert f"{found[True]} to {found[False]} samples/s a trial" in said
 
 
 def test_nothing_is_downloaded_or_pretrained_to_probe(

@@ -72,9 +72,6 @@ class CausalText:
     def encode(self, tokens_BL: Tensor, *, normalize: bool) -> Tensor:
         """``encode_text``, which in OpenCLIP takes captions of full length only: positions and mask are cut for the call."""
         length = tokens_BL.shape[1]
-        if length == self._network.context_length:
-            whole_BD: Tensor = self._network.encode_text(tokens_BL, normalize=normalize)
-            return whole_BD
         assert normalize, "the forward pass, which is all that can be called so, does"
         shorter = {
             f"{self._prefix}positional_embedding": self._tower.positional_embedding[:length],

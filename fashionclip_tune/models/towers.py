@@ -18,13 +18,13 @@ from fashionclip_tune.config.options import OptimizerConfig, TrainingConfig
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.batch_norms import keep_statistics
-from fashionclip_tune.models.sequences import causal_text, use_own_attention
+from fashionclip_tune.models.sequences import CausalText, use_own_attention
 
 Encode = Callable[..., Tensor]
 
 
-def encoders(network: Any, device: torch.device, *, compiled: bool) -> tuple[Encode, Encode]:
-    """``encode_image`` and ``encode_text`` of a model; the latter takes captions that ``CausalText`` has cut, too.
+def encoders(network: Any, device: torch.device, *, compiled: bool, text: CausalText | None = None) -> tuple[Encode, Encode]:
+    """``encode_image`` and ``encode_text`` of a model; the latter of captions of any length where ``text`` cuts them.
 
     The functions are compiled and not the modules: names in the state dict stay what they are, and evaluation, which calls
     the modules, stays as exact as it is without.
@@ -32,7 +32,6 @@ def encoders(network: Any, device: torch.device, *, compiled: bool) -> tuple[Enc
     Raises:
         UserError: this machine has no compiler.
     """
-    text = causal_text(network)
     encode_text = network.encode_text if text is None else text.encode
     if not compiled:
         return network.encode_image, encode_text

@@ -77,8 +77,9 @@ class Trainer:
         self._optimizer: Any = build_optimizer(self.network, training, config.optimizer)
         decay, statistics = config.optimizer.ema_decay, moving_statistics(self.network, config)
         self._average = WeightAverage(self.network, decay, statistics) if decay is not None else None
-        self._causal_text = causal_text(self.network) if training.edition >= 2 else None
-        self._encode_image, self._encode_text = encoders(self.network, plan.device, compiled=config.hardware.compile)
+        self._causal_text = text = causal_text(self.network) if training.edition >= 2 else None
+        compiled = config.hardware.compile
+        self._encode_image, self._encode_text = encoders(self.network, plan.device, compiled=compiled, text=text)
         self._scaler = self._new_scaler()
         self._passes = StrictPasses()
         self._transfer = Transfer(plan.device)

@@ -23,7 +23,8 @@ FIRST_EDITION = 2
 """Of ``training.edition``: before it the whole table is trained, and weight decay moves rows that never occur."""
 USUAL_ROWS = 10_000
 """Where no captions are known; 12,000 products' titles and descriptions of up to 60 words have 8,100 of CLIP's."""
-_ROWS, _TRAINED, _HASH, _TABLE = "rows_U", "trained_UD", "table_hash", "weight"
+_TRAINED, _FACTS, _TABLE = "trained_UD", "_extra_state", "weight"
+_HASH_SIZE = 4
 _Shape = tuple[int, ...]
 
 
@@ -34,8 +35,6 @@ class TokenRows(nn.Module):
     evaluation they are fetched from the host, for each call or, within ``rows_at_hand``, once.
     """
 
-    rows_U: Tensor
-    table_hash: Tensor
     place_of_V: Tensor
 
     def __init__(self, table_VD: Tensor, rows_U: Tensor) -> None:
@@ -46,12 +45,23 @@ class TokenRows(nn.Module):
         self._is_trained_V = torch.zeros(len(table_VD), dtype=torch.bool, device=device)
         self._is_trained_V[rows_U.to(device)] = True
         self.trained_UD = nn.Parameter(self.table_VD[rows_U.to(device)])
-        self.register_buffer(_ROWS, rows_U.to(device, torch.int32))
-        self.register_buffer(_HASH, _hash(self.table_VD))
+        self._facts = torch.cat([_hash(self.table_VD), rows_U.to(torch.int32)])
         place_of_V = torch.full((len(table_VD),), num_rows, dtype=torch.int32, device=device)  # behind the last one: none
         place_of_V[rows_U.to(device)] = torch.arange(num_rows, dtype=torch.int32, device=device)
         self.register_buffer("place_of_V", place_of_V, persistent=False)
         self._at_hand: tuple[Tensor, Tensor] | None = None
+
+    def get_extra_state(self) -> Tensor:
+        """[4 + U] int32: a hash of the table, and its trained rows. A state dict has it by torch's name for such."""
+        return self._facts
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises UserError for rows of another table, or others of it."""
+        if not torch.equal(state.cpu(), self._facts):
+            raise UserError(
+                "the weights have other rows of the token table than this run would train: its captions, its tokenizer or its "
+                "first weights have changed since"
+            )
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """[B, L, D]"""
@@ -125,13 +135,13 @@ def whole(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> dict[s
     """
     found = dict(weights)
     for prefix in tables_in_rows(weights):
-        rows_U, trained_UD, expected = (found.pop(prefix + name).detach().cpu() for name in (_ROWS, _TRAINED, _HASH))
+        trained_UD, facts = (found.pop(prefix + name).detach().cpu() for name in (_TRAINED, _FACTS))
         table_VD = tables.get(prefix + _TABLE)
-        if table_VD is None or not torch.equal(_hash(table_VD), expected):
+        if table_VD is None or not torch.equal(_hash(table_VD), facts[:_HASH_SIZE]):
             state = "is not here" if table_VD is None else "is another one now"
-            raise UserError(f"only {len(rows_U):,} rows of {prefix}{_TABLE} were trained, and their table {state}")
+            raise UserError(f"only {len(trained_UD):,} rows of {prefix}{_TABLE} were trained, and their table {state}")
         found[prefix + _TABLE] = table_VD.detach().cpu().clone()
-        found[prefix + _TABLE][rows_U.long()] = trained_UD.to(table_VD.dtype)
+        found[prefix + _TABLE][facts[_HASH_SIZE:].long()] = trained_UD.to(table_VD.dtype)
     return found
 
 
@@ -141,35 +151,23 @@ def split_tables(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     return {k: v for k, v in weights.items() if k not in names}, {name: weights[name] for name in names if name in weights}
 
 
-def tables_in_rows(weights: Mapping[str, Any]) -> Iterator[str]:
+def tables_in_rows(weights: Mapping[str, Any]) -> list[str]:
     """What the names of tables begin with of which these weights have rows only."""
-    return (name.removesuffix(_ROWS) for name in list(weights) if name.endswith(f"token_embedding.{_ROWS}"))
+    return [name.removesuffix(_TRAINED) for name in weights if name.endswith(f"token_embedding.{_TRAINED}")]
 
 
 def whole_shapes(shapes: Mapping[str, _Shape], of_network: Mapping[str, _Shape]) -> dict[str, _Shape]:
     """The shapes that ``whole`` makes of weights with these, in a network of OpenCLIP's with those."""
     found = dict(shapes)
     for prefix in tables_in_rows(shapes):
-        trained, *_ = (found.pop(prefix + name, ()) for name in (_TRAINED, _ROWS, _HASH))
+        _, trained = found.pop(prefix + _FACTS, None), found.pop(prefix + _TRAINED)
         found[prefix + _TABLE] = (*of_network.get(prefix + _TABLE, ())[:1], *trained[1:])
     return found
 
 
-def refuse_other_rows(network: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
-    """Raises UserError where weights have other rows than the network trains, or rows of another table."""
-    own = network.state_dict()
-    for prefix in tables_in_rows(own):
-        for name in (prefix + _ROWS, prefix + _HASH):
-            if name not in weights or not torch.equal(weights[name].cpu(), own[name].cpu()):
-                raise UserError(
-                    f"{where} has other rows of the token table than this run would train: its captions, its tokenizer or its "
-                    "first weights have changed since"
-                )
-
-
 def _hash(table_VD: Tensor) -> Tensor:
-    """[16] bytes: against mistakes, not against forgers."""
+    """[4] int32: against mistakes, not against forgers."""
     if table_VD.is_meta:
-        return torch.empty(16, dtype=torch.uint8, device="meta")
+        return torch.zeros(_HASH_SIZE, dtype=torch.int32)
     content = table_VD.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-    return torch.frombuffer(bytearray(xxhash.xxh3_128(content).digest()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(xxhash.xxh3_128(content).digest()), dtype=torch.int32)

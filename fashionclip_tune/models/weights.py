@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.token_rows import refuse_other_rows, tables_in_rows, whole
+from fashionclip_tune.models.token_rows import tables_in_rows, whole
 from fashionclip_tune.storage.checkpoint import tables_beside
 
 # Published runs wrote the first; OpenCLIP's and Lightning's the second.
@@ -88,7 +88,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix in (".npz", ".npy"):
         raise UserError(f"{path} is a file of big_vision, which is not read: save its weights by OpenCLIP, or name their tag")
     weights: dict[str, Tensor] = load_file(path) if path.suffix == ".safetensors" else read_pickled_weights(path)
-    if not any(tables_in_rows(weights)):
+    if not tables_in_rows(weights):
         return weights
     tables = tables_beside(path)
     try:
@@ -106,11 +106,10 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object
         where: what they are said to come from.
 
     Raises:
-        UserError: they are not the same.
+        UserError: they are not the same, or rows of another table.
         RuntimeError: they are of another network.
     """
-    refuse_other_rows(network, weights, where)
-    if not any(tables_in_rows(network.state_dict())):
+    if not tables_in_rows(network.state_dict()):
         weights = whole(weights, network.state_dict())
     network.load_state_dict(weights)
     state = network.state_dict()

@@ -223,7 +223,9 @@ def test_rows_are_put_into_their_own_table_only() -> None:
         whole(state, {})
     more = load_random_model(config).network
     use_token_rows(more, config, 101)
-    with pytest.raises(UserError, match=r"^here has other rows of the token table than this run would train: its captions"):
+    with pytest.raises(
+        UserError, match=r"^the weights have other rows of the token table than this run would train: its captions"
+    ):
         put_weights(more, state, "here")
 
 

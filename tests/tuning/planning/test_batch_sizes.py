@@ -236,7 +236,7 @@ def test_each_size_has_the_micro_batch_that_fits_the_card(
         config.training.batch_size: pace.samples_per_second * plan.allotment.at_a_time(config)
         for config, pace in zip(plan.fitted_configs, plan.course.paces, strict=True)
     }
-    assert rates[128] == pytest.approx(rates[64] * 3 / 4)
+    assert 3 / 4 < rates[128] / rates[64] < 0.85  # one more forward pass, but half as many updates
     gpu = gpu_memory.GpuMemory(gpu_memory.Card("H", 200 * GB))
     whole, cut = sized(4096, 64), sized(64, 64)
     assert gpu.need(whole).memory_bytes - gpu.need(cut).memory_bytes > 4 * 2 * 4096 * 512 * 4  # its embeddings, at least

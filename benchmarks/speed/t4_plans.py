@@ -61,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory-gb", type=float, default=12.7, help="of the host (default: %(default)s)")
     parser.add_argument("--train", type=int, default=260_000, help="photos to train on (default: %(default)s)")
     parser.add_argument("--valid", type=int, default=7_000, help="photos to evaluate on (default: %(default)s)")
+    parser.add_argument("--clip-rows", type=int, default=8_149, help="distinct tokens of the captions (default: %(default)s)")
     given = parser.parse_args(arguments)
     data = photos(given.train), photos(given.valid)
     planner: Any = planning
     planner.run_shards, planner.load_data = lambda config: RunShards((), (), ()), lambda *about: data
+    planner.rows_of_captions = lambda *about: given.clip_rows
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FASHIONCLIP_CACHE"] = str(Path(folder) / "cache")  # no rates of sweeps before
         settings = SweepSettings(

@@ -227,7 +227,7 @@ def test_a_t4s_rates_are_estimates_and_say_so_until_better_is_known(monkeypatch:
         patch.setattr(rates, "autocast_dtype", lambda config: torch.float16)  # what was counted above
         a100 = pace_of(B32)
         assert a100.source == "estimate for an A100"
-        assert a100.samples_per_second > 4 * alone.samples_per_second
+        assert a100.samples_per_second > 2 * alone.samples_per_second  # its host cannot keep up with it
         assert pace_of(B32, 2) == a100  # one on each of the two cards
         patch.setattr(torch.cuda, "get_device_name", lambda _: "A card that nobody knows")
         assert pace_of(B32).source == "estimate for a T4"

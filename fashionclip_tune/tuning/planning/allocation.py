@@ -261,7 +261,7 @@ def find_site(
     Raises:
         UserError: no such device here.
     """
-    only_look = dry_run or (begun is not None and begun["state"] == "FINISHED")
+    only_look = dry_run or (begun is not None and begun.get("state") == "FINISHED")
     card = find_card(settings.gpu_memory_gb, may_be_imaginary=dry_run)
     if dry_run and settings.gpu_memory_gb is not None and settings.device == "cpu":
         raise UserError("--gpu-memory-gb with --device cpu is not allowed in a dry run: it plans for a card of that memory")

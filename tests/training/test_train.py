@@ -812,7 +812,7 @@ def test_the_published_example_runs_in_the_working_directory(
         shardshuffle=False,
     ).with_overrides({"model.pretrained": None, "hardware.threads": 1})
     training_prep(config).train()
-    assert sorted(path.name for path in config.checkpoint_dir.iterdir()) == ["best_00000002", "step_00000002"]
+    assert sorted(path.name for path in config.checkpoint_dir.iterdir()) == ["best_00000002", "step_00000002", "token_table"]
     assert [json.loads(path.read_text())["step"] for path in sorted(config.evaluation_dir.glob("*.json"))] == [0, 2]
     assert config.checkpoint_dir.parent == tmp_path
     lines = capsys.readouterr().out.splitlines()

@@ -148,7 +148,7 @@ def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimi
         (checkpoint,) = (folder / "checkpoints").glob("step_*")
         assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors"]
     freed_bytes = sweep_json(finished)["freed_bytes"]
-    assert freed_bytes > 6 * 15_000_000, "Adam's moments of each trial at least"
+    assert freed_bytes > 6 * 9_000_000, "Adam's moments of each trial at least"
     assert f"freed {freed_bytes / 1e6:,.0f} MB: states of ended trials" in (finished.parent / "output").read_text()
 
 

@@ -214,6 +214,8 @@ def _connected(slots: Slots, address: str | None, go_on: str, stop: StopSignal) 
     settings = {
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_CLEANUP_TIMEOUT_S),
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait ten seconds for a trial in the middle of a stage, then kill it
+        # Its snapshots are of no use here, and one that is written while the one before it is copied fails with a traceback.
+        "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run writes its own events, under a readable name
         # With a searcher that Ray does not know it starts one process at a time, and each imports torch for seconds.
         "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count),

@@ -23,7 +23,7 @@ from fashionclip_tune.training.pretraining import pretrain_missing
 from fashionclip_tune.training.train import train
 from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
-from fashionclip_tune.tuning.study.study import draw_points
+from fashionclip_tune.tuning.study.draws import draw_points
 
 
 def record(plan: SweepPlan, settings: dict[str, Any]) -> list[dict[str, Any]]:

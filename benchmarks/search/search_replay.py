@@ -36,8 +36,9 @@ from fashionclip_tune.tuning.backend.hooks import StudyScheduler
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.space import load_space
 from fashionclip_tune.tuning.schedulers import stopping_rule
+from fashionclip_tune.tuning.study.draws import draw_points
 from fashionclip_tune.tuning.study.policy import plan_quota, startup_trials
-from fashionclip_tune.tuning.study.study import SweepStudy, draw_points, settings
+from fashionclip_tune.tuning.study.study import SweepStudy, settings
 from fashionclip_tune.tuning.trial import METRIC, TrialPlan
 
 REDUCTION_FACTOR = 3

@@ -254,7 +254,7 @@ def test_the_plan_says_how_trials_are_stopped_and_shared_out(
 def test_the_openclip_space_starts_from_the_five_published_settings() -> None:
     """What it can say of them is what the space ``published`` says; the rest of that recipe belongs to its BASE."""
     from fashionclip_tune.tuning.planning.space import load_space
-    from fashionclip_tune.tuning.study.study import draw_points
+    from fashionclip_tune.tuning.study.draws import draw_points
 
     openclip, published = load_space("openclip"), load_space("published")
     ours = [each.settings for each in draw_points(openclip.draw, 0, 0, openclip.points)]

@@ -21,8 +21,9 @@ from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
 from fashionclip_tune.tuning.schedulers import NO_STOPPING, StoppingRule
+from fashionclip_tune.tuning.study.draws import Space
 from fashionclip_tune.tuning.study.failure_guard import common_failure
-from fashionclip_tune.tuning.study.study import Space, SweepStudy
+from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import METRIC, DurablePlan, Share, TrialPlan, trial_dir
 
 _ROUNDING = 0.01  # of shares: three thirds are a whole

@@ -16,7 +16,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import architecture_of
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import check_model_options
-from fashionclip_tune.tuning.study.study import DrawnPoint, Space, draw_points
+from fashionclip_tune.tuning.study.draws import DrawnPoint, Space, draw_points
 
 SPACES_DIR = Path(__file__).parents[2] / "spaces"
 _CHECKED_POINTS = 100

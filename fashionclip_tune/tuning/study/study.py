@@ -10,24 +10,24 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from fashionclip_tune.errors import SCORES_NOTHING, StopReason, StorageError
+from fashionclip_tune.errors import SCORES_NOTHING, StopReason
+from fashionclip_tune.tuning.study.decisions import Decision, Decisions
+from fashionclip_tune.tuning.study.draws import Space
+from fashionclip_tune.tuning.study.journal import AnnouncedBackend, drop_torn_line
 from fashionclip_tune.tuning.study.policy import ModelQuota
 
-Space = Callable[[optuna.trial.Trial], dict[str, Any]]
 STUDY_NAME = "sweep"
 _SETTINGS, _PASSED_RUNGS, _END, _ORIGIN = "settings", "passed_rungs", "end", "origin"
 _ADDED_OLDER = "added_older_trials"
+_DECISION, _TERMS = "decision", "search"
 # Ends that the sampler is to keep away from. Optuna ranks a trial that breaks a constraint behind all others; by its value
 # alone one that broke late would come before those that were stopped early.
 _CONSTRAINT = "ends"
@@ -43,7 +43,7 @@ class SweepStudy:
         journal: Path,
         *,
         seed: int,
-        num_startup_trials: int,
+        num_startup_trials: int | None,
         points: Sequence[Mapping[str, Any]] = (),
         on_append: Callable[[], None] = lambda: None,
         quota: ModelQuota | None = None,
@@ -52,6 +52,7 @@ class SweepStudy:
         """Opens or starts the journal.
 
         Args:
+            num_startup_trials: drawn at random, before TPE; None: what is not decided on is always drawn at random.
             points: settings of the first trials, by parameter name.
             on_append: called when the journal has grown, before that takes effect.
             quota: how many trials each architecture gets before the sampler chooses among them.
@@ -61,15 +62,19 @@ class SweepStudy:
         self._num_startup_trials = num_startup_trials
         self._quota = quota
         self._points = points
-        _drop_torn_line(journal)
-        self._storage = JournalStorage(_AnnouncedBackend(journal, on_append))
+        drop_torn_line(journal)
+        self._storage = JournalStorage(AnnouncedBackend(journal, on_append))
         self._study = optuna.create_study(
             study_name=STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
         )
         for trial in self.trials():
             if not trial.state.is_finished() and _END in trial.user_attrs:
                 self._tell_end(trial.number)
-        if _ADDED_OLDER not in self._study.user_attrs:
+        recorded = self._study.user_attrs
+        self._decisions = Decisions(recorded[name] for name in sorted(recorded) if name.startswith(f"{_DECISION} "))
+        if self._decisions.all:
+            self._carry_out(self._decisions.all[-1])
+        if _ADDED_OLDER not in recorded:
             self._add_older(older())
         for point in points:  # again after a kill among them: those that are there are not added twice
             self._study.enqueue_trial(dict(point), skip_if_exists=True)
@@ -93,8 +98,53 @@ class SweepStudy:
         return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
     def unfinished(self) -> list[int]:
-        """Numbers of the trials without an end: running, or interrupted."""
-        return [trial.number for trial in self.trials() if not trial.state.is_finished()]
+        """Numbers of the trials without an end that are to run: running, or interrupted."""
+        return [trial.number for trial in self.trials() if not trial.state.is_finished() and trial.number not in self.waiting]
+
+    @property
+    def waiting(self) -> Mapping[int, int]:
+        """Trials that wait at a rung to be thawed, and the examples that they had seen there."""
+        return self._decisions.waiting
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        return self._decisions.all
+
+    def queued(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """Trials that are to be drawn next: those of ``points``, and those that were decided on."""
+        queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return [each for each in queued if _DECISION not in each.user_attrs], [
+            each for each in queued if _DECISION in each.user_attrs
+        ]
+
+    def decide(self, decision: Decision) -> None:
+        """Records a decision, then does what it says."""
+        self._study.set_user_attr(f"{_DECISION} {len(self.decisions):06d}", decision.to_record())
+        self._decisions.add(decision)
+        self._carry_out(decision)
+
+    def _carry_out(self, decision: Decision) -> None:
+        """Of the last decision; done again when a study is opened, if a kill came between the two."""
+        for number, reason in (decision.given_up or {}).items():
+            self.end(number, TrialState.PRUNED, reason)
+        place = len(self.decisions) - 1
+        if decision.chosen is None or decision.chosen.trial is not None:
+            return
+        if not any(trial.user_attrs.get(_DECISION) == place for trial in self._study.get_trials(deepcopy=False)):
+            self._study.enqueue_trial(dict(decision.chosen.params), user_attrs={_DECISION: place})
+
+    def judged_at(self, number: int) -> set[int]:
+        """Examples seen at which it was decided whether the trial goes on."""
+        return self._decisions.judged_at(number)
+
+    def terms(self) -> dict[str, Any] | None:
+        """What was fixed of the search before the first trial, as ``fix_terms`` was given it last."""
+        found: dict[str, Any] | None = self._study.user_attrs.get(_TERMS)
+        return found
+
+    def fix_terms(self, terms: Mapping[str, Any]) -> None:
+        if self.terms() != terms:
+            self._study.set_user_attr(_TERMS, dict(terms))
 
     def suggest(self, space: Space) -> tuple[int, dict[str, Any] | None]:
         """A new trial: its number and the settings that the space made of the sampler's draws.
@@ -124,7 +174,11 @@ class SweepStudy:
         beside = optuna.create_study(direction="maximize", sampler=self._sampler(trial.number))
         beside.add_trials(each for each in self._started() if each.number < trial.number)
         place = sum(each.number < trial.number for each in self.trials())
-        if place < len(self._points):
+        if _DECISION in trial.user_attrs:
+            chosen = self.decisions[trial.user_attrs[_DECISION]].chosen
+            assert chosen is not None
+            beside.enqueue_trial(dict(chosen.params))
+        elif place < len(self._points):
             beside.enqueue_trial(dict(self._points[place]))
         drawn = beside.ask()
         space(drawn)
@@ -143,9 +197,12 @@ class SweepStudy:
         if self._quota is not None:
             before = (trial.params for trial in self._started() if trial.number < number)
             fixed = self._quota.next_fixed(Counter(params.get(self._quota.parameter) for params in before))
+        seed = (self._seed * 1_000_003 + number) % 2**32
+        if self._num_startup_trials is None:
+            return RandomSampler(seed)
         with _experimental_allowed():
             sampler = TPESampler(
-                seed=(self._seed * 1_000_003 + number) % 2**32,
+                seed=seed,
                 n_startup_trials=self._num_startup_trials,
                 multivariate=True,
                 group=True,  # parameters that exist in one branch of the space are modelled apart
@@ -171,13 +228,13 @@ class SweepStudy:
         """A trial's value at each of its stages, by examples seen."""
         return dict(self._frozen(number).intermediate_values)
 
-    def curves_to(self, examples_seen: int, *, clip_model: str, other_than: int) -> list[dict[int, float]]:
-        """Those of an architecture's other trials that have reached a stage, up to it."""
+    def curves_to(self, examples_seen: int, *, clip_model: str | None, other_than: int) -> list[dict[int, float]]:
+        """Those of other trials that have reached a stage, up to it; of one architecture, or of all."""
         return [
             {seen: value for seen, value in trial.intermediate_values.items() if seen <= examples_seen}
             for trial in self._started()
             if trial.number != other_than
-            and settings(trial).get("clip_model") == clip_model
+            and clip_model in (None, settings(trial).get("clip_model"))
             and examples_seen in trial.intermediate_values
         ]
 
@@ -209,36 +266,12 @@ class SweepStudy:
         return self._study.get_trials(deepcopy=False)[number]
 
 
-class _AnnouncedBackend(JournalFileBackend):
-    def __init__(self, journal: Path, on_append: Callable[[], None]) -> None:
-        super().__init__(str(journal))
-        self._on_append = on_append
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        try:
-            super().append_logs(logs)
-        except OSError as error:
-            raise StorageError(f"{self._file_path} cannot be written to ({error}): make room, then --resume") from error
-        self._on_append()
-
-
 @contextmanager
 def _experimental_allowed() -> Iterator[None]:
     """For the parts of Optuna that may still change: its version is pinned narrowly."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
-
-
-def _drop_torn_line(journal: Path) -> None:
-    """Cuts off what a process wrote when it was killed in the middle of a line: the next append would ruin both lines."""
-    if not journal.exists():
-        return
-    with open(journal, "rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-    # The lock of a process that was killed while it wrote; ours is the only one (the sweep's folder is locked).
-    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
 
 
 def stop_reason(trial: FrozenTrial) -> str | None:
@@ -279,25 +312,3 @@ def with_origin(trial: FrozenTrial, sweep: str) -> FrozenTrial:
         intermediate_values=trial.intermediate_values,
         constraints=trial.constraints,
     )
-
-
-@dataclass(frozen=True)
-class DrawnPoint:
-    """What a space made of one set of draws, and from which distributions they came."""
-
-    settings: Any
-    params: dict[str, Any]
-    distributions: dict[str, BaseDistribution]
-
-
-def draw_points(space: Space, count: int, seed: int, points: Sequence[Mapping[str, Any]] = ()) -> Iterator[DrawnPoint]:
-    """The given points, then random ones, without a sweep: to check a space before anything is started."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    for point in points:
-        study.enqueue_trial(dict(point))
-    for _ in range(len(points) + count):
-        trial = study.ask()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a point out of range: who checks the space says so
-            settings = space(trial)
-        yield DrawnPoint(settings, trial.params, trial.distributions)

@@ -22,7 +22,7 @@ _BEST_KEPT = 50  # ended trials whose rows enter before those of newer ones
 _DRAWN, _VARIED, _VARIATIONS = 240, 3, 6
 _TOO_NEAR = 0.02  # in the unit cube
 _FLOOR = 1.5
-_SMALLEST_SPREAD = 0.02  # of the level: values that are all alike
+_SMALLEST_SPREAD = 0.05  # of the level: one value, or several that are alike
 OWN = ""
 
 
@@ -186,9 +186,9 @@ class _Level:
         middle = {share: float(np.median(values)) for share, values in stages.items()}
         self._floors = {share: middle[share] - _FLOOR * (max(values) - middle[share]) for share, values in stages.items()}
         shares = [(trial, share) for trial in trials if (share := _last_share(trial)) is not None]
-        latest = [max(trial.curve[share], self._floors[share]) for trial, share in shares]
-        self.centre = float(np.median(latest))
-        self.spread = max(float(np.std(latest)), _SMALLEST_SPREAD * abs(self.centre), 1e-9)
+        self.centre = float(np.median([max(trial.curve[share], self._floors[share]) for trial, share in shares]))
+        raised = [max(value, self._floors[share]) for share, values in stages.items() for value in values]
+        self.spread = max(float(np.std(raised)), _SMALLEST_SPREAD * abs(self.centre), 1e-9)
         self._worthless = {share: min(floor, middle[share] - self.spread) for share, floor in self._floors.items()}
 
     def values(self, trial: KnownTrial) -> Iterator[_Value]:

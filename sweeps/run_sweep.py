@@ -46,8 +46,8 @@ def make_parser() -> Parser:
     add(
         "--scheduler",
         metavar="NAME",
-        help="asha, median or none: which trials are stopped early; median judges at every stage, by the median stopping rule "
-        "(default: asha)",
+        help="which trials go on: asha, where they wait at rungs and a model decides; asha-stopping, where they end at rungs; "
+        "median, judged at every stage by the median stopping rule; none (default: asha)",
     )
     add(
         "--grace-examples",
@@ -58,11 +58,18 @@ def make_parser() -> Parser:
     )
     add("--reduction-factor", type=int, metavar="N", help="one trial in N goes on at a rung (default: 3)")
     add(
+        "--keep-paused",
+        type=int,
+        metavar="N",
+        help="trials of each start that may wait at rungs with their state on disk, the best predicted ones (default: 3, fewer "
+        "where --disk-budget-gb leaves no room)",
+    )
+    add(
         "--min-trials-per-model",
         type=int,
         metavar="N",
-        help="trials of each model, in turns of like cost, before the search chooses among models; 0: none (default: 6, half "
-        "of the trials at most)",
+        help="with other schedulers than asha: trials of each model, in turns of like cost, before the search chooses among "
+        "models; 0: none (default: 6, half of the trials at most)",
     )
     add("--warm-start", metavar="DIR", help="an older sweep's folder, or s3://...: its ended trials inform this one")
     add(

@@ -61,6 +61,15 @@ FREED = ("freed_bytes", "freed_durable_bytes")
 """Of sweep.json: what was removed of ended trials, where the sweep ran, and with a scratch folder in the results."""
 
 
+PAUSED = "PAUSED"
+"""The state of a trial that waits at a rung, to be thawed or to end there."""
+
+
+def is_open(row: Mapping[str, Any]) -> bool:
+    """Whether a trial has no end yet: it runs, was interrupted, or waits at a rung."""
+    return row["state"] in ("RUNNING", PAUSED)
+
+
 def read_sweep(sweep_dir: Path) -> dict[str, Any]:
     """The contents of a sweep's ``sweep.json``.
 
@@ -99,8 +108,8 @@ def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
 
 
 def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The ended trial with the highest recall_at_10 at its last evaluation, among those that have a result."""
-    ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED") and not has_failed(row)]
+    """The trial with the highest recall_at_10 at its last evaluation, among those that have ended with a result or wait."""
+    ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED", PAUSED) and not has_failed(row)]
     return ended[0] if ended else None
 
 
@@ -122,7 +131,8 @@ def loss_label(loss: str | None) -> str:
 
 def end_of(row: TrialRow, sweep_state: str) -> str:
     """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
-    return str(row["stop_reason"] or ("running" if sweep_state == "RUNNING" else "paused")).replace("_", " ")
+    runs = sweep_state == "RUNNING" and row["state"] != PAUSED
+    return str(row["stop_reason"] or ("running" if runs else "paused")).replace("_", " ")
 
 
 def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:

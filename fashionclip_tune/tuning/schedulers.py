@@ -51,7 +51,9 @@ def _trained(curve: Mapping[int, float]) -> list[float]:
     return [value for examples_seen, value in curve.items() if examples_seen > 0 and np.isfinite(value)]
 
 
-SCHEDULERS = ("asha", "median", "none")
+FREEZE_THAW, ASHA, BEGUN_ASHA = "asha", "asha-stopping", "asha-begun"
+"""The default; ASHA that stops trials for good; the same with rungs for each architecture, in sweeps of older versions only."""
+SCHEDULERS = (FREEZE_THAW, ASHA, "median", "none")
 _MIDWAY = "it changes a trial's settings midway, which a trial's frozen configuration and its fingerprint forbid"
 _BRACKETS = "it lets trials wait for each other, and an interrupted one may never be decided; asha is its asynchronous form"
 _REFUSED = {"pbt": _MIDWAY, "pb2": _MIDWAY, "hyperband": _BRACKETS, "bohb": _BRACKETS}
@@ -66,8 +68,12 @@ class StoppingRule(Protocol):
     def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
         """Whether a trial goes on from the last stage of its curve (value by examples seen).
 
-        ``earlier_curves``: those of the architecture's other trials that have reached that stage, up to it.
+        ``earlier_curves``: those of the other trials that have reached that stage, up to it.
         """
+
+    @property
+    def within_models(self) -> bool:
+        """Whether the other trials are those of the same architecture."""
 
     def chance(self, num_earlier: int, rung: int) -> float:
         """Expected share of trials of chance worth that go on from the rung of that index, after so many others there."""
@@ -79,6 +85,7 @@ class AshaRule:
 
     rungs: tuple[int, ...]
     reduction_factor: int
+    within_models: bool = False
 
     def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
         stage = max(curve)
@@ -92,7 +99,8 @@ class AshaRule:
     def __str__(self) -> str:
         if not self.rungs:
             return "none: every trial runs to its budget"
-        return f"asha, rungs at {_listed(self.rungs)} examples, the best 1/{self.reduction_factor} go on"
+        of_what = " of each architecture" if self.within_models else ""
+        return f"asha, rungs at {_listed(self.rungs)} examples, the best 1/{self.reduction_factor}{of_what} go on"
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ class MedianRule:
     """The better half goes on, judged at every stage from the grace on (see ``survives_median``)."""
 
     rungs: tuple[int, ...]
+    within_models: bool = True
 
     def survives(self, curve: Mapping[int, float], earlier_curves: Sequence[Mapping[int, float]]) -> bool:
         return survives_median(curve, earlier_curves)
@@ -115,16 +124,28 @@ class MedianRule:
 NO_STOPPING = AshaRule((), 2)
 
 
+@dataclass(frozen=True)
+class WaitingRule(AshaRule):
+    """Of the search that lets trials wait at rungs (``study/freeze_thaw.py``): it stops none, and trains as much as ASHA."""
+
+    def __str__(self) -> str:
+        if not self.rungs:
+            return super().__str__()
+        return f"asha, rungs at {_listed(self.rungs)} examples: trials wait there, and what promises most for its cost goes on"
+
+
 def stopping_rule(scheduler: str, *, stage_examples: int, budget_examples: int, reduction_factor: int) -> StoppingRule:
     """The rule of a scheduler; the grace is a stage."""
     levels: tuple[int, ...] = ()
-    if scheduler == "asha":
+    if scheduler in (FREEZE_THAW, ASHA, BEGUN_ASHA):
         levels = tuple(asha_rungs(stage_examples, budget_examples, reduction_factor))
     elif scheduler == "median":
         levels = tuple(range(stage_examples, budget_examples, stage_examples))
     if not levels:
         return NO_STOPPING
-    return MedianRule(levels) if scheduler == "median" else AshaRule(levels, reduction_factor)
+    if scheduler == "median":
+        return MedianRule(levels)
+    return (WaitingRule if scheduler == FREEZE_THAW else AshaRule)(levels, reduction_factor, scheduler == BEGUN_ASHA)
 
 
 def check_scheduler(name: str) -> None:

@@ -27,6 +27,9 @@ from fashionclip_tune.tuning.planning.forecast import PROCESS_S, TRIAL_S
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.planning.throughput import keep_measured, measured_in, runs_of
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
+from fashionclip_tune.tuning.schedulers import WaitingRule
+from fashionclip_tune.tuning.study.freeze_thaw import FreezeThaw
+from fashionclip_tune.tuning.study.search import Search, StoppingSearch
 from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.warm_start import older_trials
 
@@ -114,6 +117,7 @@ def drive(plan: SweepPlan, location: SweepLocation, console: Console, time_budge
     header, stop, limited = sweep_header(plan, location), StopSignal(), location.keep_below(plan.disk_budget_bytes)
     study = _open_study(plan, location, header)
     books = _Bookkeeping(plan, location, study, header, stop)
+    search = _search(plan, study, time_budget)
     started = books.record("RUNNING")
     with Progress(
         console,
@@ -126,13 +130,12 @@ def drive(plan: SweepPlan, location: SweepLocation, console: Console, time_budge
         progress.show(started)  # Ray takes some seconds until it begins
         completed = run_trials(
             study,
+            search,
             SweepJob(
                 space=plan.draw,
                 build=plan.build,
                 sweep_dir=location.run_dir,
-                num_trials=plan.num_trials,
                 slots=plan.slots,
-                rule=plan.rule,
                 share_of=plan.allotment.share_of,
                 labels=start_labels_of(header),
                 durable=location.durable_plan(plan.sync_every_s, plan.may_end_at),
@@ -148,6 +151,8 @@ def drive(plan: SweepPlan, location: SweepLocation, console: Console, time_budge
             with suppress(OSError, StorageError):
                 books.record("INTERRUPTED")
             raise StorageError(stop.reason)
+        if completed:
+            search.close()
         result = books.finish("FINISHED" if completed else "INTERRUPTED", limited)
         progress.show(result)
     if location.mirror is not None:
@@ -176,6 +181,16 @@ def _open_study(plan: SweepPlan, location: SweepLocation, header: dict[str, Any]
     )
 
 
+def _search(plan: SweepPlan, study: SweepStudy, time_budget: TimeBudget | None) -> Search:
+    if not isinstance(plan.rule, WaitingRule):
+        return StoppingSearch(study, plan.rule, plan.num_trials)
+
+    def in_time(start: str, first: int, last: int) -> bool:
+        return time_budget is None or time_budget.reaches(start, last - first)
+
+    return FreezeThaw(study, plan.search_terms, seed=plan.seed, fresh=plan.fresh, in_time=in_time)
+
+
 def _log_why(stop: StopSignal, over: TimeBudget | None, result: dict[str, Any]) -> None:
     """Why it ended early, and what was freed. ``over``: the budget of the time that is up."""
     if over is not None and over.refusal is not None:
@@ -191,11 +206,11 @@ def time_budget_of(plan: SweepPlan, location: SweepLocation, started: float) -> 
     if minutes is None:
         return None
 
-    def first_stage_s(model: str) -> float | None:
-        """Of this sweep's own trials, else as planned; with the start of its process, or what comes between two trials."""
+    def seconds_of(model: str, examples: int) -> float | None:
+        """By this sweep's own trials, else as planned; with the start of its process, or what comes between two trials."""
         if (measured := measured_in(runs_of(location.run_dir, model))) is not None:
-            return TRIAL_S + measured.start_s + measured.stage_s(stage)
-        planned = plan.course.first_stage_s(model, stage)
+            return TRIAL_S + measured.start_s + examples / stage * measured.stage_s(stage)
+        planned = plan.course.seconds_of(model, examples, stage)
         return None if planned is None else PROCESS_S + planned
 
-    return TimeBudget(minutes, first_stage_s, tuple(plan.check.config_of_model), started=started)
+    return TimeBudget(minutes, seconds_of, stage, tuple(plan.check.config_of_model), started=started)

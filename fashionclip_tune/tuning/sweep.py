@@ -13,7 +13,7 @@ from fashionclip_tune.models.openclip import fetch_weights
 from fashionclip_tune.models.start_facts import start_changes
 from fashionclip_tune.models.starts import find_start
 from fashionclip_tune.progress import messages_on
-from fashionclip_tune.reporting.sweep_files import refit_lines
+from fashionclip_tune.reporting.sweep_files import is_open, refit_lines
 from fashionclip_tune.reporting.terminal import print_lines
 from fashionclip_tune.training.pretraining import pretrain_missing
 from fashionclip_tune.tuning.backend.cluster import nodes_at
@@ -89,7 +89,10 @@ class _Reopened(NamedTuple):
 
 def _reopened(settings: SweepSettings, sweeps: SweepCatalog, name: str, saved: dict[str, Any], *, dry_run: bool) -> _Reopened:
     """A sweep that was started before, planned as it was then, for the machine as it is now."""
-    settings = stored_settings(saved["settings"], name).resumed(settings, name)
+    before = stored_settings(saved["settings"], name)
+    settings = before.resumed(settings, name)
+    if settings.num_trials != before.num_trials:  # there is more to do, whatever was finished
+        saved = {**saved, "state": "RUNNING"}
     _check_device(settings, name, dry_run=dry_run)
     location = sweeps.place(name, settings.scratch, saved)
     plan = plan_sweep(settings, find_nodes=lambda: nodes_at(settings.cluster), dry_run=dry_run, begun=saved)
@@ -102,7 +105,7 @@ def _resume(found: _Reopened, console: Console, started: float, *, dry_run: bool
     _print_plan(plan, location, console)
     is_finished = saved["state"] == "FINISHED"
     if not is_finished:
-        ended = sum(row["state"] != "RUNNING" for row in saved.get("trials", []))
+        ended = sum(not is_open(row) for row in saved.get("trials", []))
         _log.info(f"so far:   {ended} of {plan.num_trials} trials have ended; the plan above is that of the whole sweep")
     if dry_run:
         return None

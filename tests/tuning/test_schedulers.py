@@ -8,7 +8,7 @@ from fashionclip_tune.tuning.schedulers import SCHEDULERS, check_scheduler, stop
 
 @pytest.mark.parametrize(
     ("scheduler", "rungs"),
-    [("asha", (1, 3, 9, 27, 81)), ("median", tuple(range(1, 243))), ("none", ())],
+    [("asha", (1, 3, 9, 27, 81)), ("asha-stopping", (1, 3, 9, 27, 81)), ("median", tuple(range(1, 243))), ("none", ())],
 )
 def test_a_budget_of_243_stages_is_judged_at_exact_levels(scheduler: Any, rungs: Any) -> None:
     rule = stopping_rule(scheduler, stage_examples=1, budget_examples=243, reduction_factor=3)
@@ -23,7 +23,7 @@ def test_a_budget_of_one_stage_is_never_judged() -> None:
 
 def test_asha_judges_a_stages_value_and_median_the_curve() -> None:
     asha, median = (
-        stopping_rule(name, stage_examples=100, budget_examples=900, reduction_factor=3) for name in ("asha", "median")
+        stopping_rule(name, stage_examples=100, budget_examples=900, reduction_factor=3) for name in ("asha-stopping", "median")
     )
     curve, others = {100: 0.9, 200: 0.1, 300: 0.1}, [{100: 0.5, 200: 0.5, 300: 0.5}] * 3
     assert not asha.survives(curve, others)

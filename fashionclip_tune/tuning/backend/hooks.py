@@ -16,16 +16,17 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.errors import SCORES_NOTHING, StopReason, StorageError, stop_at_rung
+from fashionclip_tune.errors import SCORES_NOTHING, StopReason, StorageError
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
-from fashionclip_tune.tuning.schedulers import NO_STOPPING, StoppingRule
 from fashionclip_tune.tuning.study.draws import Space
 from fashionclip_tune.tuning.study.failure_guard import common_failure
+from fashionclip_tune.tuning.study.search import Search
 from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import METRIC, DurablePlan, Share, TrialPlan, trial_dir
 
+_NORMAL_95 = 1.96  # deviations on either side
 _ROUNDING = 0.01  # of shares: three thirds are a whole
 
 
@@ -44,9 +45,7 @@ class SweepJob:
     build: Callable[[dict[str, Any]], ProjectConfig]
     """A trial's configuration from what the space drew."""
     sweep_dir: Path
-    num_trials: int
     slots: Slots
-    rule: StoppingRule = NO_STOPPING
     share_of: Callable[[ProjectConfig], Share] = lambda config: Share(0.0, 1.0)
     """A trial's part of the machine."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -60,13 +59,13 @@ class SweepJob:
 class StudySearcher(_NotPickled, Searcher):
     """Hands the study's unfinished trials to Ray, then new ones, at most as many at a time as there are slots."""
 
-    def __init__(self, study: SweepStudy, job: SweepJob, stop: StopSignal) -> None:
+    def __init__(self, study: SweepStudy, search: Search, job: SweepJob, stop: StopSignal) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study = study
+        self._search = search
         self._job = job
         self._stop = stop
-        self._to_continue = study.unfinished()
-        self._ended_before = {trial.number for trial in study.trials()} - set(self._to_continue)
+        self._ended_before = {trial.number for trial in study.trials() if trial.state.is_finished()}
         self._running: dict[str, int] = {}
         self._gpus: dict[str, float] = {}
 
@@ -76,6 +75,10 @@ class StudySearcher(_NotPickled, Searcher):
             return None
         with self._stop.on_storage_error():
             number, settings = self._next() if self._may_start() else (-1, None)
+            if settings is None and self._running and not self._stop.received:
+                return None  # when one of them stands at a rung, there may be something to thaw
+            if settings is None and self._job.time_budget is not None and not self._search.is_over():
+                self._job.time_budget.refuse("no more trials were thawed: the time that is left ends before their next rungs")
             config = self._job.build(settings) if settings is not None else None
             # One whose first rung is too far stays as it is, unfinished: a resumed sweep begins with it.
             if settings is None or config is None or not self._may_start(config.model_name):
@@ -100,23 +103,28 @@ class StudySearcher(_NotPickled, Searcher):
         return not self._stop.received and (time_budget is None or time_budget.may_start(model))
 
     def _next(self) -> tuple[int, dict[str, Any] | None]:
-        while self._to_continue or len(self._study.trials()) < self._job.num_trials:
-            if (fault := common_failure(self._study.trials(), self._ended_before)) is not None:
-                self._stop.ask(fault)
-                break
-            if self._to_continue:
-                number = self._to_continue.pop(0)
-                settings = self._study.settings(number, self._job.space)
-            else:
+        while (fault := common_failure(self._study.trials(), self._ended_before)) is None:
+            idle = [number for number in self._study.unfinished() if number not in self._running.values()]
+            if idle:
+                number, settings = idle[0], self._study.settings(idle[0], self._job.space)
+            elif self._search.wants_new():
                 number, settings = self._study.suggest(self._job.space)
+            elif self._search.decides():
+                continue
+            else:
+                return -1, None
             if settings is not None:  # else that trial has failed: the space raised, or drew no configuration
                 return number, settings
+        if not self._search.is_over():
+            self._stop.ask(fault)
         return -1, None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._running.pop(trial_id, None)
         self._gpus.pop(trial_id, None)
         if number is None or (result or {}).get("stop_reason") == StopReason.INTERRUPTED or self._stop.cannot_record:
+            return
+        if number in self._study.waiting and not error:
             return
         with self._stop.on_storage_error():
             if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
@@ -132,13 +140,13 @@ class StudySearcher(_NotPickled, Searcher):
 
 
 class StudyScheduler(_NotPickled, FIFOScheduler):
-    """Records each stage, then decides by the sweep's rule, for each architecture on its own trials."""
+    """Records each stage, then asks the search whether the trial goes on."""
 
-    def __init__(self, study: SweepStudy, rule: StoppingRule, stop: StopSignal) -> None:
+    def __init__(self, study: SweepStudy, search: Search, stop: StopSignal) -> None:
         super().__init__()
         self._stop = stop
         self._study = study
-        self._rule = rule
+        self._search = search
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         with self._stop.on_storage_error():
@@ -159,15 +167,14 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
             said = f"recall_at_10 is {value} after {examples_seen} examples"
             self._study.end(plan.number, _state_at(StopReason.DIVERGED), StopReason.DIVERGED, said)
             return str(TrialScheduler.STOP)
-        rungs = self._rule.rungs
-        if examples_seen not in rungs or examples_seen in self._study.passed_rungs(plan.number):
-            return str(TrialScheduler.CONTINUE)
-        earlier = self._study.curves_to(examples_seen, clip_model=plan.config["clip_model"], other_than=plan.number)
-        if self._rule.survives(self._study.curve(plan.number), earlier):
-            self._study.pass_rung(plan.number, examples_seen)
-            return str(TrialScheduler.CONTINUE)
-        self._study.end(plan.number, TrialState.PRUNED, stop_at_rung(rungs.index(examples_seen) + 1))
-        return str(TrialScheduler.STOP)
+        goes_on = self._search.goes_on(plan.number, examples_seen, _variance(result))
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+def _variance(result: Mapping[str, Any]) -> float | None:
+    """Of the value, by the interval of 95 % that its evaluation gives."""
+    low, high = result.get(f"{METRIC}_low"), result.get(f"{METRIC}_high")
+    return None if low is None or high is None else ((high - low) / (2 * _NORMAL_95)) ** 2
 
 
 def _state_at(stop_reason: str) -> TrialState:

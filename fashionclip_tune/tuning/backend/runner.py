@@ -24,6 +24,7 @@ from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.backend.worker import run_trial
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
+from fashionclip_tune.tuning.study.search import Search
 from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import METRIC, TrialPlan
 
@@ -40,6 +41,7 @@ EXIT_WITHOUT_RAY = 130
 
 def run_trials(
     study: SweepStudy,
+    search: Search,
     job: SweepJob,
     *,
     on_event: Callable[[], None] = lambda: None,
@@ -48,7 +50,7 @@ def run_trials(
     trainable: Callable[[dict[str, Any]], None] = run_trial,
     go_on: str = "go on with --resume",
 ) -> bool:
-    """Continues what is unfinished, then asks for new trials up to ``job.num_trials``; False if it was ended early.
+    """Continues what is unfinished, then does what the search decides until that is over; False if it was ended early.
 
     Args:
         on_event: called after each event of a trial.
@@ -56,8 +58,7 @@ def run_trials(
         trainable: what a worker runs.
         go_on: how, in words, where Ray is killed.
     """
-    num_to_run = len(study.unfinished()) + max(0, job.num_trials - len(study.trials()))
-    if num_to_run == 0:
+    if search.is_over():
         return True
     if job.time_budget is not None and not job.time_budget.may_start():
         return False  # Ray would be started for nothing
@@ -77,9 +78,9 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
-                search_alg=StudySearcher(study, job, stop),
-                scheduler=StudyScheduler(study, job.rule, stop),
-                num_samples=num_to_run,
+                search_alg=StudySearcher(study, search, job, stop),
+                scheduler=StudyScheduler(study, search, stop),
+                num_samples=-1,  # until the searcher says that it is over
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
                 reuse_actors=True,  # a short trial does not pay a start-up, and finds the weights in memory
             ),
@@ -92,7 +93,7 @@ def run_trials(
             ),
         )
         tuner.fit()
-    return not study.unfinished() and len(study.trials()) >= job.num_trials
+    return search.is_over()
 
 
 def _patient(trainable: Callable[[dict[str, Any]], None]) -> type[Trainable]:

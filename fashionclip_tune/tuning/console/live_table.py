@@ -11,7 +11,16 @@ from rich.live import Live
 from rich.table import Table
 
 from fashionclip_tune.errors import StopReason, rung_of
-from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, has_failed, loss_label, ranked, start_of
+from fashionclip_tune.reporting.sweep_files import (
+    PAUSED,
+    TrialRow,
+    figure_or_nothing,
+    has_failed,
+    is_open,
+    loss_label,
+    ranked,
+    start_of,
+)
 
 _HEADERS = ("trial", "model", "loss", "lr", "stage", "R@10", "change", "img/s")
 _NUMBERS = _HEADERS[3:]
@@ -60,13 +69,13 @@ class Progress:
             is_news = self._said.get(row["trial_id"]) != now
             self._said[row["trial_id"]] = now
             if is_news and (self._live is None or has_failed(row)):  # a message has no room in the table
-                end = f"  ({self._ended()} of {self.num_trials} ended{self._left()})" if row["state"] != "RUNNING" else ""
+                end = "" if is_open(row) else f"  ({self._ended()} of {self.num_trials} ended{self._left()})"
                 self.console.print(_line(row) + end, highlight=False, soft_wrap=True, markup=False)
         if self._live:
             self._live.start(refresh=True)
 
     def _ended(self) -> int:
-        return sum(row["state"] != "RUNNING" for row in self._sweep["trials"])
+        return sum(not is_open(row) for row in self._sweep["trials"])
 
     def _left(self) -> str:
         seconds = self.seconds_left(self._sweep["trials"])
@@ -178,6 +187,8 @@ def _state(row: TrialRow) -> str:
     reason = row["stop_reason"] or ""
     if row["state"] == "RUNNING":
         return "running"
+    if row["state"] == PAUSED:
+        return f"waits after {row['examples_seen']:,} photos"
     if reason == StopReason.BUDGET:
         return "COMPLETE: whole budget"
     if (rung := rung_of(reason)) is not None:

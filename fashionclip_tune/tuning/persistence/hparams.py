@@ -12,7 +12,7 @@ from typing import Any
 from tensorboard.plugins.hparams.summary_v2 import Discrete, HParam, Metric, hparams_config_pb, hparams_pb
 from torch.utils.tensorboard import FileWriter
 
-from fashionclip_tune.reporting.sweep_files import TrialRow, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, is_open, start_of
 from fashionclip_tune.tuning.trial import METRIC, dir_of
 
 _SUFFIX = ".hparams"
@@ -29,7 +29,7 @@ class HParamsTab:
 
     def add(self, rows: Iterable[TrialRow]) -> None:
         for row in rows:
-            if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in self._added:
+            if is_open(row) or not row["config"] or row["trial_id"] in self._added:
                 continue
             folder = dir_of(self._sweep_dir, row)
             if folder.is_dir():

@@ -61,14 +61,14 @@ class SweepMirror:
             sign_off(self.folder, self._writer)
 
     def start(self, header: Mapping[str, Any]) -> None:
-        """Keeps what does not change in the life of a sweep, once.
+        """Keeps what does not change in the life of a sweep, once; again where it has got more trials.
 
         Of two machines that start a sweep of one name at the same time each leaves its own: that of the later writer holds.
         """
         if self._writer is None:
             self.take_over()
         known = read_header(self.folder)
-        if known is None or known.get("created") != header.get("created"):
+        if known is None or any(known.get(name) != header.get(name) for name in ("created", "settings")):
             self.folder.put(f"{HEADERS}/{self.writer}.json", json.dumps(header, indent=2).encode())
 
     def restore(self) -> bool:

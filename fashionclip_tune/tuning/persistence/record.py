@@ -15,19 +15,21 @@ from optuna.trial import FrozenTrial, TrialState
 from fashionclip_tune.evaluation.evaluate import relative_gain
 from fashionclip_tune.evaluation.protocols import COVERAGE
 from fashionclip_tune.files import write_json
-from fashionclip_tune.reporting.sweep_files import FREED, TrialRow, best_row, read_sweep, write_trials_csv
+from fashionclip_tune.reporting.sweep_files import FREED, PAUSED, TrialRow, best_row, read_sweep, write_trials_csv
 from fashionclip_tune.training.history import read_history
 from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.plan import SweepPlan
+from fashionclip_tune.tuning.schedulers import WaitingRule
 from fashionclip_tune.tuning.study.study import SweepStudy, message, scores_nothing, settings, stop_reason
 from fashionclip_tune.tuning.trial import METRIC, trial_dir
 
 
 def sweep_header(plan: SweepPlan, location: SweepLocation) -> dict[str, Any]:
-    """Of a sweep that goes on, as it was at its first start."""
+    """Of a sweep that goes on, as it was at its first start, but for the number of its trials."""
     if (location.run_dir / "sweep.json").is_file():
-        changing = ("state", "best", "zero_shot", "trials")
-        return {name: value for name, value in read_sweep(location.run_dir).items() if name not in changing}
+        changing, begun = ("state", "best", "zero_shot", "decisions", "trials"), read_sweep(location.run_dir)
+        kept = {name: value for name, value in begun.items() if name not in changing}
+        return {**kept, "settings": {**kept["settings"], "num_trials": plan.num_trials}}
     packages = ("torch", "open_clip_torch", "ray", "optuna")
     return {
         "name": location.shown.rpartition("/")[2],
@@ -44,6 +46,7 @@ def sweep_header(plan: SweepPlan, location: SweepLocation) -> dict[str, Any]:
         "base_config": plan.base.to_dict(),
         "starts": {name: asdict(facts) for name, facts in plan.starts.items()},
         "plan": asdict(plan.forecast),
+        "search": plan.search_terms.to_record() if isinstance(plan.rule, WaitingRule) else None,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "git_commit": _git_commit(),
     }
@@ -93,6 +96,7 @@ class SweepRecord:
             "state": state,
             "best": best and {name: best[name] for name in ("trial_id", "config", "start", "metrics")},
             "zero_shot": self._zero_shot,
+            "decisions": [decision.to_record() for decision in self._study.decisions],
             "trials": [{name: value for name, value in row.items() if name != "metrics"} for row in rows],
         }
         write_json(self._sweep_dir / "sweep.json", sweep)
@@ -119,7 +123,7 @@ class SweepRecord:
         worthless = scores_nothing(trial)
         row: TrialRow = {
             "trial_id": f"{trial.number:04d}",
-            "state": trial.state.name,
+            "state": PAUSED if trial.number in self._study.waiting else trial.state.name,
             "stop_reason": stop_reason(trial),
             "message": message(trial),
             "config": config,

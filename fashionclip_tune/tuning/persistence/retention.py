@@ -4,14 +4,15 @@ A trial that can still run keeps its whole state. A full state is 1.8 GB for ViT
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.reporting.sweep_files import TrialRow, ranked, start_of
-from fashionclip_tune.storage.checkpoint import remove_checkpoints, strip_training_state
+from fashionclip_tune.reporting.sweep_files import PAUSED, TrialRow, is_open, ranked, start_of
+from fashionclip_tune.storage.checkpoint import keep_newest, remove_checkpoints, strip_training_state
 from fashionclip_tune.training.remote_state import RemoteState
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.planning.disk import KEPT_PER_MODEL
@@ -22,7 +23,7 @@ def keepers(rows: Sequence[TrialRow]) -> set[str]:
     """Trials whose weights are kept: the best three of each architecture among the ended ones."""
     kept: dict[str, list[str]] = {}
     for row in ranked(rows):
-        if row["state"] != "RUNNING":
+        if not is_open(row):
             kept.setdefault(start_of(row), []).append(row["trial_id"])
     return {trial_id for trials in kept.values() for trial_id in trials[:KEPT_PER_MODEL]}
 
@@ -39,11 +40,14 @@ class Retention:
         self._mirror = mirror
         self._stripped: set[str] = set()
         self._emptied: set[str] = set()
+        self._paused: set[tuple[str, int]] = set()
 
     def apply(self, rows: Sequence[TrialRow]) -> None:
         kept = keepers(rows)
         for row in rows:
-            if row["state"] == "RUNNING" or not row["config"] or row["trial_id"] in self._emptied:
+            if row["state"] == PAUSED:
+                self._keep_one_state(row)
+            if is_open(row) or not row["config"] or row["trial_id"] in self._emptied:
                 continue
             trial_id, keeps_weights = row["trial_id"], row["trial_id"] in kept
             if keeps_weights and trial_id in self._stripped:
@@ -58,6 +62,17 @@ class Retention:
                 if not keeps_weights:
                     self.freed_durable_bytes += run.forget_weights()
                 self._mirror.publish_run(folder)
+
+    def _keep_one_state(self, row: TrialRow) -> None:
+        """One that waits needs the last checkpoint only."""
+        folder, stands = dir_of(self._sweep_dir, row), (row["trial_id"], row["examples_seen"])
+        if stands in self._paused or not folder.is_dir():
+            return
+        before = _num_bytes(folder)
+        with suppress(Timeout), FileLock(folder / ".lock", timeout=0):
+            keep_newest(folder)
+            self._paused.add(stands)
+        self.freed_bytes += before - _num_bytes(folder)
 
     def _free(self, folder: Path, keeps_weights: bool) -> bool:
         before = _num_bytes(folder)

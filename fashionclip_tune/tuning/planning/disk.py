@@ -63,25 +63,30 @@ class ModelBytes:
 class DiskPlan:
     """Bytes at the most, of a sweep with these architectures.
 
+    ``keep_paused``: of each as many may wait with their state.
     ``at_a_time``: how many trials of each run side by side. Each has its part of the machine, so that no mix of architectures
     takes more than as many as fit of the one whose trials take most together.
     """
 
     models: dict[str, ModelBytes]
     num_trials: int
+    keep_paused: int = 0
 
     def local_bytes(self, at_a_time: Mapping[str, int]) -> int:
-        """Where the sweep runs: whole states of running trials, weights of the best, the winner twice while it is written."""
+        """Where the sweep runs: whole states of trials that run or wait, weights of the best, the winner twice while it is
+        written."""
         kept = sum(KEPT_PER_MODEL * (each.weights + each.tables) for each in self.models.values())
+        kept += sum(self.keep_paused * (each.state + each.tables) for each in self.models.values())
         running = max(at_a_time[name] * (_LOCAL_STATES * each.state + each.tables) for name, each in self.models.items())
         return running + kept + 2 * self._winner_bytes + self.num_trials * _TRIAL_BYTES
 
     def durable_bytes(self, at_a_time: Mapping[str, int]) -> int:
-        """What is kept to survive: states and weights of running trials, weights of the best, the winner.
+        """What is kept to survive: states and weights of trials that run or wait, weights of the best, the winner.
 
         One trial at a time has its next state beside its last, while it writes it. The winner is written when none runs.
         """
         kept = sum(KEPT_PER_MODEL * each.durable_weights for each in self.models.values())
+        kept += sum(self.keep_paused * each.durable_run for each in self.models.values())
         models = self.models.items()
         grown = max(at_a_time[name] * each.durable_run for name, each in models) + max(each.durable_state for _, each in models)
         ended = max(at_a_time[name] * each.durable_weights for name, each in models) + self._winner_bytes
@@ -93,14 +98,14 @@ class DiskPlan:
         return max(each.weights + each.tables for each in self.models.values())
 
 
-def plan_disk(configs: Iterable[ProjectConfig], num_trials: int, clip_rows: int = USUAL_ROWS) -> DiskPlan:
+def plan_disk(configs: Iterable[ProjectConfig], num_trials: int, clip_rows: int = USUAL_ROWS, keep_paused: int = 0) -> DiskPlan:
     """Of each architecture the configuration with the largest state counts. ``clip_rows``: as for ``planned_network``."""
     models: dict[str, ModelBytes] = {}
     for config in configs:
         found = _model_bytes(config, clip_rows)
         if config.model_name not in models or found.state > models[config.model_name].state:
             models[config.model_name] = found
-    return DiskPlan(models, num_trials)
+    return DiskPlan(models, num_trials, keep_paused)
 
 
 def decoded_bytes(starts: Iterable[StartFacts], num_photos: int, scratch_gb: float) -> int:

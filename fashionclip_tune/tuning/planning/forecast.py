@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.models.architecture import forward_flops
 from fashionclip_tune.tuning.planning.allocation import Allotment
-from fashionclip_tune.tuning.schedulers import StoppingRule, stopping_rule
+from fashionclip_tune.tuning.schedulers import FREEZE_THAW, StoppingRule, WaitingRule, stopping_rule
+from fashionclip_tune.tuning.study.freeze_thaw import SearchTerms
 from fashionclip_tune.tuning.study.policy import ModelQuota
 
 # Seconds, as measured on two cores without other work: see results/README.md, "The plan against what came".
@@ -87,9 +89,24 @@ class Course:
             found.setdefault(config.model_name, []).append(pace)
         return found
 
-    def first_stage_s(self, model: str, stage: int) -> float | None:
-        """From a trial's start to the end of its first stage, with the model's slowest configuration; None: not known."""
-        return max((pace.trial_s(stage, stage) for pace in self.paces_of_models().get(model, ())), default=None)
+    def seconds_of(self, model: str, examples: int, stage: int) -> float | None:
+        """From a trial's start to so many examples, with the model's slowest configuration; None: not known."""
+        return max((pace.trial_s(examples, stage) for pace in self.paces_of_models().get(model, ())), default=None)
+
+    def counts_of_models(self) -> dict[str, float]:
+        counts: dict[str, float] = {}
+        for config, count in zip(self.configs, self.counts, strict=True):
+            counts[config.model_name] = counts.get(config.model_name, 0.0) + count
+        return counts
+
+    def cost_of_models(self, budget: int, stage: int) -> dict[str, float]:
+        """Of a whole trial: seconds of the sweep, as many running side by side as fit; where no rate is known, operations."""
+        costs: dict[str, list[float]] = {}
+        for number, config in enumerate(self.configs):
+            pace = None if self.paces is None else self.paces[number].trial_s(budget, stage)
+            cost = forward_flops(config.model_name) * budget if pace is None else pace / self.allotment.at_a_time(config)
+            costs.setdefault(config.model_name, []).append(float(cost))
+        return {model: median(each) for model, each in costs.items()}
 
 
 @dataclass(frozen=True)
@@ -112,14 +129,18 @@ def forecast(course: Course, budget: int, stage: int) -> Forecast:
     rule = stopping_rule(
         course.scheduler, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor
     )
-    counts: dict[str, float] = {}
-    for config, count in zip(course.configs, course.counts, strict=True):
-        counts[config.model_name] = counts.get(config.model_name, 0.0) + count
-    ended = {model: _ended(rule, count, course.older.count(model)) for model, count in counts.items()}
-    examples = {model: float(each @ [*rule.rungs, budget]) for model, each in ended.items()}
+    counts = course.counts_of_models()
+    if isinstance(rule, WaitingRule):
+        part, first = _part_of_budget(course, rule, budget, stage), min(rule.rungs, default=budget) / budget
+        examples = {model: part * budget * count for model, count in counts.items()}
+        to_budget = course.num_trials * ((part - first) / (1 - first) if first < 1 else 1.0)
+    else:
+        ended = _ended_of_models(course, rule, counts)
+        examples = {model: float(each @ [*rule.rungs, budget]) for model, each in ended.items()}
+        to_budget = float(sum(each[-1] for each in ended.values()))
     expected = Forecast(
         examples=sum(examples.values()),
-        trials_to_budget=float(sum(each[-1] for each in ended.values())),
+        trials_to_budget=to_budget,
         samples_per_second={
             model: median(pace.samples_per_second for pace in paces) for model, paces in course.paces_of_models().items()
         },
@@ -131,8 +152,39 @@ def forecast(course: Course, budget: int, stage: int) -> Forecast:
     return replace(expected, hours=_hours(course, course.paces, means, budget, stage), error=error)
 
 
+def search_terms(course: Course, budget: int, stage: int, keep_paused: int) -> SearchTerms:
+    """Of the search that lets trials wait: what all trials together may cost is what the forecast says."""
+    rule = stopping_rule(FREEZE_THAW, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor)
+    costs = course.cost_of_models(budget, stage)
+    total = _part_of_budget(course, rule, budget, stage) * course.num_trials * _mean_cost(course, costs)
+    return SearchTerms(course.num_trials, rule.rungs, budget, costs, total, keep_paused)
+
+
+def _mean_cost(course: Course, costs: Mapping[str, float]) -> float:
+    return sum(count * costs[model] for model, count in course.counts_of_models().items()) / course.num_trials
+
+
+def _part_of_budget(course: Course, rule: StoppingRule, budget: int, stage: int) -> float:
+    """Of the mean trial where trials wait at rungs: what ASHA would train; but a first rung of each, and one whole trial.
+
+    One that costs most, that is: it may be the best.
+    """
+    num, costs = course.num_trials, course.cost_of_models(budget, stage)
+    of_asha = float(_ended(rule, num, 0) @ [*rule.rungs, budget]) / budget
+    whole = max(costs.values()) / _mean_cost(course, costs)
+    return max(of_asha, whole + (num - 1) * min(rule.rungs, default=budget) / budget) / num
+
+
+def _ended_of_models(course: Course, rule: StoppingRule, counts: Mapping[str, float]) -> dict[str, np.ndarray[Any, Any]]:
+    """Trials of each model that are expected to end at each rung, and at the budget."""
+    if rule.within_models:
+        return {model: _ended(rule, count, course.older.count(model)) for model, count in counts.items()}
+    of_all = _ended(rule, course.num_trials, len(course.older)) / course.num_trials
+    return {model: count * of_all for model, count in counts.items()}
+
+
 def _ended(rule: StoppingRule, count: float, older: int) -> np.ndarray[Any, Any]:
-    """Trials of one model that are expected to end at each rung, and at the budget."""
+    """Trials that are held against each other and are expected to end at each rung, and at the budget."""
     reached = _reaching(rule, older + count) - _reaching(rule, older)
     ended: np.ndarray[Any, Any] = reached - np.append(reached[1:], 0)
     return ended

@@ -9,33 +9,33 @@ from typing import Any
 import optuna
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.stored import as_begun, with_stored
-from fashionclip_tune.data.dataset import run_shards
-from fashionclip_tune.data.index import ShardIndex
+from fashionclip_tune.config.stored import with_stored
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine.hardware import Machine
 from fashionclip_tune.models.architecture import forward_flops, with_default_freeze
 from fashionclip_tune.models.start_facts import StartFacts, facts_of_starts
 from fashionclip_tune.models.starts import settled
-from fashionclip_tune.tuning.planning.allocation import Allotment, Site, find_site
+from fashionclip_tune.tuning.planning.allocation import Allotment, find_site
 from fashionclip_tune.tuning.planning.budget import check_batch_sizes, check_known_size, plan_examples
-from fashionclip_tune.tuning.planning.dataset import check_batches, data_location, describe_data, load_data, rows_of_captions
+from fashionclip_tune.tuning.planning.dataset import check_batches, describe_data, rows_of_captions
 from fashionclip_tune.tuning.planning.disk import DiskPlan, plan_disk
-from fashionclip_tune.tuning.planning.forecast import Course, Forecast, forecast
+from fashionclip_tune.tuning.planning.forecast import Course, Forecast, forecast, search_terms
+from fashionclip_tune.tuning.planning.found import Found, find
+from fashionclip_tune.tuning.planning.fresh import FreshSettings
 from fashionclip_tune.tuning.planning.gpu_memory import GB, GpuMemory
 from fashionclip_tune.tuning.planning.settings import (
     CheckedFlags,
     SweepSettings,
     absolute,
-    base_config,
     checked_flags,
     refuse_shared,
 )
 from fashionclip_tune.tuning.planning.slots import Node, Slots
-from fashionclip_tune.tuning.planning.space import SPACES_DIR, SearchSpace, SpaceCheck, check_space, load_space
+from fashionclip_tune.tuning.planning.space import SPACES_DIR, SearchSpace, SpaceCheck
 from fashionclip_tune.tuning.planning.throughput import decoding_s, model_paces
-from fashionclip_tune.tuning.schedulers import StoppingRule, stopping_rule
+from fashionclip_tune.tuning.schedulers import FREEZE_THAW, StoppingRule, WaitingRule, stopping_rule
 from fashionclip_tune.tuning.study import study
+from fashionclip_tune.tuning.study.freeze_thaw import SearchTerms
 from fashionclip_tune.tuning.study.policy import ModelQuota, plan_quota, startup_trials
 
 _log = logging.getLogger(__name__)
@@ -137,8 +137,26 @@ class SweepPlan:
         return (*self.rule.rungs, self.budget_examples)
 
     @property
-    def num_startup_trials(self) -> int:
-        return startup_trials(self.num_trials)
+    def num_startup_trials(self) -> int | None:
+        """Drawn at random, before TPE; None: another model decides."""
+        return None if isinstance(self.rule, WaitingRule) else startup_trials(self.num_trials)
+
+    @property
+    def search_terms(self) -> SearchTerms:
+        """Of the search that lets trials wait at rungs."""
+        keep_paused = self.settings.keep_paused
+        assert keep_paused is not None
+        return search_terms(self.course, self.budget_examples, self.stage_examples, keep_paused)
+
+    @cached_property
+    def fresh(self) -> FreshSettings:
+        """New settings of the space."""
+
+        def start_of(named: dict[str, Any]) -> str:
+            config = with_stored(self.base, named, known_models=self.check.config_of_model)
+            return (settled(config) if self.settles_names else config).model_name
+
+        return FreshSettings(self.space, self.settings.overrides, start_of)
 
 
 def plan_sweep(
@@ -160,8 +178,8 @@ def plan_sweep(
     Raises:
         UserError: a flag's value, the data, the space, or a budget that does not fit them.
     """
-    flags = checked_flags(settings)
-    found = _find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine, begun=begun), begun)
+    flags = checked_flags(settings, begun)
+    found = find(settings, flags, find_site(settings, find_nodes(), dry_run=dry_run, machine=machine, begun=begun), begun)
     if begun is None:
         check_batch_sizes(settings, found.check.batch_sizes)
         check_batches(found.check.configs, found.check.batch_sizes[-1], found.train)
@@ -170,54 +188,21 @@ def plan_sweep(
     return _sized(settings, flags, found, goes_on=begun is not None)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What there is: a machine, a space and data that go together."""
-
-    site: Site
-    space: SearchSpace
-    base: ProjectConfig
-    num_shards: int
-    train: ShardIndex
-    valid: ShardIndex
-    check: SpaceCheck
-    settles_names: bool
-
-
-def _find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mapping[str, Any] | None) -> _Found:
-    space = load_space(settings.space or ("tiny" if site.device == "cpu" else "openclip"))
-    base = base_config(settings, space, site.device, flags.seed, data_location(settings.data))
-    base = base if begun is None else as_begun(base, begun.get("base_config", {}))
-    settles_names = begun is None or "starts" in begun
-    shards = run_shards(base)
-    train, valid = load_data(base, shards)
-    if site.gpu is not None:
-        site.gpu.clip_rows = rows_of_captions(base, train)
-
-    def build(drawn: dict[str, Any]) -> ProjectConfig:
-        refuse_shared(drawn, f"space {space.file}")
-        given = {**space.base, **drawn, **settings.overrides}
-        card_bytes = site.gpu.card.memory_bytes if site.gpu is not None else None
-        config = base.with_overrides({**drawn, **settings.overrides})
-        return with_default_freeze(settled(config) if settles_names else config, card_bytes, given)
-
-    check = check_space(space, build, flags.seed)
-    return _Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check, settles_names)
-
-
-def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_on: bool) -> SweepPlan:
+def _sized(settings: SweepSettings, flags: CheckedFlags, found: Found, *, goes_on: bool) -> SweepPlan:
     """The plan for what was found: each trial's part of the machine, its examples, the hours and the disk."""
     check = found.check
     if settings.num_trials is None and check.num_points is not None:
         flags = flags._replace(num_trials=check.num_points)  # more would only repeat them
     num_trials = flags.num_trials
-    disk = plan_disk(check.configs, num_trials, rows_of_captions(found.base, found.train))
-    allotment = _within_disk(settings, found, num_trials, disk)
+    keep_paused = flags.keep_paused
+    disk = plan_disk(check.configs, num_trials, rows_of_captions(found.base, found.train), keep_paused)
+    allotment, disk = _within_disk(settings, found, num_trials, disk)
     fixed = {"hardware.threads": allotment.slots.threads, **settings.overrides}
     threads = fixed["hardware.threads"]
     configs = [allotment.fitted(config.with_overrides({"hardware.threads": threads})) for config in check.configs]
+    waits = flags.scheduler == FREEZE_THAW
     quota = plan_quota(
-        settings.min_trials_per_model,
+        0 if waits else settings.min_trials_per_model,
         parameter=check.model_parameter,
         models=check.choices(),
         num_trials=num_trials,
@@ -249,7 +234,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
     if stage % found.base.training.batch_size:  # which no trial has: each draws its own
         examples["training.batch_size"] = check.batch_sizes[0]
     chosen = replace(settings, budget_examples=budget, grace_examples=stage, overrides=fixed, **flags._asdict())
-    chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0)
+    chosen = replace(chosen, min_trials_per_model=quota.min_trials if quota else 0, keep_paused=disk.keep_paused)
     return SweepPlan(
         settings=_filled_in(chosen, found),
         space=found.space,
@@ -279,8 +264,10 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: _Found, *, goes_
     )
 
 
-def _within_disk(settings: SweepSettings, found: _Found, num_trials: int, disk: DiskPlan) -> Allotment:
-    """The machine divided among as many trials at a time as fit ``--disk-budget-gb`` together.
+def _within_disk(settings: SweepSettings, found: Found, num_trials: int, disk: DiskPlan) -> tuple[Allotment, DiskPlan]:
+    """The machine divided among as many trials at a time as fit ``--disk-budget-gb``, with those that wait beside them.
+
+    Fewer wait before fewer run, where it is not said how many.
 
     Raises:
         UserError: not even one trial fits.
@@ -288,23 +275,29 @@ def _within_disk(settings: SweepSettings, found: _Found, num_trials: int, disk: 
     configs = found.check.configs
     allotment = wanted = found.site.divide(configs, settings, num_trials)
     if settings.disk_budget_gb is None:
-        return allotment
-    needed = disk.local_bytes if settings.scratch is None else disk.durable_bytes
-    while (needed_gb := needed(allotment.most_at_a_time(configs)) / GB) > settings.disk_budget_gb:
+        return allotment, disk
+
+    def needed_gb() -> float:
+        needed = disk.local_bytes if settings.scratch is None else disk.durable_bytes
+        return needed(allotment.most_at_a_time(configs)) / GB
+
+    while settings.keep_paused is None and disk.keep_paused and needed_gb() > settings.disk_budget_gb:
+        disk = replace(disk, keep_paused=disk.keep_paused - 1)
+    while needed_gb() > settings.disk_budget_gb:
         if allotment.slots.count == 1:
             raise UserError(
                 f"--disk-budget-gb {settings.disk_budget_gb:g} is too little: one trial at a time takes up to "
-                f"{needed_gb:.1f} GB; raise it, "
+                f"{needed_gb():.1f} GB; raise it, "
                 " or choose smaller models or frozen towers (--set clip_model=..., --set freeze.text_tower=true)"
             )
         allotment = found.site.divide(configs, replace(settings, max_concurrent=allotment.slots.count - 1), num_trials)
     if allotment is wanted:
-        return allotment
+        return allotment, disk
     cut = f"{wanted.slots.count} trials at a time would need more than --disk-budget-gb {settings.disk_budget_gb:g}"
-    return replace(allotment, cuts=(*allotment.cuts, f"{cut}: {allotment.slots.count}"))
+    return replace(allotment, cuts=(*allotment.cuts, f"{cut}: {allotment.slots.count}")), disk
 
 
-def _filled_in(settings: SweepSettings, found: _Found) -> SweepSettings:
+def _filled_in(settings: SweepSettings, found: Found) -> SweepSettings:
     """As they are recorded: for a later life of the sweep, which may be started from another folder."""
     space, gpu = found.space, found.site.gpu
     return replace(

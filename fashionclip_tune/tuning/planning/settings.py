@@ -10,7 +10,7 @@ from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.storage.urls import scheme_of
 from fashionclip_tune.tuning.planning.space import SearchSpace
-from fashionclip_tune.tuning.schedulers import check_scheduler
+from fashionclip_tune.tuning.schedulers import BEGUN_ASHA, FREEZE_THAW, check_scheduler
 
 # Equal budgets are what makes trials comparable, and the slots are planned for one device.
 _OWNED_BY_FLAGS = {
@@ -75,9 +75,10 @@ def preset_trials(name: str | None) -> int:
     return PRESETS[name].num_trials
 
 
-# Flags that a resumed sweep keeps.
+# Flags that a resumed sweep keeps; of trials it may get more.
 _KEPT = (
-    *("num_trials", "min_trials_per_model", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor"),
+    *("num_trials", "min_trials_per_model", "keep_paused", "seed", "budget_examples", "scheduler", "grace_examples"),
+    "reduction_factor",
     "preset",
 )
 # Flags that belong to the machine at hand.
@@ -104,6 +105,8 @@ class SweepSettings:
     grace_examples: int | None = None
     reduction_factor: int | None = None
     min_trials_per_model: int | None = None
+    keep_paused: int | None = None
+    """Trials of each start that may wait at a time; None: three, or as many as the disk budget leaves room for."""
     warm_start: str | None = None
     """Folder of an older sweep, or its address, whose trials come first; None: none."""
     gpus_per_trial: float | None = None
@@ -149,10 +152,9 @@ class SweepSettings:
         """
         for flag in _KEPT:
             now, before = getattr(given, flag), getattr(self, flag)
-            if now is not None and now != before:
-                error = _differs(name, "--" + flag.replace("_", "-"), before, now)
-                more = "; more trials: a new sweep with --warm-start and this one's folder" if flag == "num_trials" else ""
-                raise UserError(f"{error}{more}")
+            is_extended = flag == "num_trials" and None not in (now, before) and now > before
+            if now is not None and now != before and not is_extended:
+                raise _differs(name, "--" + flag.replace("_", "-"), before, now)
         if given.device not in (None, "auto", self.device):
             raise _differs(name, "--device", self.device, given.device)
         # The same file may lie elsewhere now: that its content is the same is checked like the data's.
@@ -167,7 +169,7 @@ class SweepSettings:
             if self.overrides[path] != value:
                 raise _differs(name, "--set", f"{path}={self.overrides[path]}", f"{path}={value}")
         self._check_said_again(given, name)
-        changes = {flag: getattr(given, flag) for flag in _MAY_CHANGE if getattr(given, flag) is not None}
+        changes = {flag: getattr(given, flag) for flag in (*_MAY_CHANGE, "num_trials") if getattr(given, flag) is not None}
         changes |= {"address": given.cluster, "allow_remote": given.allow_remote}
         return replace(self, **changes, space=space, time_budget=given.time_budget)
 
@@ -231,6 +233,9 @@ def _differs(name: str, flag: str, before: object, now: object) -> UserError:
     return UserError(f"sweep {name} was started with {flag} {before}, not {now}: a resumed sweep keeps its settings")
 
 
+_KEEP_PAUSED = 3
+
+
 class CheckedFlags(NamedTuple):
     """What is chosen by the flags alone, before machine and data are looked at."""
 
@@ -238,18 +243,30 @@ class CheckedFlags(NamedTuple):
     reduction_factor: int
     num_trials: int
     seed: int
+    keep_paused: int
 
 
-def checked_flags(settings: SweepSettings) -> CheckedFlags:
-    """Raises UserError for a value that no machine and no data would make right."""
-    scheduler = settings.scheduler or "asha"
+def checked_flags(settings: SweepSettings, begun: Mapping[str, Any] | None = None) -> CheckedFlags:
+    """Raises UserError for a value that no machine and no data would make right. ``begun``: as for ``plan_sweep``."""
+    scheduler = settings.scheduler or FREEZE_THAW
     check_scheduler(scheduler)
+    if begun is not None and "search" not in begun and scheduler == FREEZE_THAW:
+        scheduler = BEGUN_ASHA  # what it meant when the sweep began
     reduction_factor = 3 if settings.reduction_factor is None else settings.reduction_factor
     if reduction_factor < 2:
         raise UserError(f"--reduction-factor {reduction_factor} is not allowed: at least 2")
     num_trials = preset_trials(settings.preset) if settings.num_trials is None else settings.num_trials
     if num_trials < 1:
         raise UserError(f"--num-trials {num_trials} is not allowed: at least 1")
+    if scheduler == FREEZE_THAW and settings.min_trials_per_model:
+        raise UserError(
+            f"--min-trials-per-model {settings.min_trials_per_model} is not allowed with --scheduler {FREEZE_THAW}, whose "
+            "model shares trials out: leave it out, or choose another scheduler"
+        )
+    if settings.keep_paused is not None and settings.keep_paused < 0:
+        raise UserError(f"--keep-paused {settings.keep_paused} is not allowed: at least 0")
+    if settings.keep_paused and scheduler != FREEZE_THAW:
+        raise UserError(f"--keep-paused is not allowed with --scheduler {scheduler}: its trials do not wait")
     if settings.sync_every is not None and settings.sync_every < 0:
         raise UserError(f"--sync-every {settings.sync_every:g} is not allowed: minutes, at least 0")
     for flag, value, unit in (
@@ -261,7 +278,8 @@ def checked_flags(settings: SweepSettings) -> CheckedFlags:
     seed = settings.seed or 0
     if seed < 0:
         raise UserError(f"--seed {seed} is not allowed: at least 0")
-    return CheckedFlags(scheduler, reduction_factor, num_trials, seed)
+    keep_paused = 0 if scheduler != FREEZE_THAW else _KEEP_PAUSED if settings.keep_paused is None else settings.keep_paused
+    return CheckedFlags(scheduler, reduction_factor, num_trials, seed, keep_paused)
 
 
 def absolute(folder: str) -> str:

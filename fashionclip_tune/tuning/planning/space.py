@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ class SearchSpace:
     draw: Space
     base: Mapping[str, Any]
     points: tuple[Mapping[str, Any], ...]
+
+    def with_points(self, points: Sequence[Mapping[str, Any]]) -> "SearchSpace":
+        return replace(self, points=tuple(points))
 
     @property
     def text(self) -> str:

@@ -17,7 +17,8 @@ class TimeBudget:
     def __init__(
         self,
         minutes: float,
-        first_stage_s: Callable[[str], float | None],
+        seconds_of: Callable[[str, int], float | None],
+        first_rung: int,
         models: tuple[str, ...],
         *,
         started: float | None = None,
@@ -25,13 +26,15 @@ class TimeBudget:
     ) -> None:
         """
         Args:
-            first_stage_s: seconds from a model's start to its first rung, as far as is known by now.
+            seconds_of: what a model takes for so many examples, with the start of its process; as far as is known by now.
+            first_rung: examples after which a trial is first held against others.
             started: when the program was, by ``clock``.
         """
         budget_s = 60 * minutes
         self._clock = clock
         self._ends = (clock() if started is None else started) + budget_s - min(_MARGIN_S, _LARGEST_MARGIN * budget_s)
-        self._first_stage_s = first_stage_s
+        self._seconds_of = seconds_of
+        self._first_rung = first_rung
         self._models = models
         self.is_over = False
         """Whether trials were stopped, or not started, for want of time."""
@@ -44,13 +47,20 @@ class TimeBudget:
 
     def may_start(self, model: str | None = None) -> bool:
         """Whether a trial of this model, or of any where none is named, reaches its first rung in what is left."""
-        needed = [self._first_stage_s(name) or 0.0 for name in ([model] if model is not None else self._models)]
-        least, left = min(needed, default=0.0), self.left_s()
-        if least <= left:
+        models = [model] if model is not None else self._models
+        if any(self.reaches(name, self._first_rung) for name in models) or not models:
             return True
-        self.is_over = True
-        self.refusal = f"no more trials were started: the first rung takes {_said(least)}, {_said(left)} were left"
+        least = min(self._seconds_of(name, self._first_rung) or 0.0 for name in models)
+        self.refuse(f"no more trials were started: the first rung takes {_said(least)}, {_said(self.left_s())} were left")
         return False
+
+    def reaches(self, model: str, examples: int) -> bool:
+        """Whether a trial of the model trains so many examples, with its start, in what is left; so if that is not known."""
+        return (self._seconds_of(model, examples) or 0.0) <= self.left_s()
+
+    def refuse(self, why: str) -> None:
+        """For want of time nothing more is started."""
+        self.is_over, self.refusal = True, why
 
 
 def _said(seconds: float) -> str:

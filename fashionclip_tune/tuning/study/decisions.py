@@ -30,6 +30,7 @@ class Decision:
     Attributes:
         reporter: the trial at the rung, after ``examples_seen``; None: a slot was free.
         chosen: what runs; None: the reporter waits, and one of the space's points comes, or nothing.
+        variance: of the value that the reporter reported, by its bootstrap interval; None: not known.
         given_up: trials that waited and end now, each with its stop reason.
     """
 
@@ -38,6 +39,7 @@ class Decision:
     chosen: Candidate | None
     runner_up: Candidate | None = None
     given_up: Mapping[int, str] | None = None
+    variance: float | None = None
 
     def to_record(self) -> dict[str, Any]:
         """For JSON, whose keys are words."""
@@ -47,7 +49,7 @@ class Decision:
     def from_record(cls, record: Mapping[str, Any]) -> "Decision":
         chosen, runner_up = (record[name] and Candidate(**record[name]) for name in ("chosen", "runner_up"))
         given_up = {int(number): str(reason) for number, reason in record["given_up"]}
-        return cls(record["reporter"], record["examples_seen"], chosen, runner_up, given_up)
+        return cls(record["reporter"], record["examples_seen"], chosen, runner_up, given_up, record["variance"])
 
 
 class Decisions:
@@ -57,7 +59,7 @@ class Decisions:
         self.all: list[Decision] = []
         self.waiting: dict[int, int] = {}
         """Trials that wait at a rung, and the examples that they had seen there."""
-        self._judged: dict[int, set[int]] = {}
+        self._judged: dict[int, dict[int, float | None]] = {}
         for record in records:
             self.add(Decision.from_record(record))
 
@@ -65,11 +67,11 @@ class Decisions:
         self.all.append(decision)
         if decision.reporter is not None:
             self.waiting[decision.reporter] = decision.examples_seen
-            self._judged.setdefault(decision.reporter, set()).add(decision.examples_seen)
+            self._judged.setdefault(decision.reporter, {})[decision.examples_seen] = decision.variance
         gone = [*(decision.given_up or {}), *([decision.chosen.trial] if decision.chosen is not None else [])]
         for number in gone:
             self.waiting.pop(number, None)  # type: ignore[arg-type]  # new settings are no trial yet
 
-    def judged_at(self, number: int) -> set[int]:
-        """Examples seen at which the trial has been decided on: a thawed one reports them again."""
-        return self._judged.get(number, set())
+    def judged_at(self, number: int) -> Mapping[int, float | None]:
+        """Examples seen at which the trial has been decided on, and its value's variance: a thawed one reports them again."""
+        return self._judged.get(number, {})

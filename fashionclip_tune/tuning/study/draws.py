@@ -20,8 +20,13 @@ class DrawnPoint:
     distributions: dict[str, BaseDistribution]
 
 
-def draw_points(space: Space, count: int, seed: int, points: Sequence[Mapping[str, Any]] = ()) -> Iterator[DrawnPoint]:
-    """The given points, then random ones, without a sweep: to check a space before anything is started."""
+def draw_points(
+    space: Space, count: int, seed: int, points: Sequence[Mapping[str, Any]] = (), *, skips_errors: bool = False
+) -> Iterator[DrawnPoint]:
+    """The given points, then random ones, without a sweep.
+
+    What a point does not say is drawn. ``skips_errors``: draws at which the space raises are left out.
+    """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for point in points:
         study.enqueue_trial(dict(point))
@@ -29,5 +34,10 @@ def draw_points(space: Space, count: int, seed: int, points: Sequence[Mapping[st
         trial = study.ask()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a point out of range: who checks the space says so
-            settings = space(trial)
+            try:
+                settings = space(trial)
+            except Exception:
+                if not skips_errors:
+                    raise
+                continue
         yield DrawnPoint(settings, trial.params, trial.distributions)

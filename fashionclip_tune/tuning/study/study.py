@@ -113,9 +113,8 @@ class SweepStudy:
     def queued(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """Trials that are to be drawn next: those of ``points``, and those that were decided on."""
         queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return [each for each in queued if _DECISION not in each.user_attrs], [
-            each for each in queued if _DECISION in each.user_attrs
-        ]
+        decided = [each for each in queued if _DECISION in each.user_attrs]
+        return [each for each in queued if _DECISION not in each.user_attrs], decided
 
     def decide(self, decision: Decision) -> None:
         """Records a decision, then does what it says."""
@@ -133,8 +132,14 @@ class SweepStudy:
         if not any(trial.user_attrs.get(_DECISION) == place for trial in self._study.get_trials(deepcopy=False)):
             self._study.enqueue_trial(dict(decision.chosen.params), user_attrs={_DECISION: place})
 
-    def judged_at(self, number: int) -> set[int]:
-        """Examples seen at which it was decided whether the trial goes on."""
+    def decided_params(self, trial: FrozenTrial) -> dict[str, Any]:
+        """What a trial is drawn with that was decided on; empty for others."""
+        place: int | None = trial.user_attrs.get(_DECISION)
+        chosen = None if place is None else self.decisions[place].chosen
+        return {} if chosen is None else dict(chosen.params)
+
+    def judged_at(self, number: int) -> Mapping[int, float | None]:
+        """Examples seen at which it was decided whether the trial goes on, and the variance of its value there."""
         return self._decisions.judged_at(number)
 
     def terms(self) -> dict[str, Any] | None:
@@ -174,10 +179,8 @@ class SweepStudy:
         beside = optuna.create_study(direction="maximize", sampler=self._sampler(trial.number))
         beside.add_trials(each for each in self._started() if each.number < trial.number)
         place = sum(each.number < trial.number for each in self.trials())
-        if _DECISION in trial.user_attrs:
-            chosen = self.decisions[trial.user_attrs[_DECISION]].chosen
-            assert chosen is not None
-            beside.enqueue_trial(dict(chosen.params))
+        if decided := self.decided_params(trial):
+            beside.enqueue_trial(decided)
         elif place < len(self._points):
             beside.enqueue_trial(dict(self._points[place]))
         drawn = beside.ask()
@@ -223,6 +226,9 @@ class SweepStudy:
         """Records that the trial goes on: a resumed one reports its last stage again, and is not to be judged twice."""
         passed = [*self.passed_rungs(number), examples_seen]
         self._open(number).set_user_attr(_PASSED_RUNGS, passed)
+
+    def model_of(self, number: int) -> str | None:
+        return settings(self._frozen(number)).get("clip_model")
 
     def curve(self, number: int) -> dict[int, float]:
         """A trial's value at each of its stages, by examples seen."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,11 @@ from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher,
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING, AshaRule, stopping_rule
+from fashionclip_tune.tuning.study.choice import FreshPoint
+from fashionclip_tune.tuning.study.draws import draw_points
+from fashionclip_tune.tuning.study.freeze_thaw import FreezeThaw, SearchTerms
 from fashionclip_tune.tuning.study.policy import ModelQuota
+from fashionclip_tune.tuning.study.search import StoppingSearch
 from fashionclip_tune.tuning.study.study import SweepStudy, message, settings, stop_reason
 from fashionclip_tune.tuning.trial import TrialPlan
 
@@ -50,12 +55,24 @@ def open_study(folder: Any, **changed: Any) -> Any:
     return SweepStudy(folder / "study.journal", **{"seed": 5, "num_startup_trials": 4, **changed})
 
 
-def job(sweep_dir: Any, num_trials: Any, at_a_time: Any = 1, **more: Any) -> Any:
+def job(sweep_dir: Any, at_a_time: Any = 1, **more: Any) -> Any:
     return SweepJob(
         **{"space": space, "build": ProjectConfig().with_overrides, "slots": Slots(at_a_time, 1.0, 0.0), **more},
         sweep_dir=sweep_dir,
-        num_trials=num_trials,
     )
+
+
+def search_of(study: Any, rule: Any, num_trials: Any, **changed: Any) -> Any:
+    """``rule``: of one that stops trials; ``freeze-thaw``: of the search that lets them wait."""
+    if rule != "freeze-thaw":
+        return StoppingSearch(study, rule, num_trials)
+
+    def fresh(seed: Any, given: Any, count: Any) -> Any:
+        drawn = draw_points(space, count, seed, given)
+        return [FreshPoint(each.params, each.distributions, each.settings["clip_model"]) for each in drawn]
+
+    terms = SearchTerms(num_trials, (STAGE, 3 * STAGE), BUDGET, dict.fromkeys(MODELS, 9.0), 0.28 * 9 * num_trials, 3)
+    return FreezeThaw(study, replace(terms, **changed), seed=5, fresh=fresh)
 
 
 def drive(
@@ -74,8 +91,9 @@ def drive(
     ``error_of`` says of a configuration with which message it fails at once, if at all.
     """
     stop = stop or StopSignal()
-    searcher = StudySearcher(study, job(Path("sweep"), num_trials, max_concurrent), stop)
-    scheduler = StudyScheduler(study, rule, stop)
+    search = search_of(study, rule, num_trials)
+    searcher = StudySearcher(study, search, job(Path("sweep"), max_concurrent), stop)
+    scheduler = StudyScheduler(study, search, stop)
     names, running, asking = itertools.count(), dict[Any, Any](), True
     while asking or running:
         if asking and len(running) < max_concurrent:
@@ -101,6 +119,8 @@ def drive(
         del running[name]
         searcher.on_trial_complete(name)
 
+    if search.is_over():
+        search.close()
     return Path("sweep")
 
 
@@ -111,15 +131,36 @@ def outcome(study: Any) -> Any:
     ]
 
 
+def happened(study: Any) -> set[str]:
+    """What its decisions did."""
+    found = set()
+    for decision in study.decisions:
+        chosen = decision.chosen
+        if decision.reporter is not None and (chosen is None or chosen.trial != decision.reporter):
+            found.add("paused")
+        if chosen is not None:
+            found.add("new" if chosen.trial is None else "went on" if chosen.trial == decision.reporter else "thawed")
+        found |= {"given up"} if decision.given_up else set()
+    return found
+
+
 QUOTA = ModelQuota("clip_model", dict.fromkeys(MODELS, 1.0), 3)
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
+def rule_of(scheduler: Any) -> Any:
+    if scheduler == "asha":
+        return "freeze-thaw"
+    return stopping_rule(scheduler, stage_examples=STAGE, budget_examples=BUDGET, reduction_factor=3)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "asha-stopping", "asha-begun", "median", "none"])
 def test_a_sweep_killed_at_any_record_ends_as_one_that_never_was(tmp_path: Path, scheduler: Any) -> None:
     """The journal is cut after some record, or within one: what a kill leaves at that moment."""
-    rule = stopping_rule(scheduler, stage_examples=STAGE, budget_examples=BUDGET, reduction_factor=3)
+    rule = rule_of(scheduler)
+    waits = {"num_startup_trials": None, "points": [{"clip_model": model, "learning_rate": 1e-4} for model in MODELS]}
+    kind = waits if scheduler == "asha" else {"quota": QUOTA}
     (tmp_path / "whole").mkdir()
-    whole = open_study(tmp_path / "whole", quota=QUOTA)
+    whole = open_study(tmp_path / "whole", **kind)
     drive(whole, rule)
     expected = outcome(whole)
     assert len(expected) == 14
@@ -127,21 +168,24 @@ def test_a_sweep_killed_at_any_record_ends_as_one_that_never_was(tmp_path: Path,
     ends = {end for _, _, end, *_ in expected}
     assert "budget" in ends
     assert any(end.startswith("rung_") for end in ends) == (scheduler != "none")
+    assert scheduler != "asha" or {"paused", "thawed", "new", "given up"} <= happened(whole)
     lines = (tmp_path / "whole" / "study.journal").read_bytes().splitlines(keepends=True)
     draw = random.Random(scheduler)
-    for cut in [1, 2, *(draw.randrange(3, len(lines)) for _ in range(10))]:
+    decisions = [place for place, line in enumerate(lines) if b'"decision ' in line]  # what a decision says is done after it
+    near = {place + step for place in draw.sample(decisions, min(6, len(decisions))) for step in (0, 1, 2)}
+    for cut in sorted({1, 2, *(draw.randrange(3, len(lines)) for _ in range(10)), *near} - {len(lines)}):
         folder = tmp_path / f"cut-{cut}"
         folder.mkdir(exist_ok=True)
         torn = lines[cut][: draw.randrange(len(lines[cut]))]
         (folder / "study.journal").write_bytes(b"".join(lines[:cut]) + torn)
-        study = open_study(folder, quota=QUOTA)
+        study = open_study(folder, **kind)
         drive(study, rule)
         assert str(outcome(study)) == str(expected), f"cut after {cut} of {len(lines)} records"
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
+@pytest.mark.parametrize("scheduler", ["asha", "asha-stopping", "median", "none"])
 def test_no_trial_is_left_running_and_no_nan_goes_on(tmp_path: Path, scheduler: Any) -> None:
-    rule = stopping_rule(scheduler, stage_examples=STAGE, budget_examples=BUDGET, reduction_factor=3)
+    rule = rule_of(scheduler)
     study = open_study(tmp_path)
     broken = lambda config, seen: math.nan if seen >= 300 else value_at(config, seen)  # noqa: E731
     drive(study, rule, max_concurrent=3, values=broken, order=random.Random(1))
@@ -181,7 +225,7 @@ def test_median_decides_on_the_journal_as_the_rule_says_and_for_each_architectur
 def scheduled(study: Any, rule: Any, number: Any, examples_seen: Any, value: Any, model: Any = "tiny-clip", **more: Any) -> Any:
     config = ProjectConfig(clip_model=model).to_dict()
     trial = SimpleNamespace(config=TrialPlan(number, "somewhere", config).to_ray())
-    return StudyScheduler(study, rule, StopSignal()).on_trial_result(
+    return StudyScheduler(study, search_of(study, rule, 14), StopSignal()).on_trial_result(
         None, trial, {"examples_seen": examples_seen, "recall_at_10": value, **more}
     )
 
@@ -278,12 +322,14 @@ def test_faults_that_differ_or_come_between_trials_that_train_do_not_end_a_sweep
 
 def test_a_space_that_always_raises_ends_a_sweep_early(tmp_path: Path) -> None:
     study, stop = open_study(tmp_path), StopSignal()
-    searcher = StudySearcher(study, job(tmp_path, 14, space=lambda trial: {}["missing"]), stop)
+    search = search_of(study, NO_STOPPING, 14)
+    searcher = StudySearcher(study, search, job(tmp_path, space=lambda trial: {}["missing"]), stop)
     assert searcher.suggest("a") == "FINISHED"
     assert len(study.trials()) == 3
     assert "KeyError: 'missing'" in (stop.reason or "")
 
 
 def test_each_trial_is_told_of_the_disk_that_the_sweep_may_take(tmp_path: Path) -> None:
-    searcher = StudySearcher(open_study(tmp_path), job(tmp_path, 2, disk_budget_bytes=10**8), StopSignal())
+    study = open_study(tmp_path)
+    searcher = StudySearcher(study, search_of(study, NO_STOPPING, 2), job(tmp_path, disk_budget_bytes=10**8), StopSignal())
     assert TrialPlan.from_ray(searcher.suggest("a")).disk_budget_bytes == 10**8

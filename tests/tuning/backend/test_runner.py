@@ -13,6 +13,7 @@ from fashionclip_tune.tuning.backend.hooks import SweepJob
 from fashionclip_tune.tuning.backend.runner import run_trials
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING, AshaRule
+from fashionclip_tune.tuning.study.search import StoppingSearch
 from fashionclip_tune.tuning.study.study import SweepStudy, message, stop_reason
 from tests.support import toys
 
@@ -29,13 +30,12 @@ def run(tmp_path: Path, trainable: Any, *, num_trials: Any, slots: Any = 2, rule
     study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
     completed = run_trials(
         study,
+        StoppingSearch(study, rule, num_trials),
         SweepJob(
             space=space,
             build=ProjectConfig().with_overrides,
             sweep_dir=tmp_path,
-            num_trials=num_trials,
             slots=Slots(slots, 1, 0),
-            rule=rule,
         ),
         trainable=trainable,
     )

@@ -33,6 +33,7 @@ from fashionclip_tune.tuning.planning.dataset import rows_of_captions
 from fashionclip_tune.tuning.planning.disk import plan_disk
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING
+from fashionclip_tune.tuning.study.search import StoppingSearch
 from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import DurablePlan, Share, TrialPlan
 
@@ -141,18 +142,18 @@ def test_a_trial_on_a_card_that_another_program_fills_stays_unfinished(
         space=lambda trial: {"clip_model": "tiny-clip", "loss_function": "contrastive"},
         build=tiny_config.with_overrides,
         sweep_dir=tmp_path,
-        num_trials=2,
         slots=Slots(1, 1.0, 0.5),
         share_of=lambda config: share,
     )
-    searcher = StudySearcher(study, job, stop)
+    search = StoppingSearch(study, NO_STOPPING, 2)
+    searcher = StudySearcher(study, search, job, stop)
     plan = searcher.suggest("a")
     assert plan is not None
     trainable.run_trial(plan)
     (end,) = reported
     assert (end["stop_reason"], "another program holds the rest" in end["message"]) == ("storage", True)
 
-    StudyScheduler(study, NO_STOPPING, stop).on_trial_result(None, SimpleNamespace(config=plan), end)
+    StudyScheduler(study, search, stop).on_trial_result(None, SimpleNamespace(config=plan), end)
     searcher.on_trial_complete("a")
     assert searcher.suggest("b") == "FINISHED"
     assert study.unfinished() == [0]

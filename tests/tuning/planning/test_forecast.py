@@ -36,7 +36,7 @@ B16 = ProjectConfig(clip_model="ViT-B-16", device="cuda")
 def course(*, count: int = 1, rate: float | None = 100.0, trials: int = 30, halves: bool = True) -> Course:
     allotment = Allotment(Slots(count, 1, 0), Machine(2, 12 * GB, GB), {}, None, None)
     paces = None if rate is None else [ModelPace(rate, 10.0, 5.0, "stated")]
-    return Course(trials, allotment, [B32], paces, 3, "asha" if halves else "none")
+    return Course(trials, allotment, [B32], paces, 3, "asha-begun" if halves else "none")
 
 
 def trials_s(course: Course, budget: int = 900, stage: int = 100) -> float:
@@ -54,8 +54,8 @@ def test_without_rungs_it_is_plain_arithmetic() -> None:
     assert trials_s(course(trials=4, halves=False)) == pytest.approx(4 * (64 + TRIAL_S))
     assert trials_s(course(trials=4, halves=False, count=2)) == pytest.approx(2 * (64 + TRIAL_S))
     assert trials_s(course(trials=5, halves=False, count=4)) == pytest.approx(2 * (64 + TRIAL_S))
-    assert course().first_stage_s("ViT-B-32", 100) == pytest.approx(16)
-    assert course().first_stage_s("ViT-B-16", 100) is None
+    assert course().seconds_of("ViT-B-32", 100, 100) == pytest.approx(16)
+    assert course().seconds_of("ViT-B-16", 100, 100) is None
 
 
 @pytest.mark.parametrize("num_earlier", [0, 1, 2, 5])
@@ -132,7 +132,7 @@ def test_hours_go_by_all_configurations_of_a_model() -> None:
     plain = replace(course(trials=40, halves=False), configs=[B32] * 4, paces=paces)
     assert trials_s(plain) == pytest.approx(40 * (0.75 * 9 + 0.25 * 90 + TRIAL_S))
     assert forecast(plain, 900, 100).samples_per_second == {"ViT-B-32": 100}
-    assert plain.first_stage_s("ViT-B-32", 100) == 10
+    assert plain.seconds_of("ViT-B-32", 100, 100) == 10
 
 
 def test_older_trials_count_for_the_minimum_and_at_the_rungs() -> None:
@@ -301,7 +301,7 @@ def test_a_tiny_tower_is_measured_once(
 def test_no_trial_starts_that_cannot_reach_its_first_rung() -> None:
     now = [1000.0]
     needs = {"small": 600.0, "large": 1800.0}
-    budget = TimeBudget(60, needs.get, tuple(needs), started=1000.0, clock=lambda: now[0])
+    budget = TimeBudget(60, lambda name, examples: needs[name], 100, tuple(needs), started=1000.0, clock=lambda: now[0])
     assert budget.left_s() == 3000  # ten minutes before the end
     assert budget.may_start()
     assert budget.may_start("large")
@@ -314,4 +314,4 @@ def test_no_trial_starts_that_cannot_reach_its_first_rung() -> None:
     assert budget.is_over
     assert budget.refusal == "no more trials were started: the first rung takes 10 min, 8 min were left"
     # Of a short budget a sixth is kept.
-    assert TimeBudget(6, needs.get, (), started=0.0, clock=lambda: 0.0).left_s() == pytest.approx(300)
+    assert TimeBudget(6, lambda name, examples: None, 100, (), started=0.0, clock=lambda: 0.0).left_s() == pytest.approx(300)

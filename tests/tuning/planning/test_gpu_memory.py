@@ -284,6 +284,8 @@ def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) ->
 
     from fashionclip_tune.tuning.backend.hooks import SweepJob
     from fashionclip_tune.tuning.backend.runner import run_trials
+    from fashionclip_tune.tuning.schedulers import NO_STOPPING
+    from fashionclip_tune.tuning.study.search import StoppingSearch
     from fashionclip_tune.tuning.study.study import SweepStudy
     from tests.support import toys
 
@@ -295,13 +297,14 @@ def test_ray_runs_small_trials_together_and_a_large_one_alone(tmp_path: Path) ->
         rate = trial.suggest_float("learning_rate", 1e-5, 1e-2)
         return {"clip_model": names[trial.number], "loss_function": "contrastive", "training.learning_rate": rate}
 
+    study = SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2)
     assert run_trials(
-        SweepStudy(tmp_path / "study.journal", seed=0, num_startup_trials=2),
+        study,
+        StoppingSearch(study, NO_STOPPING, len(names)),
         SweepJob(
             space=space,
             build=B32.with_overrides,
             sweep_dir=tmp_path,
-            num_trials=len(names),
             slots=allotment.slots,
             share_of=allotment.share_of,
         ),

@@ -1,0 +1,50 @@
+"""New settings of a space, with what a trial of them would start from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.tuning.planning.space import SearchSpace, SpaceCheck, check_space
+from fashionclip_tune.tuning.study.choice import FreshPoint
+from fashionclip_tune.tuning.study.draws import draw_points
+from fashionclip_tune.tuning.study.points import default_points
+
+_NAMING = ("clip_model", "model.pretrained")
+
+
+class FreshSettings:
+    """Draws of a space as a search looks at them, hundreds at a time: no configuration is built of each.
+
+    Args:
+        fixed: by ``--set``.
+        start_of: what trials start from, as they record it, by the settings that name it.
+    """
+
+    def __init__(self, space: SearchSpace, fixed: Mapping[str, Any], start_of: Callable[[dict[str, Any]], str]) -> None:
+        self._space = space
+        self._fixed = fixed
+        self._start_of = start_of
+        self._known: dict[tuple[Any, ...], str] = {}
+
+    def __call__(self, seed: int, given: Sequence[Mapping[str, Any]], count: int) -> list[FreshPoint]:
+        """The given settings completed by the space, then random ones."""
+        drawn = draw_points(self._space.draw, count, seed, given, skips_errors=True)
+        return [FreshPoint(each.params, each.distributions, self._start(each.settings)) for each in drawn]
+
+    def _start(self, drawn: Mapping[str, Any]) -> str:
+        wanted = {**drawn, **self._fixed}
+        named = tuple((path, wanted[path]) for path in _NAMING if path in wanted)
+        if named not in self._known:
+            self._known[named] = self._start_of(dict(named))
+        return self._known[named]
+
+
+def with_default_points(
+    space: SearchSpace, check: SpaceCheck, build: Callable[[dict[str, Any]], ProjectConfig], seed: int
+) -> tuple[SearchSpace, SpaceCheck]:
+    """A space that names no points has one for each start."""
+    if space.points or check.num_points is not None:
+        return space, check
+    choices = check.choices() if check.model_parameter is not None else ()
+    space = space.with_points(default_points(space.draw, check.model_parameter, choices))
+    return space, check_space(space, build, seed)

@@ -41,20 +41,17 @@ def shards(tmp_path: Path) -> list[Path]:
 
 
 def workers() -> dict[int, str]:
-    """Living processes whose parents are children of this one, with what they are: the loader's, forked from their server."""
-    parent_of, what = {}, {}
+    """Living processes that this one's fork server has started, with what they are. (Those of a test's Ray are not its.)"""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        parent_of[int(process.name)], what[int(process.name)] = int(parent), f"{state} {command}"
-    return {
-        pid: what[pid]
-        for pid, parent in parent_of.items()
-        if parent_of.get(parent) == os.getpid() and not what[pid].startswith("Z")
-    }
+        if int(parent) == forkserver._forkserver._forkserver_pid and state != "Z":
+            found[int(process.name)] = f"{state} {command}"
+    return found
 
 
 @pytest.mark.slow
@@ -126,9 +123,11 @@ def test_a_stuck_worker_is_named_with_what_it_was_reading_and_ended(shards: list
 def test_a_killed_worker_is_reported_with_what_the_others_are_at(shards: list[Path], loaded: LoadedModel) -> None:
     index = load_index(shards)
     config = configured({"training.num_workers": 1, "reading.stall_s": 60})
+    others = workers()
 
     def kill() -> None:
-        os.kill(list(workers())[-1], signal.SIGKILL)
+        (own,) = workers().keys() - others.keys()
+        os.kill(own, signal.SIGKILL)
 
     with train_loader(
         config, index, loaded.preprocessing, loaded.tokenizer, first_step=0, total_steps=100_000, pin_memory=False

@@ -261,7 +261,7 @@ print([str(warning.message)[:60] for warning in said])
 
 
 def test_no_step_of_the_published_models_takes_more_memory_than_is_estimated(card: Card) -> None:
-    """Whole batches and micro-batches of 64, blocks kept and computed again; by at most a sixth less, with the context."""
+    """Whole batches and micro-batches of 64, blocks kept and computed again; by at most 15 % less, with the context."""
     code = f"""{QUICK_WEIGHTS}
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.profiling.probe import probe
@@ -277,7 +277,7 @@ for model, size, again, frozen in cases:
     found = [line.split(maxsplit=2) for line in card.run("-c", code).splitlines()]
     assert [int(size) for size, _, _ in found] == [16, 64, 64, 64, 32]
     for size, share, what in found:
-        assert 1 <= float(share) < 1.17, f"{what}, micro-batch {size}: {share}"
+        assert 1 <= float(share) < 1.18, f"{what}, micro-batch {size}: {share}"
 
 
 def test_rows_that_do_not_occur_stay_on_the_host_and_nothing_waits_for_the_card(card: Card) -> None:

@@ -22,7 +22,7 @@ _WORKSPACES_BYTES = 2 * 32 * 2**20
 # nothing else. Shares of weights, gradients and moments, and of what comes and goes; with them no step of the published models
 # on a made-up T4 (tests/test_gpu.py) reserved more than is estimated.
 _UNUSED_OF_STATE = 0.12
-_UNUSED_OF_ACTIVATIONS = 0.28
+_UNUSED_OF_ACTIVATIONS = 0.27
 _CANVAS_AREA = 1.25**2  # of the photos before augmentation crops them
 # Of each tower: embeddings in parts and as one, scaled, and their gradients. fp32.
 _EMBEDDINGS = 4

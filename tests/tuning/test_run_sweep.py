@@ -27,8 +27,8 @@ def refused(result: Any, *said: Any) -> Any:
     ("arguments", "said"),
     [
         (["--space", "nonsense"], ["nonsense", "tiny", "openclip", "published"]),
-        (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha, median or none", "settings midway"]),
-        (["--scheduler", "bohb"], ["--scheduler 'bohb'", "asha, median or none", "wait for each other"]),
+        (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha, asha-stopping, median or none", "settings midway"]),
+        (["--scheduler", "bohb"], ["--scheduler 'bohb'", "asha, asha-stopping, median or none", "wait for each other"]),
         (["--min-trials-per-model", "-1"], ["--min-trials-per-model -1", "at least 0"]),
         (["--min-trials-per-model", "9"], ["--min-trials-per-model 9", "2 models", "at most 8"]),
         (["--min-trials-per-model", "1", "--space", "published"], ["--min-trials-per-model 1", "no categorical parameter"]),

@@ -201,7 +201,7 @@ def test_a_sweep_in_which_nothing_has_ended_is_refused(older: Path, garments: Pa
 
 def test_an_extension_counts_its_own_trials_and_fills_up_the_quota(older: Path, garments: Path, tmp_path: Path) -> None:
     """Both trials that were taken from the older sweep are of tiny-clip."""
-    plan = planned(garments, tmp_path, warm_start=str(older), min_trials_per_model=3, seed=1)
+    plan = planned(garments, tmp_path, warm_start=str(older), scheduler="asha-stopping", min_trials_per_model=3, seed=1)
     assert plan.quota is not None
     assert list(plan.quota.cost_of_model) == ["tiny-clip", "tiny-sig"]
     (tmp_path / "new").mkdir()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.tuning.planning.space import SearchSpace, SpaceCheck, check_space
 from fashionclip_tune.tuning.study.choice import FreshPoint
 from fashionclip_tune.tuning.study.draws import draw_points
@@ -42,9 +43,19 @@ class FreshSettings:
 def with_default_points(
     space: SearchSpace, check: SpaceCheck, build: Callable[[dict[str, Any]], ProjectConfig], seed: int
 ) -> tuple[SearchSpace, SpaceCheck]:
-    """A space that names no points has one for each start."""
+    """A space that names no points has one for each start, if that makes a configuration."""
     if space.points or check.num_points is not None:
         return space, check
     choices = check.choices() if check.model_parameter is not None else ()
-    space = space.with_points(default_points(space.draw, check.model_parameter, choices))
+    points = [point for point in default_points(space.draw, check.model_parameter, choices) if _is_valid(space, point, build)]
+    space = space.with_points(points)
     return space, check_space(space, build, seed)
+
+
+def _is_valid(space: SearchSpace, point: Mapping[str, Any], build: Callable[[dict[str, Any]], ProjectConfig]) -> bool:
+    try:
+        (drawn,) = draw_points(space.draw, 0, 0, [point])
+        build(drawn.settings)
+    except UserError:
+        return False
+    return True

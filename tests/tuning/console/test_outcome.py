@@ -107,7 +107,7 @@ def test_each_setting_is_said_again_or_recorded() -> None:
     kept = {field.name for field in fields(SweepSettings)} - said
     assert kept == {
         *("num_trials", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor", "preset"),
-        *("min_trials_per_model", "warm_start", "device", "overrides"),
+        *("min_trials_per_model", "keep_paused", "warm_start", "device", "overrides"),
     }
 
 

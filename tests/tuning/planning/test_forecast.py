@@ -20,7 +20,7 @@ from fashionclip_tune.models.architecture import forward_flops
 from fashionclip_tune.tuning.planning import throughput as rates
 from fashionclip_tune.tuning.planning.allocation import Allotment
 from fashionclip_tune.tuning.planning.budget import preset_budget
-from fashionclip_tune.tuning.planning.forecast import PROCESS_S, SWEEP_S, TRIAL_S, Course, ModelPace, forecast
+from fashionclip_tune.tuning.planning.forecast import PROCESS_S, SWEEP_S, TRIAL_S, Course, ModelPace, forecast, search_terms
 from fashionclip_tune.tuning.planning.settings import preset_trials
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.throughput import decoding_s, keep_measured, measured_in, model_paces
@@ -46,6 +46,28 @@ def trials_s(course: Course, budget: int = 900, stage: int = 100) -> float:
     return 3600 * hours - SWEEP_S - PROCESS_S
 
 
+def test_where_trials_wait_all_together_cost_what_asha_would_and_one_whole_trial_at_least() -> None:
+    """What the plan says and what the search keeps to are the same number."""
+    for trials in (1, 2, 5, 30):
+        waits = replace(course(trials=trials), scheduler="asha")
+        stopping = forecast(replace(waits, scheduler="asha-stopping"), 900, 100)
+        plan, terms = forecast(waits, 900, 100), search_terms(waits, 900, 100, keep_paused=3)
+        assert terms.total_cost == pytest.approx(plan.examples / 900 * terms.cost_of_start["ViT-B-32"])
+        assert plan.examples == pytest.approx(max(stopping.examples, 900 + (trials - 1) * 100))
+        assert plan.hours is not None
+        assert (terms.rungs, terms.num_trials, terms.keep_paused) == ((100, 300), trials, 3)
+        more = terms.extended(2 * trials)
+        assert (more.num_trials, more.total_cost) == (2 * trials, pytest.approx(2 * terms.total_cost))
+
+
+def test_without_a_rate_costs_go_by_operations_and_a_costly_start_can_run_to_its_budget() -> None:
+    allotment = Allotment(Slots(1, 1, 0), Machine(2, 12 * GB, GB), {}, None, None)
+    terms = search_terms(Course(4, allotment, [B32, B16], None, 3, "asha"), 900, 100, keep_paused=1)
+    small, large = terms.cost_of_start["ViT-B-32"], terms.cost_of_start["ViT-B-16"]
+    assert large / small == pytest.approx(forward_flops("ViT-B-16") / forward_flops("ViT-B-32"))
+    assert terms.total_cost >= large + 3 * (small + large) / 2 / 9
+
+
 def test_without_rungs_it_is_plain_arithmetic() -> None:
     plan = forecast(course(trials=4, halves=False), budget=900, stage=100)
     assert plan.examples == 3600
@@ -68,7 +90,7 @@ def test_the_chance_at_the_first_rung_is_that_of_the_rule(rule: StoppingRule, nu
 
 
 @pytest.mark.parametrize("data", ["fpi60", "synthetic"])
-@pytest.mark.parametrize(("scheduler", "num_trials"), [("asha", 10), ("asha", 30), ("median", 10), ("median", 30)])
+@pytest.mark.parametrize(("scheduler", "num_trials"), [("asha-begun", 10), ("asha-begun", 30), ("median", 10), ("median", 30)])
 def test_recorded_curves_train_about_what_is_expected(data: str, scheduler: str, num_trials: int) -> None:
     """The rule itself on the curves of a hundred settings of the tiny space, in random orders."""
     settings, stages = recorded_curves(data)

@@ -42,7 +42,7 @@ def test_a_sweep_says_that_captions_have_a_gap(many_captions: Path, logged: Sequ
 def test_fewer_trials_run_side_by_side_where_the_disk_has_no_room_for_more(garments: Path) -> None:
     machine = replace(this_machine(), cores=2)
 
-    def planned(disk_budget_gb: float | None) -> SweepPlan:
+    def planned(disk_budget_gb: float | None, scheduler: str = "none", keep_paused: int | None = None) -> SweepPlan:
         settings = SweepSettings(
             data=str(garments),
             space="tiny",
@@ -51,6 +51,8 @@ def test_fewer_trials_run_side_by_side_where_the_disk_has_no_room_for_more(garme
             samples_per_second=100.0,
             max_concurrent=2,
             disk_budget_gb=disk_budget_gb,
+            scheduler=scheduler,
+            keep_paused=keep_paused,
         )
         return plan_sweep(settings, machine=machine)
 
@@ -63,3 +65,12 @@ def test_fewer_trials_run_side_by_side_where_the_disk_has_no_room_for_more(garme
     assert any("--disk-budget-gb" in note for note in cut.allotment.cuts)
     with pytest.raises(UserError, match="is too little: one trial at a time takes up to"):
         planned(one / 2)
+    # Where trials wait, fewer of them do before fewer run; not where it is said how many.
+    assert [planned(size, "asha").settings.keep_paused for size in (None, two * 1.01)] == [3, 0]
+    assert planned(two * 1.01, "asha").slots.count == 2
+    some = planned(two + 0.06, "asha").settings.keep_paused
+    assert some is not None
+    assert 0 < some < 3
+    assert planned(None, "asha").disk.local_bytes(free.at_a_time) / 1e9 > two + 0.06
+    with pytest.raises(UserError, match="is too little: one trial at a time takes up to"):
+        planned(one * 1.01, "asha", keep_paused=3)

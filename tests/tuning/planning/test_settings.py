@@ -17,7 +17,7 @@ STARTED = SweepSettings(num_trials=16, seed=0, device="cuda", space="tiny", over
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"num_trials": 20}, "with --num-trials 16, not 20: a resumed sweep keeps its settings; more trials: a new sweep"),
+        ({"num_trials": 12}, "with --num-trials 16, not 12: a resumed sweep keeps its settings"),
         ({"seed": 1}, "with --seed 0, not 1: a resumed sweep keeps its settings$"),
         ({"preset": "evening"}, "without --preset evening: "),
         ({"warm_start": "old"}, "without --warm-start old: "),

@@ -48,7 +48,7 @@ def test_a_start_that_is_named_from_here_has_its_minimum_of_trials(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exported("tiny-sig", tmp_path / "last" / "best")
-    plan = planned(garments, tmp_path, TWO.format(folder="./last/best"))
+    plan = planned(garments, tmp_path, TWO.format(folder="./last/best"), scheduler="asha-stopping")
     assert plan.quota is not None
     assert (plan.quota.parameter, plan.quota.min_trials) == ("begin", 3)
     labels = {name: facts.label for name, facts in plan.starts.items()}
@@ -65,7 +65,7 @@ def test_weights_beside_the_architecture_are_one_name_but_for_a_sweep_of_an_olde
     folders = {name: str(exported(name, tmp_path / name)) for name in ("tiny-clip", "tiny-sig")}
     space = f"FOLDERS = {folders!r}\n{SEPARATE}"
     point = optuna.trial.FixedTrial({"model": "tiny-sig", "weights": "own"})
-    plan = planned(garments, tmp_path, space)
+    plan = planned(garments, tmp_path, space, scheduler="asha-stopping")
     drawn = plan.draw(point)
     assert drawn["clip_model"] == f"tiny-sig={folders['tiny-sig']}"
     assert drawn["model.pretrained"] == "default"

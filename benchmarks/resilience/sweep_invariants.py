@@ -15,7 +15,7 @@ from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.training.history import TIMING
 
 # Of Optuna's journal.
-_SET_STAGE, _SET_ATTRIBUTE = 7, 8
+_SET_OF_STUDY, _SET_STAGE, _SET_ATTRIBUTE = 2, 7, 8
 
 
 def journal_of(sweep_dir: Path) -> list[dict[str, Any]]:
@@ -64,6 +64,8 @@ def violations(sweep_dir: Path, stage_steps: int, *, ended: bool) -> list[str]:
             once["stage", line["trial_id"], line["step"]] += 1
         if line["op_code"] == _SET_ATTRIBUTE and "end" in line["user_attr"]:
             once["end", line["trial_id"]] += 1
+        if line["op_code"] == _SET_OF_STUDY:
+            once.update(("decision", name) for name in line["user_attr"] if name.startswith("decision "))
     found += [f"twice in the journal: {key}" for key, count in once.items() if count > 1]
     for trial in study:
         rows, number = histories.get(trial["number"], []), trial["number"]
@@ -92,6 +94,7 @@ def outcome(sweep_dir: Path) -> dict[str, Any]:
         "state": content["state"],
         "rows": rows,
         "best": content["best"],
+        "decisions": content.get("decisions"),
         "study": study_of(sweep_dir),
         "histories": histories_of(sweep_dir),
     }

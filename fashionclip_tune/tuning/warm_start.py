@@ -3,6 +3,9 @@
 A trial is taken where this sweep could have run it itself: the same data, parameters from the same distributions, and a
 configuration that says the same of all that changes numbers (budget and stages among it, since the learning rate's
 schedule spans the budget). Only the seed and the number of threads may differ. Trials that failed say nothing and stay out.
+
+The search that lets trials wait also learns from trials on other data, last season's, with budgets of their own: it knows that
+each data set has a level of its own, and that a stage is a share of the budget.
 """
 
 import json
@@ -24,9 +27,11 @@ from fashionclip_tune.models.starts import settled
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.tuning.persistence.mirror import read_header
 from fashionclip_tune.tuning.planning.plan import SweepPlan
+from fashionclip_tune.tuning.schedulers import FREEZE_THAW, WaitingRule
 from fashionclip_tune.tuning.study.study import STUDY_NAME, settings, with_origin
 
 _MAY_DIFFER = ("training.seed", "hardware.threads")
+_SIZES = ("training.budget_examples", "training.stage_examples", "training.epochs")
 
 
 def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
@@ -40,18 +45,21 @@ def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
     folder = RemoteFolder(plan.settings.warm_start)
     saved = _about(folder)
     try:
-        _check_comparable(saved.get("data_fingerprint") == plan.data_fingerprint, f"its data is not {plan.base.dataset_dir}")
+        is_other_data = saved.get("data_fingerprint") != plan.data_fingerprint
+        why = f"its data is not {plan.base.dataset_dir}, and only --scheduler {FREEZE_THAW} learns from other data"
+        _check_comparable(not is_other_data or isinstance(plan.rule, WaitingRule), why)
         _check_comparable("base_config" in saved, "it was made by a version that did not record all settings")
         base = stored_config(saved["base_config"], allow_remote=plan.base.reading.allow_remote)
         trials = [trial for trial in _ended(folder) if settings(trial)]
         _check_comparable(bool(trials), "no trial of it has ended with a result")
         for trial in trials:
-            _check_trial(trial, base, plan)
+            _check_trial(trial, base, plan, _SIZES if is_other_data else ())
     except StorageError:
         raise
     except UserError as error:
         raise UserError(f"--warm-start {folder.location} cannot be used: {error}") from error
-    return [with_origin(trial, saved["name"]) for trial in trials]
+    own = {"data": saved["data_fingerprint"], "budget_examples": base.training.budget_examples} if is_other_data else {}
+    return [with_origin(trial, saved["name"], **own) for trial in trials]
 
 
 def _about(folder: RemoteFolder) -> dict[str, Any]:
@@ -76,8 +84,8 @@ def _ended(folder: RemoteFolder) -> list[FrozenTrial]:
         return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> None:
-    """Raises UserError unless this sweep could have run the trial."""
+def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan, may_differ: tuple[str, ...]) -> None:
+    """Raises UserError unless this sweep could have run the trial, but for settings that may differ."""
     for name, distribution in trial.distributions.items():
         ours = plan.check.distributions.get(name)
         differs = f"parameter {name} was drawn from {distribution}, here it is {ours}: the search knows one set of its values"
@@ -91,7 +99,7 @@ def _check_trial(trial: FrozenTrial, base: ProjectConfig, plan: SweepPlan) -> No
     for path in override_paths(only_fingerprinted=True):
         has_none = path == BATCH_NORM and not may_have_batch_norms(ours_config.model_name)
         means_nothing = has_none or path == EDITION_PATH
-        if path not in _MAY_DIFFER and not means_nothing:
+        if path not in (*_MAY_DIFFER, *may_differ) and not means_nothing:
             where = f"{path} was {before[path]} in trial {trial.number:04d}, here it is {now[path]}"
             _check_comparable(before[path] == now[path], where)
 

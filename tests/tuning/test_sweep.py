@@ -171,12 +171,44 @@ def test_resuming_a_finished_sweep_says_so_and_changes_nothing(finished: Path, r
 
 def test_a_resumed_sweep_keeps_its_settings(finished: Path, run_sweep: RunSweep) -> None:
     common = ("--results", finished.parent, "--name", "six", "--resume")
-    code, _, err = run_sweep(*common, "--num-trials", "9")
+    code, _, err = run_sweep(*common, "--num-trials", "5")
     assert (code, err.count("\n")) == (2, 1)
-    assert "--num-trials 6, not 9" in err
+    assert "--num-trials 6, not 5" in err
     code, _, err = run_sweep(*common, "--set", "training.batch_size=32")
     assert code == 2
     assert "training.batch_size" in err
+
+
+def test_a_finished_sweep_gets_more_trials(finished: Path, tmp_path: Path, run_sweep: RunSweep) -> None:
+    """What had ended stays as it was; the search decides with it, and the terms grow with the trials."""
+    shutil.copytree(finished, tmp_path / "six")
+    before = sweep_json(finished)
+    journal = (tmp_path / "six" / "study.journal").read_bytes()
+    code, out, err = run_sweep("--results", tmp_path, "--name", "six", "--resume", "--num-trials", "8")
+    assert (code, err) == (0, "")
+    assert "so far:   6 of 8 trials have ended" in out
+    content = sweep_json(tmp_path / "six")
+    assert (content["state"], content["settings"]["num_trials"]) == ("FINISHED", 8)
+    assert [row["trial_id"] for row in content["trials"]] == [f"{number:04d}" for number in range(8)]
+    assert content["trials"][:6] == before["trials"]
+    assert content["decisions"][: len(before["decisions"])] == before["decisions"]
+    assert (tmp_path / "six" / "study.journal").read_bytes().startswith(journal)
+    code, out, err = run_sweep("--results", tmp_path, "--name", "six", "--resume")
+    assert code == 0
+    assert "this sweep is finished: nothing to resume" in out
+
+
+def test_every_decision_is_recorded_and_nobody_waits_at_the_end(finished: Path) -> None:
+    content = sweep_json(finished)
+    decisions = content["decisions"]
+    at_rungs = [(each["reporter"], each["examples_seen"]) for each in decisions if each["reporter"] is not None]
+    assert len(set(at_rungs)) == len(at_rungs)
+    reached = {(int(row["trial_id"]), rung) for row in content["trials"] for rung in (16, 48) if row["examples_seen"] >= rung}
+    assert set(at_rungs) == reached
+    assert {row["state"] for row in content["trials"]} <= {"COMPLETE", "PRUNED"}
+    started = [each["chosen"] for each in decisions if each["chosen"] is not None and each["chosen"]["trial"] is None]
+    assert len(started) == 6 - 2, "but for the point of each start"
+    assert all(0 <= each["predicted"] <= 1.5 and each["deviation"] > 0 for each in started)
 
 
 def test_compare_ranks_a_sweep(finished: Path) -> None:

@@ -17,6 +17,7 @@ from fashionclip_tune.tuning.persistence.mirror import SweepMirror
 from fashionclip_tune.tuning.persistence.record import sweep_header
 from fashionclip_tune.tuning.planning.plan import plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
+from fashionclip_tune.tuning.study.freeze_thaw import FreezeThaw
 from fashionclip_tune.tuning.study.study import SweepStudy, origin, settings
 from fashionclip_tune.tuning.sweep import _reopened
 from fashionclip_tune.tuning.warm_start import older_trials
@@ -38,7 +39,7 @@ def space(trial):
 def older(garments: Path, tmp_path: Path) -> Any:
     """A sweep as ``sweep`` leaves it, its trials' results made up: COMPLETE, PRUNED, FAIL and one that is unfinished."""
     (tmp_path / "mine.py").write_text(SPACE)
-    plan = planned(garments, tmp_path)
+    plan = planned(garments, tmp_path, scheduler="asha-stopping")
     folder = tmp_path / "older"
     folder.mkdir()
     begin(folder, plan)
@@ -183,7 +184,7 @@ def test_other_data_and_folders_that_are_no_sweep_are_refused(older: Path, garme
 
     render_dataset(tmp_path / "other", GarmentRecipe(num_products=100, views_per_product=2, image_size=48, seed=99))
     with pytest.raises(UserError, match=r"its data is not .*other"):
-        older_trials(planned(tmp_path / "other", tmp_path, warm_start=str(older)))
+        older_trials(planned(tmp_path / "other", tmp_path, warm_start=str(older), scheduler="asha-stopping"))
     with pytest.raises(UserError, match="nowhere is no sweep"):
         older_trials(planned(garments, tmp_path, warm_start=str(tmp_path / "nowhere")))
     shutil.move(older / "study.journal", tmp_path / "elsewhere")
@@ -216,3 +217,30 @@ def test_an_extension_counts_its_own_trials_and_fills_up_the_quota(older: Path, 
     assert [settings(trial)["clip_model"] for trial in study.older_trials()] == ["tiny-clip"] * 2
     assert drawn == ["tiny-sig", "tiny-sig", "tiny-clip", "tiny-sig"]  # like turns of what was not had yet
     assert [trial.number for trial in study.trials()] == [2, 3, 4, 5]
+
+
+def test_trials_on_other_data_are_learnt_from_by_the_search_that_lets_trials_wait(
+    older: Path, many_captions: Path, tmp_path: Path
+) -> None:
+    """With a budget of its own; what they reached is of their data alone."""
+    sizes = {"warm_start": str(older), "budget_examples": 288, "grace_examples": 32}
+    plan = planned(many_captions, tmp_path, **sizes)
+    trials = older_trials(plan)
+    (data,) = {(origin(trial) or {}).get("data") for trial in trials}
+    assert data not in (None, plan.data_fingerprint)
+    assert {(origin(trial) or {}).get("budget_examples") for trial in trials} == {144}
+    with pytest.raises(UserError, match="only --scheduler asha learns from other data"):
+        older_trials(planned(many_captions, tmp_path, scheduler="median", **sizes))
+    (tmp_path / "new").mkdir()
+    study = SweepStudy(
+        tmp_path / "new" / "study.journal", seed=0, num_startup_trials=None, points=plan.space.points, older=lambda: trials
+    )
+    search = FreezeThaw(study, plan.search_terms, seed=0, fresh=plan.fresh)
+    known = search._known(None)
+    assert [(trial.data, trial.state, dict(trial.curve)) for trial in known] == [(data, "ended", {16 / 144: 0.3})] * 2
+    # Points come first; then the model knows the older trials' settings.
+    number, drawn = study.suggest(plan.draw)
+    assert drawn is not None
+    study.record_stage(number, 32, 0.1)
+    search.goes_on(number, 32)
+    assert study.decisions[-1].reporter == number

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fashionclip_tune.errors import stop_at_rung
 from fashionclip_tune.tuning.study.choice import Fresh, FreshPoint, Judged, KnownTrial, choose
 from fashionclip_tune.tuning.study.decisions import Candidate, Decision
-from fashionclip_tune.tuning.study.study import SweepStudy, scores_nothing, settings
+from fashionclip_tune.tuning.study.study import SweepStudy, origin, scores_nothing, settings
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,11 @@ class FreezeThaw:
         return [self._as_known(each, reporter) for each in trials]
 
     def _as_known(self, trial: FrozenTrial, reporter: int | None) -> KnownTrial:
-        terms, judged = self._terms, self._study.judged_at(trial.number)
+        terms, judged, came_from = self._terms, self._study.judged_at(trial.number), origin(trial) or {}
+        budget = came_from.get("budget_examples", terms.budget_examples)
         seen = {each: value for each, value in trial.intermediate_values.items() if each > 0}
-        shown = {each: value for each, value in seen.items() if each in terms.rungs or each == max(seen)}
+        rungs = {round(rung / terms.budget_examples * budget) for rung in terms.rungs}
+        shown = {each: value for each, value in seen.items() if each in rungs or each == max(seen)}
         waits = trial.number == reporter or trial.number in self._study.waiting
         start, last = self._start(trial), max(seen, default=0)
         # One that runs goes on until the sweep has to end: it loses nothing, and nothing else has time for more.
@@ -174,10 +176,11 @@ class FreezeThaw:
             start=start,
             params=trial.params or self._study.decided_params(trial),
             distributions=trial.distributions,
-            curve={each / terms.budget_examples: value for each, value in shown.items()},
-            variances={each / terms.budget_examples: found for each, found in judged.items() if found is not None},
+            curve={each / budget: value for each, value in shown.items()},
+            variances={each / budget: found for each, found in judged.items() if found is not None},
             state="ended" if trial.state.is_finished() else "waiting" if waits else "running",
             cost=terms.cost(start, last, terms.budget_examples) if may_run else None,
+            data=came_from.get("data", ""),
             is_failure=scores_nothing(trial),
         )
 

@@ -104,7 +104,7 @@ class SweepStudy:
     @property
     def waiting(self) -> Mapping[int, int]:
         """Trials that wait at a rung to be thawed, and the examples that they had seen there."""
-        return self._decisions.waiting
+        return {each: seen for each, seen in self._decisions.waiting.items() if not self._frozen(each).state.is_finished()}
 
     @property
     def decisions(self) -> Sequence[Decision]:
@@ -301,14 +301,14 @@ def scores_nothing(trial: FrozenTrial) -> bool:
 
 
 def origin(trial: FrozenTrial) -> dict[str, Any] | None:
-    """``sweep`` and ``trial_id`` of an older sweep's trial; None for one of this sweep."""
+    """``sweep`` and ``trial_id`` of an older sweep's trial, ``data`` and ``budget_examples`` of one on other data; else None."""
     found: dict[str, Any] | None = trial.user_attrs.get(_ORIGIN)
     return found
 
 
-def with_origin(trial: FrozenTrial, sweep: str) -> FrozenTrial:
+def with_origin(trial: FrozenTrial, sweep: str, **other_data: Any) -> FrozenTrial:
     """An ended trial of another study as it is added to this one; where it came from first is kept."""
-    came_from = origin(trial) or {"sweep": sweep, "trial_id": f"{trial.number:04d}"}
+    came_from = {**other_data, **(origin(trial) or {"sweep": sweep, "trial_id": f"{trial.number:04d}"})}
     return optuna.trial.create_trial(
         state=trial.state,
         value=trial.value,

@@ -301,7 +301,7 @@ def scores_nothing(trial: FrozenTrial) -> bool:
 
 
 def origin(trial: FrozenTrial) -> dict[str, Any] | None:
-    """``sweep`` and ``trial_id`` of an older sweep's trial, ``data`` and ``budget_examples`` of one on other data; else None."""
+    """``sweep`` and ``trial_id`` of an older sweep's trial, ``data`` and ``budget_examples`` where the data is another."""
     found: dict[str, Any] | None = trial.user_attrs.get(_ORIGIN)
     return found
 

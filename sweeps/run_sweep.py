@@ -13,11 +13,11 @@ from fashionclip_tune.config.section import assignments
 def make_parser() -> Parser:
     parser = Parser(
         description=__doc__,
-        epilog="A finished sweep is extended by a new one with --warm-start and its folder. Data, space and budget must be the "
-        "same. The new sweep's own trials alone are counted, ranked and exported. Ctrl-C once, or SIGTERM, stops each trial at "
-        "its next step with a checkpoint (one that is being evaluated finishes that first) and prints the command that goes "
-        "on. Exit status: 0 done, or out of --time-budget; 1 no trial has a result; 2 something given is wrong, or the machine "
-        "cannot run it; 130 interrupted.",
+        epilog="A finished sweep is extended by a new one with --warm-start and its folder. Data, space, budget and metric "
+        "must be the same. The new sweep's own trials alone are counted, ranked and exported. Ctrl-C once, or SIGTERM, stops "
+        "each trial at its next step with a checkpoint (one that is being evaluated finishes that first) and prints the "
+        "command that goes on. Exit status: 0 done, or out of --time-budget; 1 no trial has a result; 2 something given "
+        "is wrong, or the machine cannot run it; 130 interrupted.",
     )
     add = parser.add_argument
     add("--data", metavar="DIR|URL", help="folder of shards, or its URL (default: synthetic garments)")
@@ -48,6 +48,13 @@ def make_parser() -> Parser:
         metavar="NAME",
         help="which trials go on: asha, where they wait at rungs and a model decides; asha-stopping, where they end at rungs; "
         "median, judged at every stage by the median stopping rule; none (default: asha)",
+    )
+    add(
+        "--metric",
+        metavar="NAME",
+        help="what is maximised: recall_at_1, recall_at_5 or recall_at_10, means of both directions, or one direction alone, "
+        "such as recall_at_1_text_to_image or recall_at_10_image_to_text; by which protocol: --set evaluation.protocol=NAME "
+        "(default: recall_at_10)",
     )
     add(
         "--grace-examples",

@@ -132,6 +132,7 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
 
     from fashionclip_tune import train
     from fashionclip_tune.config.project import ProjectConfig
+    from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
     from fashionclip_tune.tuning.persistence.hparams import HParamsTab
     from fashionclip_tune.tuning.persistence.record import SweepRecord
     from fashionclip_tune.tuning.study.study import SweepStudy
@@ -179,7 +180,7 @@ def make_small_sweep(garments: Path, folder: Path) -> Path:
             study.pass_rung(number, 32)
             study.end(number, TrialState.COMPLETE, "budget")
     result = record.write("FINISHED")
-    HParamsTab(folder, [row["config"] for row in result["trials"]]).add(result["trials"])
+    HParamsTab(folder, [row["config"] for row in result["trials"]], DEFAULT_METRIC).add(result["trials"])
     return folder
 
 

@@ -31,6 +31,7 @@ from optuna.trial import TrialState
 
 from benchmarks.search.search_plot import plot
 from benchmarks.search.search_table import Surrogate, cross_validate, read_table
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.models.architecture import forward_flops
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
@@ -39,7 +40,7 @@ from fashionclip_tune.tuning.schedulers import stopping_rule
 from fashionclip_tune.tuning.study.draws import draw_points
 from fashionclip_tune.tuning.study.policy import plan_quota, startup_trials
 from fashionclip_tune.tuning.study.study import SweepStudy, settings
-from fashionclip_tune.tuning.trial import METRIC, TrialPlan
+from fashionclip_tune.tuning.trial import TrialPlan
 
 REDUCTION_FACTOR = 3
 RANDOM_TRIALS = 32  # without early stopping: what the others are measured by
@@ -102,7 +103,7 @@ class OurSearch:
     def tell(self, key: str, stage: int, examples_seen: int, value: float) -> bool:
         number = int(key)
         plan = TrialPlan(number, "", {"clip_model": self._study.trials()[number].params["clip_model"]})
-        result = {"examples_seen": examples_seen, METRIC: value}
+        result = {"examples_seen": examples_seen, DEFAULT_METRIC.name: value}
         if self._scheduler.on_trial_result(None, SimpleNamespace(config=plan.to_ray()), result) == "STOP":
             return False
         if examples_seen == self._budget:
@@ -122,10 +123,10 @@ class StockSearch:
         def draw(trial: optuna.Trial) -> None:
             space(trial)
 
-        self._searcher = OptunaSearch(draw, metric=METRIC, mode="max", seed=seed)
+        self._searcher = OptunaSearch(draw, metric=DEFAULT_METRIC.name, mode="max", seed=seed)
         self._scheduler = ASHAScheduler(
             "examples_seen",
-            metric=METRIC,
+            metric=DEFAULT_METRIC.name,
             mode="max",
             max_t=stages[-1],
             grace_period=stages[1],
@@ -141,7 +142,7 @@ class StockSearch:
 
     def tell(self, key: str, stage: int, examples_seen: int, value: float) -> bool:
         trial = SimpleNamespace(trial_id=key)
-        result = {"examples_seen": examples_seen, METRIC: value, "training_iteration": stage + 1}
+        result = {"examples_seen": examples_seen, DEFAULT_METRIC.name: value, "training_iteration": stage + 1}
         goes_on: bool = self._scheduler.on_trial_result(None, trial, result) == "CONTINUE"
         self._searcher.on_trial_result(key, result)
         if not goes_on:

@@ -169,7 +169,7 @@ class EvaluationConfig(Section):
     batch_size: int = 64
     """Photos and captions encoded at a time; fixed, so that the training batch changes no bit of a metric."""
     protocol: RetrievalProtocol = RetrievalProtocol.INSTANCE
-    """Of ``recall_at_10``, the objective of a sweep; ``product`` where products have several photos."""
+    """Of all recalls, one of which a sweep maximises (``--metric``); ``product`` where products have several photos."""
 
     def _check(self) -> None:
         self._require(self.batch_size >= 1, "batch_size", "at least 1")

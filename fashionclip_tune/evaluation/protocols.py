@@ -3,7 +3,7 @@
 Shape legend: N photos, K captions a photo, F further captions, V distinct captions, D embedding size, Q queries, C candidates.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from fashionclip_tune.metrics import QueryRanks, distinct_rows, retrieval_ranks
 from fashionclip_tune.seeds import Stream, numpy_generator
 
 KS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
 # Below a run's folder: the queries of its last evaluation.
 QUERIES_FILE = "last_queries.npz"
 _NUM_DRAWS, _NUM_QUERIES, _NUM_NEGATIVES = 5, 1_000, 100
@@ -65,16 +66,16 @@ class Retrieval(NamedTuple):
     text_to_image: Direction
     image_to_text: Direction
 
-    def hits(self, k: int) -> tuple[QueryValues, QueryValues]:
-        return self.text_to_image.hits(k), self.image_to_text.hits(k)
+    def hits(self, k: int, directions: Sequence[str] = DIRECTIONS) -> tuple[QueryValues, ...]:
+        return tuple(getattr(self, name).hits(k) for name in directions)
 
 
-def compare(first: Retrieval, second: Retrieval) -> PairedTest | None:
-    """What the first model is better by in recall_at_10; None where protocol or queries are not the same."""
+def compare(first: Retrieval, second: Retrieval, k: int = 10, directions: Sequence[str] = DIRECTIONS) -> PairedTest | None:
+    """What the first model is better by in recall_at_K; None where protocol or queries are not the same."""
     if first.protocol != second.protocol:
         return None
     try:
-        return paired_test(first.hits(10), second.hits(10))
+        return paired_test(first.hits(k, directions), second.hits(k, directions))
     except ValueError:  # a photo that could be read at one time only
         return None
 

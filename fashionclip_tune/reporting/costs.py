@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluation.metric import Metric
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
 from fashionclip_tune.models.starts import check_architecture
-from fashionclip_tune.reporting.equal_cost import HEADERS, architectures_at_equal_cost
+from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost, headers
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import panels, table, text
-from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, recall_of, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, start_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _MEGABYTE = 1_000_000
@@ -39,11 +40,11 @@ def costs(view: SweepView) -> Iterator[str]:
         "Speeds and sizes are in the table below, the time of each trial in <code>trials.csv</code> (device_s, duration_s)."
     )
     yield panels([pareto(view, cost) for cost in known], elsewhere)
-    yield _of_each_model(known[1:])  # without the time, which is each trial's own
+    yield _of_each_model(known[1:], view.metric)  # without the time, which is each trial's own
     yield from _at_equal_time(view)
 
 
-def _of_each_model(shared: Sequence[Cost]) -> str:
+def _of_each_model(shared: Sequence[Cost], metric: Metric) -> str:
     """What all trials of a model have in common, and the best of them."""
     of_model = [{start_of(row): value for value, row in cost.of_trials} for cost in shared]
     best: dict[str, TrialRow] = {}
@@ -51,13 +52,13 @@ def _of_each_model(shared: Sequence[Cost]) -> str:
         for _, row in cost.of_trials:
             best.setdefault(start_of(row), row)
     rows = [
-        [text(model), f"{row['recall_at_10']:.4f}", *(figure_or_nothing(values.get(model), ",.4g") for values in of_model)]
+        [text(model), f"{metric.score(row):.4f}", *(figure_or_nothing(values.get(model), ",.4g") for values in of_model)]
         for model, row in best.items()
     ]
-    headers = ("model", "best Recall@10", *(cost.title for cost in shared))
+    titles = ("model", f"best {metric.label}", *(cost.title for cost in shared))
     if not rows:
         return ""
-    return f"<h3>Of each model</h3>{table(headers, [(row, '') for row in rows], numbers=range(1, len(headers)))}"
+    return f"<h3>Of each model</h3>{table(titles, [(row, '') for row in rows], numbers=range(1, len(titles)))}"
 
 
 def _kinds(view: SweepView) -> Iterator[Cost]:
@@ -102,7 +103,7 @@ def _computed_mb(model: str) -> float | None:
 def pareto(view: SweepView, cost: Cost) -> go.Figure:
     """Quality against one cost; the line joins the trials that no other one beats in both."""
     figure = go.Figure()
-    front = pareto_front([(each, recall_of(row)) for each, row in cost.of_trials], more_is_better=cost.more_is_better)
+    front = pareto_front([(each, view.metric.score(row)) for each, row in cost.of_trials], more_is_better=cost.more_is_better)
     figure.add_scatter(
         x=[each for each, _ in front],
         y=[recall for _, recall in front],
@@ -115,7 +116,7 @@ def pareto(view: SweepView, cost: Cost) -> go.Figure:
         own = [(each, row) for each, row in cost.of_trials if start_of(row) == model]
         figure.add_scatter(
             x=[each for each, _ in own],
-            y=[row["recall_at_10"] for _, row in own],
+            y=[view.metric.of(row) for _, row in own],
             mode="markers",
             marker={"color": colour, "size": 9, "opacity": 0.8},
             name=model,
@@ -123,9 +124,9 @@ def pareto(view: SweepView, cost: Cost) -> go.Figure:
             text=[described(row) for _, row in own],
             hovertemplate="%{text}<br>%{x:,.1f}: %{y:.4f}<extra></extra>",
         )
-    styled(figure, 320, cost.title, "Recall@10")
+    styled(figure, 320, cost.title, view.metric.label)
     figure.update_xaxes(range=(0, 1.08 * max(each for each, _ in cost.of_trials)))  # from 0: noise is to look small
-    figure.update_yaxes(range=_around([recall_of(row) for _, row in cost.of_trials]))
+    figure.update_yaxes(range=_around([view.metric.score(row) for _, row in cost.of_trials]))
     return figure
 
 
@@ -150,8 +151,8 @@ def pareto_front(points: Sequence[tuple[float, float]], *, more_is_better: bool 
 
 def _at_equal_time(view: SweepView) -> Iterator[str]:
     """What is paid for is time: the best of each architecture within what the one that spent least has spent."""
-    limit_s, found = architectures_at_equal_cost(view.content["trials"], view.curves)
+    limit_s, found = architectures_at_equal_cost(view.content["trials"], view.curves, view.metric)
     if len(found) < 2:
         return
     yield f"<h3>Best of each model within the same {limit_s:,.0f} seconds of the device</h3>"
-    yield table(HEADERS, [(list(map(text, each.cells())), "") for each in found], numbers=(1, 3, 4))
+    yield table(headers(view.metric), [(list(map(text, each.cells())), "") for each in found], numbers=(1, 3, 4))

@@ -7,10 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, recall_of, start_of
+from fashionclip_tune.evaluation.metric import Metric
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, start_of
 from fashionclip_tune.training.history import Row, read_whole_rows
-
-HEADERS = ("model", "R@10", "trial", "trials", "spent in all")
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class ArchitectureAtCost:
     """Of one architecture's trials, as far as they come within the time."""
 
     clip_model: str
-    recall_at_10: float | None
+    recall: float | None
     """The best trial's, at its last stage within the time; None: no stage came to its end."""
     trial_id: str | None
     num_trials: int
@@ -27,13 +26,17 @@ class ArchitectureAtCost:
     """Device seconds of all its trials, those beyond the time included."""
 
     def cells(self) -> list[str]:
-        """Below ``HEADERS``."""
-        recall = figure_or_nothing(self.recall_at_10, ".4f")
+        """Below ``headers``."""
+        recall = figure_or_nothing(self.recall, ".4f")
         return [self.clip_model, recall, self.trial_id or "", str(self.num_trials), f"{self.spent_s:,.0f} s"]
 
 
+def headers(metric: Metric) -> tuple[str, ...]:
+    return ("model", metric.short, "trial", "trials", "spent in all")
+
+
 def architectures_at_equal_cost(
-    rows: Sequence[TrialRow], histories: Mapping[str, Sequence[Row]]
+    rows: Sequence[TrialRow], histories: Mapping[str, Sequence[Row]], metric: Metric
 ) -> tuple[float, list[ArchitectureAtCost]]:
     """The device seconds that each architecture gets, those of the one that spent least, and the architectures, best first.
 
@@ -50,12 +53,17 @@ def architectures_at_equal_cost(
         by_model.setdefault(start_of(row), []).append(row)
     spent = {model: sum(histories[row["trial_id"]][-1]["device_s"] for row in trials) for model, trials in by_model.items()}
     limit_s = min(spent.values(), default=0.0)
-    found = [_within(limit_s, model, trials, histories, spent[model]) for model, trials in by_model.items()]
-    return limit_s, sorted(found, key=lambda each: -1.0 if each.recall_at_10 is None else each.recall_at_10, reverse=True)
+    found = [_within(limit_s, model, trials, histories, metric, spent[model]) for model, trials in by_model.items()]
+    return limit_s, sorted(found, key=lambda each: -1.0 if each.recall is None else each.recall, reverse=True)
 
 
 def _within(
-    limit_s: float, model: str, trials: Sequence[TrialRow], histories: Mapping[str, Sequence[Row]], spent_s: float
+    limit_s: float,
+    model: str,
+    trials: Sequence[TrialRow],
+    histories: Mapping[str, Sequence[Row]],
+    metric: Metric,
+    spent_s: float,
 ) -> ArchitectureAtCost:
     started_s, num_trials = 0.0, 0
     scores: dict[str, float] = {}
@@ -66,20 +74,20 @@ def _within(
         reached = [stage for stage in history if started_s + stage["device_s"] <= limit_s and stage["examples_seen"] > 0]
         if reached and row["state"] != "FAIL":
             # A trial that is whole has the score that it ended with: 0 if it diverged.
-            scores[row["trial_id"]] = recall_of(row) if reached[-1] is history[-1] else reached[-1]["recall_at_10"]
+            scores[row["trial_id"]] = metric.score(row if reached[-1] is history[-1] else reached[-1])
         started_s, num_trials = started_s + history[-1]["device_s"], num_trials + 1
     best = max(scores, key=lambda trial_id: scores[trial_id], default=None)
     return ArchitectureAtCost(model, None if best is None else scores[best], best, num_trials, spent_s)
 
 
-def equal_cost_table(sweep_dir: Path, rows: Sequence[TrialRow]) -> Table | None:
+def equal_cost_table(sweep_dir: Path, rows: Sequence[TrialRow], metric: Metric) -> Table | None:
     """For people; None where there is one architecture only."""
     histories = {row["trial_id"]: _recorded(sweep_dir, row) for row in rows}
-    limit_s, found = architectures_at_equal_cost(rows, histories)
+    limit_s, found = architectures_at_equal_cost(rows, histories, metric)
     if len(found) < 2:
         return None
     table = Table(title=f"best of each model,\nwithin the same {limit_s:,.0f} device seconds")
-    for header in HEADERS:
+    for header in headers(metric):
         table.add_column(header, justify="left" if header == "model" else "right")
     for each in found:
         table.add_row(*each.cells())

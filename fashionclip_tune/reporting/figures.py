@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fashionclip_tune.reporting.comparison import Standing
-from fashionclip_tune.reporting.sweep_files import TrialRow, recall_of, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, start_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
@@ -17,7 +17,7 @@ _LABELS = {"clip_model": "model", "loss_function": "loss", "training.learning_ra
 
 
 def learning_curves(view: SweepView) -> go.Figure | None:
-    """recall_at_10 over examples seen, the zero-shot weights at 0; dashed lines are rungs, a cross is an early end."""
+    """The metric over examples seen, the zero-shot weights at 0; dashed lines are rungs, a cross is an early end."""
     figure = go.Figure()
     colour_of = colours(view)
     legend: set[str] = set()
@@ -30,7 +30,7 @@ def learning_curves(view: SweepView) -> go.Figure | None:
         is_best = view.best is not None and row["trial_id"] == view.best["trial_id"]
         figure.add_scatter(
             x=[each["examples_seen"] for each in curve],
-            y=[each["recall_at_10"] for each in curve],
+            y=[each[view.metric.name] for each in curve],
             mode="lines+markers",
             line={"color": colour_of[model], "width": 3.5 if is_best else 1.4},
             marker={"size": [0] * (len(curve) - 1) + [8], "symbol": "x" if stopped else "circle"},
@@ -46,7 +46,7 @@ def learning_curves(view: SweepView) -> go.Figure | None:
         return None
     for number, rung in enumerate(view.rungs, start=1):
         figure.add_vline(x=rung, line={"color": FAINT, "dash": "dash", "width": 1}, annotation_text=f"rung {number}")
-    return styled(figure, 430, "examples seen", "Recall@10")
+    return styled(figure, 430, "examples seen", view.metric.label)
 
 
 def importances(view: SweepView) -> go.Figure | None:
@@ -81,8 +81,8 @@ def parallel_coordinates(view: SweepView) -> go.Figure | None:
     ]
     if len(rows) < 2 or not axes:
         return None
-    recalls = [row["recall_at_10"] for row in rows]
-    score = {"label": "Recall@10", "values": recalls, "tickformat": ".3f"}
+    recalls = [view.metric.of(row) for row in rows]
+    score = {"label": view.metric.label, "values": recalls, "tickformat": ".3f"}
     line = {"color": recalls, "colorscale": "Viridis", "reversescale": True, "showscale": False}
     figure = go.Figure(go.Parcoords(dimensions=[*axes, score], line=line, labelfont={"size": 13}, tickfont={"size": 12}))
     styled(figure, 380, None, None)
@@ -128,12 +128,14 @@ def budget(view: SweepView) -> go.Figure | None:
 
 def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
     """The best trial of each sweep with its interval; how it was counted where that differs."""
-    found = [(each.sweep + f"<br>{each.counted}" * (len(groups) > 1), each.row) for group in groups for each in group]
+    found = [(each.sweep + f"<br>{each.counted}" * (len(groups) > 1), each) for group in groups for each in group]
     if not found:
         return None
-    recalls = [recall_of(row) for _, row in found]
-    above = [(row.get("recall_at_10_high") or recall) - recall for (_, row), recall in zip(found, recalls, strict=True)]
-    below = [recall - (row.get("recall_at_10_low") or recall) for (_, row), recall in zip(found, recalls, strict=True)]
+    recalls = [each.metric.score(each.row) for _, each in found]
+    ends = [each.metric.interval(each.row) or (recall, recall) for (_, each), recall in zip(found, recalls, strict=True)]
+    above = [high - recall for (_, high), recall in zip(ends, recalls, strict=True)]
+    below = [recall - low for (low, _), recall in zip(ends, recalls, strict=True)]
+    labels = " or ".join(dict.fromkeys(each.metric.label for _, each in found))
     figure = go.Figure(
         go.Scatter(
             x=recalls,
@@ -141,12 +143,12 @@ def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
             mode="markers",
             marker={"size": 12, "color": _COLOURS[0]},
             error_x={"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": _COLOURS[0]},
-            text=[described(row) for _, row in found],
+            text=[described(each.row) for _, each in found],
             hovertemplate="%{text}<br>%{x:.4f}<extra></extra>",
         )
     )
     figure.update_yaxes(type="category", autorange="reversed")
-    return styled(figure, 130 + 40 * len(found), "Recall@10 of the best trial, 95 % interval", None)
+    return styled(figure, 130 + 40 * len(found), f"{labels} of the best trial, 95 % interval", None)
 
 
 def described(row: TrialRow) -> str:

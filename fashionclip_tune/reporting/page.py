@@ -15,7 +15,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import atomic_write
 from fashionclip_tune.progress import OnProgress, no_progress
 from fashionclip_tune.reporting import costs, figures, sections
-from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, STANDING_HEADERS, names_of, standings
+from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, names_of, standing_headers, standings
 from fashionclip_tune.reporting.gallery import Gallery, make_gallery
 from fashionclip_tune.reporting.html import answers, plot, section, table, text
 from fashionclip_tune.reporting.sweep_view import SweepView, view_sweep
@@ -140,6 +140,6 @@ def _side_by_side(views: Sequence[SweepView]) -> Iterator[str]:
     if len(groups) > 1:
         yield f'<p class="note">{NOT_COMPARABLE.capitalize()}.</p>'
     for group in groups:
-        yield table(STANDING_HEADERS, [(list(map(text, each.cells())), "") for each in group], numbers=(3, 4, 5))
+        yield table(standing_headers([group]), [(list(map(text, each.cells())), "") for each in group], numbers=(3, 4, 5))
     elsewhere = "Its figures are in the table, the intervals below with each sweep's winner."
     yield plot(figures.best_of_each(groups), "no sweep has a result yet", elsewhere)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.reporting import figures as plots
 from fashionclip_tune.reporting.html import plot, table, text, wide
 from fashionclip_tune.reporting.sweep_files import (
@@ -27,6 +28,7 @@ def about(view: SweepView) -> str:
     ended = sum(row["state"] != "RUNNING" for row in rows)
     of = f" of {planned}" if (planned := content.get("settings", {}).get("num_trials")) else ""
     parts = [f"{content['state'].lower()}: {ended}{of} trials ended", f"space {content.get('space', '?')}"]
+    parts += [f"maximises {view.metric.name}"] if view.metric != DEFAULT_METRIC else []
     parts += [f"seed {content['seed']}"] if "seed" in content else []
     parts += [f"started {content['created'][:16].replace('T', ' ')} UTC"] if "created" in content else []
     parts += [f"{name} {version}" for name, version in content.get("versions", {}).items() if name in ("torch", "optuna")]
@@ -39,10 +41,10 @@ def winner(view: SweepView) -> Iterator[str]:
     if best is None:
         yield "<p>No trial has ended with a result yet.</p>"
         return
-    low, high = best.get("recall_at_10_low"), best.get("recall_at_10_high")
+    metric, (low, high) = view.metric, view.metric.interval(best) or (None, None)
     interval = "" if low is None else f"95 % interval {low:.4f} to {high:.4f}"
-    cards = [("Recall@10 of the winner", f"{best['recall_at_10']:.4f}", interval, "")]
-    if (base := best.get("untouched_recall_at_10")) is not None:
+    cards = [(f"{metric.label} of the winner", f"{metric.score(best):.4f}", interval, "")]
+    if (base := metric.zero_shot(best)) is not None:
         apart = (
             "no interval known"
             if low is None
@@ -89,11 +91,24 @@ def ranking(view: SweepView) -> Iterator[str]:
         '<p class="note">By the last evaluation. A difference is called real where a paired test over products gives p below '
         "0.05, else a tie; the interval of each figure alone is wider than that of a difference.</p>"
     )
-    headers = ("", "trial", "model", "loss", "lr", "Recall@10", "95 % interval", "behind the best", "", "gain", "photos", "end")
+    headers = (
+        "",
+        "trial",
+        "model",
+        "loss",
+        "lr",
+        view.metric.label,
+        "95 % interval",
+        "behind the best",
+        "",
+        "gain",
+        "photos",
+        "end",
+    )
     rows = []
     for place, row in enumerate(view.rows, start=1):
         is_best = view.best is not None and row["trial_id"] == view.best["trial_id"]
-        low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
+        low, high = view.metric.interval(row) or (None, None)
         test = view.tests.get(row["trial_id"])
         verdict = '<span class="tag best">best</span>' if is_best else ""
         if test is not None:
@@ -105,7 +120,7 @@ def ranking(view: SweepView) -> Iterator[str]:
             text(start_of(row)),
             loss_label(row["config"].get("loss_function")),
             "" if rate is None else f"{rate:.1e}",
-            f"{row['recall_at_10']:.4f}",
+            f"{view.metric.score(row):.4f}",
             "" if low is None else f"{low:.4f} to {high:.4f}",
             "" if test is None else f"{test.difference:.4f} ({_p(test.p_value)})",
             verdict,
@@ -146,17 +161,18 @@ def gains(view: SweepView) -> Iterator[str]:
     """As the published table: a row a model and loss, each with its best trial."""
     best_of: dict[tuple[str, str], TrialRow] = {}
     for row in view.rows:
-        if row.get("untouched_recall_at_10") is not None:
+        if view.metric.zero_shot(row) is not None:
             best_of.setdefault((start_of(row), row["config"].get("loss_function", "")), row)
     if not best_of:
         yield "<p>The zero-shot weights have not been evaluated.</p>"
         return
-    rows = []
+    metric, rows = view.metric, []
     for (model, loss), row in best_of.items():
         relative = "" if row["relative_gain"] is None else f"{row['relative_gain']:+.2%}"
-        figures = [f"{row['untouched_recall_at_10']:.4f}", f"{row['recall_at_10']:.4f}", f"{row['step']:,}", relative]
+        figures = [f"{metric.zero_shot(row):.4f}", f"{metric.score(row):.4f}", f"{row['step']:,}", relative]
         rows.append(([f"{text(model)} ({text(loss_label(loss))})", *figures, row["trial_id"]], ""))
-    yield table(("model (loss)", "zero-shot R@10", "best R@10", "at step", "gain", "trial"), rows, numbers=range(1, 5))
+    headers = ("model (loss)", f"zero-shot {metric.short}", f"best {metric.short}", "at step", "gain", "trial")
+    yield table(headers, rows, numbers=range(1, 5))
 
 
 def curves(view: SweepView) -> Iterator[str]:
@@ -183,13 +199,14 @@ def what_mattered(view: SweepView) -> Iterator[str]:
     found = view.importance
     if found is not None:
         yield (
-            f'<p class="note">PED-ANOVA over {found.num_trials} trials, by Recall@10 after {found.examples_seen:,} photos, '
-            "which all of them saw. Of few trials it is a hint, no proof.</p>"
+            f'<p class="note">PED-ANOVA over {found.num_trials} trials, by {view.metric.label} after '
+            f"{found.examples_seen:,} photos, which all of them saw. Of few trials it is a hint, no proof.</p>"
         )
     shares = found.shares.items() if found is not None else ()
     figures = ", ".join(f"{text(name)} {share:.0%}" for name, share in sorted(shares, key=lambda item: -item[1]))
     yield plot(plots.importances(view), "too few trials to tell (or no study.journal)", f"Its figures: {figures}.")
-    yield '<h3>Settings of all trials</h3><p class="note">A line a trial; the darker, the higher its Recall@10.</p>'
+    darker = f"A line a trial; the darker, the higher its {view.metric.label}."
+    yield f'<h3>Settings of all trials</h3><p class="note">{darker}</p>'
     elsewhere = "Model, loss and learning rate are in the ranking, all settings in <code>trials.csv</code>."
     yield wide(plot(plots.parallel_coordinates(view), "at least two trials that differ are needed", elsewhere))
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 from fashionclip_tune.errors import SCORES_NOTHING, UserError
 from fashionclip_tune.evaluation.evaluate import gain
+from fashionclip_tune.evaluation.metric import Metric, metric_of
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.files import atomic_write
@@ -96,20 +97,15 @@ def figure_or_nothing(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def recall_of(row: TrialRow) -> float:
-    """The recall_at_10 of a trial's last evaluation; 0 before its first."""
-    return row["recall_at_10"] or 0.0
-
-
-def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def ranked(rows: Sequence[TrialRow], metric: Metric) -> list[TrialRow]:
     """Trials with a score, best first; equal ones in the order in which they started."""
-    scored = [row for row in rows if row["recall_at_10"] is not None and row["state"] != "FAIL"]
-    return sorted(scored, key=lambda row: (-recall_of(row), row["trial_id"]))
+    scored = [row for row in rows if metric.of(row) is not None and row["state"] != "FAIL"]
+    return sorted(scored, key=lambda row: (-metric.score(row), row["trial_id"]))
 
 
-def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The trial with the highest recall_at_10 at its last evaluation, among those that have ended with a result or wait."""
-    ended = [row for row in ranked(rows) if row["state"] in ("COMPLETE", "PRUNED", PAUSED) and not has_failed(row)]
+def best_row(rows: Sequence[TrialRow], metric: Metric) -> TrialRow | None:
+    """The trial with the highest metric at its last evaluation, among those that have ended with a result or wait."""
+    ended = [row for row in ranked(rows, metric) if row["state"] in ("COMPLETE", "PRUNED", PAUSED) and not has_failed(row)]
     return ended[0] if ended else None
 
 
@@ -137,7 +133,8 @@ def end_of(row: TrialRow, sweep_state: str) -> str:
 
 def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:
     """One row a trial, one column a figure, or a setting that any trial has."""
-    figures = [name for name in TrialRow.__annotations__ if name not in _NOT_IN_CSV]
+    known = (*TrialRow.__annotations__, *(name for row in rows for name in row))  # those of another metric are behind them
+    figures = [name for name in dict.fromkeys(known) if name not in _NOT_IN_CSV]
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
     with atomic_write(path, newline="") as file:
         writer = csv.DictWriter(file, [*figures, *settings], extrasaction="ignore")
@@ -147,35 +144,40 @@ def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:
 
 def last_queries(sweep_dir: Path, row: TrialRow) -> tuple[Retrieval, dict[str, Any]] | None:
     """The queries of a trial's last evaluation, and of what they are; None where they were not kept."""
-    for path in sweep_dir.glob(f"trials/{row['trial_id']}-*/{QUERIES_FILE}"):
-        try:
-            retrieval, about = load_retrieval(path)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None
-        return (retrieval, about) if about["step"] == row["step"] else None
+    for folder in sweep_dir.glob(f"trials/{row['trial_id']}-*"):
+        return queries_at(folder, row["step"])
     return None
 
 
-def compare_trials(first_dir: Path, first: TrialRow, second_dir: Path, second: TrialRow) -> PairedTest | None:
-    """What one trial is better by in recall_at_10; None where they were not evaluated on the same queries."""
+def queries_at(run_dir: Path, step: int) -> tuple[Retrieval, dict[str, Any]] | None:
+    """The queries of a run's last evaluation, where that was at this step and they were kept; and of what they are."""
+    try:
+        retrieval, about = load_retrieval(run_dir / QUERIES_FILE)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return (retrieval, about) if about["step"] == step else None
+
+
+def compare_trials(first_dir: Path, first: TrialRow, second_dir: Path, second: TrialRow, metric: Metric) -> PairedTest | None:
+    """What one trial is better by in the metric; None where they were not evaluated on the same queries."""
     one, other = last_queries(first_dir, first), last_queries(second_dir, second)
     if one is None or other is None or one[1]["data"] != other[1]["data"]:
         return None
-    return compare(one[0], other[0])
+    return compare(one[0], other[0], metric.k, metric.directions)
 
 
-def tests_of_best(sweep_dir: Path, rows: Sequence[TrialRow]) -> dict[str, PairedTest | None]:
+def tests_of_best(sweep_dir: Path, rows: Sequence[TrialRow], metric: Metric) -> dict[str, PairedTest | None]:
     """What the best trial is better by than each other one that has ended; None where their queries were not the same."""
-    best = best_row(rows)
+    best = best_row(rows, metric)
     if best is None:
         return {}
-    others = [row for row in ranked(rows) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
-    return {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row) for row in others}
+    others = [row for row in ranked(rows, metric) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
+    return {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row, metric) for row in others}
 
 
-def ties_with_best(sweep_dir: Path, rows: Sequence[TrialRow]) -> set[str]:
+def ties_with_best(sweep_dir: Path, rows: Sequence[TrialRow], metric: Metric) -> set[str]:
     """Trials whose difference to the best one is inside chance."""
-    return {name for name, test in tests_of_best(sweep_dir, rows).items() if test is not None and test.is_tie}
+    return {name for name, test in tests_of_best(sweep_dir, rows, metric).items() if test is not None and test.is_tie}
 
 
 def freed_line(sweep: Mapping[str, Any]) -> str | None:
@@ -192,20 +194,21 @@ def zero_shot_lines(sweep: Mapping[str, Any], winner: str, metrics: Mapping[str,
 
     Args:
         winner: what is compared, for the sentence.
-        metrics: its recall_at_10 and protocol; figures of another protocol are not compared with it.
+        metrics: its evaluation's; figures of another protocol are not compared with it.
     """
-    recall, protocol = metrics["recall_at_10"], metrics.get("protocol")
-    rows = [row for row in sweep["trials"] if row.get("untouched_recall_at_10") is not None]
-    measured = [row for row in rows if row.get("protocol") == protocol or protocol is None]
-    top = max(measured, key=lambda row: row["untouched_recall_at_10"], default=None)
-    if top is None or recall >= top["untouched_recall_at_10"]:
+    metric, protocol = metric_of(sweep), metrics.get("protocol")
+    recall = metric.score(metrics)
+    measured = [row for row in sweep["trials"] if row.get("protocol") == protocol or protocol is None]
+    known = [(zero_shot, row) for row in measured if (zero_shot := metric.zero_shot(row)) is not None]
+    zero_shot, top = max(known, key=lambda each: each[0], default=(0.0, None))
+    if top is None or recall >= zero_shot:
         return []
-    zero_shot, model = top["untouched_recall_at_10"], str(top["config"].get("clip_model", "?"))
+    model = str(top["config"].get("clip_model", "?"))
     pretrained = _pretrained(sweep, top)
-    below = f"{winner} is below zero-shot: recall_at_10 {recall:.4f}, but {zero_shot:.4f} of the zero-shot weights of "
+    below = f"{winner} is below zero-shot: {metric.name} {recall:.4f}, but {zero_shot:.4f} of the zero-shot weights of "
     below += start_of(top) + (f" (model.pretrained = {pretrained})" if pretrained != "default" else "")
     refit = (sweep.get("refit") or {}).get("metrics", {})
-    if refit.get("protocol") == protocol and refit.get("recall_at_10", 0.0) >= zero_shot:
+    if refit.get("protocol") == protocol and metric.score(refit) >= zero_shot:
         return [f"{below}. The refit is not: use that"]
     call = loading_call(model, pretrained)
     return [
@@ -227,11 +230,11 @@ def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:
     refit = sweep.get("refit")
     if refit is None:
         return []
-    recall, best = refit["metrics"]["recall_at_10"], sweep["best"]
-    before = best["metrics"]["recall_at_10"]
+    metric, best = metric_of(sweep), sweep["best"]
+    recall, before = metric.score(refit["metrics"]), metric.score(best["metrics"])
     below = zero_shot_lines(sweep, "the refit", refit["metrics"])
     return [
-        f"refit: {refit['times']} times the examples ({refit['examples_seen']:,}), recall_at_10 {recall:.4f}; "
+        f"refit: {refit['times']} times the examples ({refit['examples_seen']:,}), {metric.name} {recall:.4f}; "
         f"trial {best['trial_id']} {before:.4f}; {gain(recall, before)}",
         f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "refit" / "best"}")',
         *below,

@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.errors import rung_of
+from fashionclip_tune.evaluation.metric import Metric, metric_of
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, has_failed, ranked, read_sweep, start_of, tests_of_best
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
@@ -28,7 +29,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each drawn parameter explains, in shares of 1, and of what: recall_at_10 at ``examples_seen``."""
+    """How much each drawn parameter explains, in shares of 1, and of what: the metric at ``examples_seen``."""
 
     shares: dict[str, float]
     examples_seen: int
@@ -53,13 +54,18 @@ class SweepView:
     torn: Sequence[Path]
 
     @cached_property
+    def metric(self) -> Metric:
+        """What the sweep maximises."""
+        return metric_of(self.content)
+
+    @cached_property
     def rows(self) -> list[TrialRow]:
         """Trials with a score, best first."""
-        return ranked(self.content["trials"])
+        return ranked(self.content["trials"], self.metric)
 
     @cached_property
     def best(self) -> TrialRow | None:
-        return best_row(self.content["trials"])
+        return best_row(self.content["trials"], self.metric)
 
     @cached_property
     def ties(self) -> set[str]:
@@ -134,8 +140,8 @@ def view_sweep(folder: Path, name: str | None = None) -> SweepView:
             rows, unreadable = read_whole_rows(path)
             curves[row["trial_id"]] = [each for each in rows if each["examples_seen"] <= row["examples_seen"]]
             torn += unreadable
-    tests, trials = tests_of_best(folder, content["trials"]), read_trials(folder / "study.journal")
-    return SweepView(folder, name or str(content["name"]), content, curves, tests, trials, torn)
+    tests = tests_of_best(folder, content["trials"], metric_of(content))
+    return SweepView(folder, name or str(content["name"]), content, curves, tests, read_trials(folder / "study.journal"), torn)
 
 
 def read_trials(journal: Path) -> list[FrozenTrial]:

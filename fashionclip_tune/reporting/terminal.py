@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
-from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, STANDING_HEADERS, Standing, names_of, standings
+from fashionclip_tune.evaluation.metric import Metric, metric_of
+from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, Standing, names_of, standing_headers, standings
 from fashionclip_tune.reporting.equal_cost import equal_cost_table
 from fashionclip_tune.reporting.sweep_files import (
     TrialRow,
@@ -27,24 +28,21 @@ from fashionclip_tune.reporting.sweep_files import (
 )
 
 _SHOWN_BAD, _INDENT = 10, 10
-_LEGEND = (
-    "lr: learning rate. seen: examples. R@10: recall_at_10, mean of both directions. ±: half of its 95 % interval. "
-    "gain, %: over zero-shot."
-)
 
 
-def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, ties: Collection[str] = ()) -> Table:
+def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, metric: Metric, ties: Collection[str] = ()) -> Table:
     """Trials in the given order, with half the width of their interval and the gain over their zero-shot weights.
 
     ``ties``: those that are not told apart from the best one.
     """
     if counted := dict.fromkeys(counted_as(row) for row in rows if row.get("protocol")):
-        title += f"\nrecall_at_10: {', '.join(counted)}"
+        title += f"\n{metric.name}: {', '.join(counted)}"
     # On a narrow terminal words go on in a second line; figures stay whole.
-    table = Table(title=title, caption=_LEGEND, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    legend = f"lr: learning rate. seen: examples. {metric.legend}. ±: half of its 95 % interval. gain, %: over zero-shot."
+    table = Table(title=title, caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("trial", "model", "loss", "lr", "augment"):
         table.add_column(header, no_wrap=header != "augment")
-    for header in ("seen", "R@10", "±", "gain", "%"):
+    for header in ("seen", metric.short, "±", "gain", "%"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("end")
     for row in rows:
@@ -57,8 +55,8 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, ties: C
             f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
             _augmentation(config),
             _thousands(row["examples_seen"]),
-            figure_or_nothing(row["recall_at_10"], ".4f"),
-            _half_width(row),
+            figure_or_nothing(metric.of(row), ".4f"),
+            _half_width(metric.interval(row)),
             figure_or_nothing(row.get("gain"), "+.4f"),
             figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%"),
             f"{end}, tie" if row["trial_id"] in ties else end,
@@ -94,20 +92,20 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     best = sweep["best"]
     if best is None:
         return ["no trial has ended with a result"]
-    config, metrics = best["config"], best["metrics"]
-    model = start_of(best)
-    recall = metrics["recall_at_10"]
-    lines = [f"best: trial {best['trial_id']}, {model}, recall_at_10 {recall:.4f}, recall_at_5 {metrics['recall_at_5']:.4f}"]
-    if ranked(sweep["trials"])[0]["trial_id"] != best["trial_id"]:
+    config, metrics, metric = best["config"], best["metrics"], metric_of(sweep)
+    model, recall = start_of(best), metric.score(metrics)
+    (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
+    recalls = [f"{name} {metrics[name]:.4f}" for name in dict.fromkeys([metric.name, "recall_at_10", "recall_at_5"])]
+    lines = [f"best: trial {best['trial_id']}, {model}, {', '.join(recalls)}"]
+    if ranked(sweep["trials"], metric)[0]["trial_id"] != best["trial_id"]:
         lines[0] += ", of those that have ended"
-    if "recall_at_10_low" in metrics:
-        low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
+    if (interval := metric.interval({**row, **metrics})) is not None:
+        low, high = interval
         lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {counted_as(metrics)}")
     if (asked := coverage_line(metrics)) is not None:
         lines.append(f"      {asked}")
-    (row,) = (each for each in sweep["trials"] if each["trial_id"] == best["trial_id"])
-    if (base := row.get("untouched_recall_at_10")) is not None:
-        lines.append(f"      zero-shot {model}: recall_at_10 {base:.4f}; {gain(recall, base)}")
+    if (base := metric.zero_shot(row)) is not None:
+        lines.append(f"      zero-shot {model}: {metric.name} {base:.4f}; {gain(recall, base)}")
     lines += zero_shot_lines(sweep, f"the winner, trial {best['trial_id']},", metrics)
     if ties:
         lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
@@ -129,9 +127,8 @@ def _thousands(count: int) -> str:
     return f"{count / 1000:,.1f}k" if count >= 1000 else f"{count}"
 
 
-def _half_width(row: TrialRow) -> str:
-    low, high = row.get("recall_at_10_low"), row.get("recall_at_10_high")
-    return "" if low is None or high is None else f"{(high - low) / 2:.3f}"
+def _half_width(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{(interval[1] - interval[0]) / 2:.3f}"
 
 
 def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
@@ -139,11 +136,12 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
     parts: list[Table | str] = []
     for folder, name in zip(sweep_dirs, names_of(sweep_dirs), strict=True):
         sweep = read_sweep(folder)
-        rows = ranked(sweep["trials"])
-        ties = ties_with_best(folder, rows)
-        parts.append(trials_table(rows, f"{name} ({sweep['state'].lower()}), best first", sweep["state"], ties))
+        metric = metric_of(sweep)
+        rows = ranked(sweep["trials"], metric)
+        ties = ties_with_best(folder, rows, metric)
+        parts.append(trials_table(rows, f"{name} ({sweep['state'].lower()}), best first", sweep["state"], metric, ties))
         parts += winner_lines(sweep, folder, ties)
-        if (at_equal_cost := equal_cost_table(folder, sweep["trials"])) is not None:
+        if (at_equal_cost := equal_cost_table(folder, sweep["trials"], metric)) is not None:
             parts.append(at_equal_cost)
         parts += failure_lines(sweep["trials"])
     if len(sweep_dirs) > 1:
@@ -153,9 +151,10 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
 
 def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
     title = "best of each sweep" + f"\n{NOT_COMPARABLE}" * (len(groups) > 1)
-    legend = "R@10: recall_at_10, mean of both directions. gain, %: over zero-shot. behind: the first one, by its test."
+    legends = dict.fromkeys(each.metric.legend for group in groups for each in group)
+    legend = ". ".join([*legends, "gain, %: over zero-shot. behind: the first one, by its test."])
     table = Table(title=title, caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for column, header in enumerate(STANDING_HEADERS):
+    for column, header in enumerate(standing_headers(groups)):
         table.add_column(header, justify="right" if 3 <= column <= 6 else "left", no_wrap=header != "counted as")
     for number, group in enumerate(groups):
         if number:

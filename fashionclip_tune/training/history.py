@@ -19,6 +19,7 @@ from fashionclip_tune.config.choices import LossFunctionOptions
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.encode import EncodingSpeed
+from fashionclip_tune.evaluation.protocols import DIRECTIONS
 from fashionclip_tune.files import atomic_write, write_json
 
 Row = dict[str, Any]
@@ -107,7 +108,7 @@ class History:
 
     def _write_scalars(self, row: Row) -> None:
         for name, value in row.items():
-            if (tag := _tag(name)) is not None:
+            if (tag := scalar_tag(name)) is not None:
                 self._writer.add_scalar(tag, value, row["examples_seen"])
 
     def close(self) -> None:
@@ -124,7 +125,7 @@ def _wait_for_a_later_name(run_dir: Path) -> None:
         time.sleep(0.05)
 
 
-def _tag(name: str) -> str | None:
+def scalar_tag(name: str) -> str | None:
     """TensorBoard sorts by group: the recalls come first, each with a chart of its own, then what explains them."""
     if re.fullmatch(r"recall_at_\d+", name):
         return name
@@ -146,13 +147,12 @@ def _difference(earlier: Row, row: Row) -> str | None:
     return None
 
 
-_DIRECTIONS = ("text_to_image", "image_to_text")
 COLUMNS = (
     "step",
     "model",
     "loss_function",
     *(f"recall@{k}_mean" for k in (5, 10)),
-    *(f"recall@{k}_{direction}" for k in (5, 10) for direction in _DIRECTIONS),
+    *(f"recall@{k}_{direction}" for k in (5, 10) for direction in DIRECTIONS),
     "num_samples",
     "loss",
     "loss_type",
@@ -174,7 +174,7 @@ def write_training_log(config: ProjectConfig, out_dir: Path, rows: Sequence[Row]
         writer.writerow(COLUMNS)
         for row in rows:
             means = [row[f"recall_at_{k}"] for k in (5, 10)]
-            directions = [row[f"recall_at_{k}_{direction}"] for k in (5, 10) for direction in _DIRECTIONS]
+            directions = [row[f"recall_at_{k}_{direction}"] for k in (5, 10) for direction in DIRECTIONS]
             about = [row["step"], config.model_name, config.loss_function.value]
             writer.writerow([*about, *means, *directions, row["num_pairs"], row.get("loss", ""), loss_type])
     return path

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import write_json
-from fashionclip_tune.reporting.sweep_files import freed_line
+from fashionclip_tune.reporting.sweep_files import best_row, freed_line
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.backend.hooks import SweepJob
 from fashionclip_tune.tuning.backend.runner import run_trials
@@ -80,8 +80,8 @@ class _Bookkeeping:
         self._location = location
         self._stop = stop
         self._record = SweepRecord(location.run_dir, study, header)
-        self._retention = Retention(location.run_dir, plan.build, location.mirror)
-        self._hparams = HParamsTab(location.run_dir, plan.check.settings)
+        self._retention = Retention(location.run_dir, plan.build, location.mirror, plan.settings.maximised)
+        self._hparams = HParamsTab(location.run_dir, plan.check.settings, plan.settings.maximised)
 
     def record(self, state: str) -> dict[str, Any]:
         """Writes sweep.json and its tables, and returns the content."""
@@ -104,7 +104,8 @@ class _Bookkeeping:
         rows = self._record.rows()
         self._hparams.add(rows)
         self._retention.apply(rows)
-        export_best(self._location.run_dir, rows, self._plan.build, self._location.mirror, limited)
+        best = best_row(rows, self._plan.settings.maximised)
+        export_best(self._location.run_dir, best, self._plan.build, self._location.mirror, limited)
         return self.record(state)
 
 
@@ -141,6 +142,7 @@ def drive(plan: SweepPlan, location: SweepLocation, console: Console, time_budge
                 durable=location.durable_plan(plan.sync_every_s, plan.may_end_at),
                 disk_budget_bytes=plan.disk_budget_bytes,
                 time_budget=time_budget,
+                metric=plan.settings.maximised.name,
             ),
             on_event=lambda: books.on_event(progress),
             stop=stop,

@@ -1,13 +1,12 @@
-"""A trial as everyone knows it: its plan, its share of the machine, its folder, its metric."""
+"""A trial as everyone knows it: its plan, its share of the machine, its folder."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.reporting.sweep_files import TrialRow, start_of
-
-METRIC = "recall_at_10"
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class TrialPlan:
     share: Share = Share(0.0, 1.0)
     disk_budget_bytes: int | None = None
     """Of all that the sweep's folder in the results may hold; asked at each large write."""
+    metric: str = DEFAULT_METRIC.name
+    """What of an evaluation is the trial's value."""
 
     def to_ray(self) -> dict[str, Any]:
         # As text: Ray would take dots in the keys for nesting.

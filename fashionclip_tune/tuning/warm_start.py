@@ -22,6 +22,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from fashionclip_tune.config.project import ProjectConfig, override_paths
 from fashionclip_tune.config.stored import BATCH_NORM, EDITION_PATH, stored_config, with_stored
 from fashionclip_tune.errors import StorageError, UserError
+from fashionclip_tune.evaluation.metric import metric_of
 from fashionclip_tune.models.architecture import may_have_batch_norms
 from fashionclip_tune.models.starts import settled
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
@@ -48,6 +49,8 @@ def older_trials(plan: SweepPlan) -> list[FrozenTrial]:
         is_other_data = saved.get("data_fingerprint") != plan.data_fingerprint
         why = f"its data is not {plan.base.dataset_dir}, and only --scheduler {FREEZE_THAW} learns from other data"
         _check_comparable(not is_other_data or isinstance(plan.rule, WaitingRule), why)
+        theirs, ours = metric_of(saved).name, plan.settings.maximised.name
+        _check_comparable(theirs == ours, f"it maximised {theirs}, this sweep {ours}")
         _check_comparable("base_config" in saved, "it was made by a version that did not record all settings")
         base = stored_config(saved["base_config"], allow_remote=plan.base.reading.allow_remote)
         trials = [trial for trial in _ended(folder) if settings(trial)]

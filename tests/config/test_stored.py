@@ -14,6 +14,7 @@ from fashionclip_tune.config.choices import BatchNorms
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.stored import UNSAID, as_begun, stored_config, with_stored
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.models.named_model import named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model
 from fashionclip_tune.reporting.gallery import make_gallery
@@ -65,7 +66,7 @@ def test_a_report_of_a_foreign_sweep_runs_nothing(sweep_dir: Path, marker: Path)
     assert "small: what the winner finds is not shown: 'pipe:touch" in said
     assert "must be asked for: --allow-remote" in said
     with pytest.raises(UserError, match="must be asked for: --allow-remote"):
-        make_gallery(sweep_dir, best_row(read_sweep(sweep_dir)["trials"]) or {})
+        make_gallery(sweep_dir, best_row(read_sweep(sweep_dir)["trials"], DEFAULT_METRIC) or {})
     assert not marker.exists()
 
 

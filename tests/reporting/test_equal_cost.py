@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.reporting.equal_cost import ArchitectureAtCost, architectures_at_equal_cost, equal_cost_table
 
 
@@ -29,7 +30,9 @@ def trial(number: int, model: str, *stages: tuple[float, float], **row: Any) -> 
 
 
 def ranked(*trials: tuple[dict[str, Any], list[dict[str, Any]]]) -> tuple[float, list[ArchitectureAtCost]]:
-    return architectures_at_equal_cost([row for row, _ in trials], {row["trial_id"]: history for row, history in trials})
+    return architectures_at_equal_cost(
+        [row for row, _ in trials], {row["trial_id"]: history for row, history in trials}, DEFAULT_METRIC
+    )
 
 
 def test_the_dear_model_is_ahead_by_examples_and_behind_by_time() -> None:
@@ -50,7 +53,7 @@ def test_the_dear_model_is_ahead_by_examples_and_behind_by_time() -> None:
 
 def test_a_trials_score_is_its_last_stage_within_the_time_not_its_best() -> None:
     _, found = ranked(trial(0, "a", (1, 0.2), (5, 0.9), (10, 0.4)), trial(1, "b", (1, 0.2), (10, 0.5)))
-    assert [(each.clip_model, each.recall_at_10) for each in found] == [("b", 0.5), ("a", 0.4)]
+    assert [(each.clip_model, each.recall) for each in found] == [("b", 0.5), ("a", 0.4)]
 
 
 def test_untouched_weights_are_no_result_and_a_model_without_any_comes_last() -> None:
@@ -69,7 +72,7 @@ def test_a_diverged_trial_scores_nothing_and_a_failed_one_costs_its_time_only() 
 
 
 def test_a_sweep_without_evaluations_ranks_nothing() -> None:
-    assert architectures_at_equal_cost([trial(0, "a", (1, 0.2))[0]], {}) == (0.0, [])
+    assert architectures_at_equal_cost([trial(0, "a", (1, 0.2))[0]], {}, DEFAULT_METRIC) == (0.0, [])
 
 
 def written(folder: Path, *trials: tuple[dict[str, Any], list[dict[str, Any]]]) -> str | None:
@@ -78,7 +81,7 @@ def written(folder: Path, *trials: tuple[dict[str, Any], list[dict[str, Any]]]) 
         evaluations.mkdir(parents=True)
         for stage in history:
             (evaluations / f"step_{stage['step']:08d}.json").write_text(json.dumps(stage))
-    table = equal_cost_table(folder, [row for row, _ in trials])
+    table = equal_cost_table(folder, [row for row, _ in trials], DEFAULT_METRIC)
     if table is None:
         return None
     console = Console(width=120, file=io.StringIO())

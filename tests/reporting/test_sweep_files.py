@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fashionclip_tune.config.choices import RetrievalProtocol as Protocol
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
 from fashionclip_tune.metrics import QueryRanks
 from fashionclip_tune.reporting.comparison import names_of, standings
@@ -86,7 +87,7 @@ def printed(*folders: Path) -> str:
 
 def test_trials_inside_chance_of_the_best_are_called_ties(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "one", [150, 148, 60])
-    assert ties_with_best(folder, json.loads((folder / "sweep.json").read_text())["trials"]) == {"0001"}
+    assert ties_with_best(folder, json.loads((folder / "sweep.json").read_text())["trials"], DEFAULT_METRIC) == {"0001"}
     text = printed(folder)
     lines = {line[:4]: line for line in text.splitlines() if line[:4].isdigit()}
     assert "budget, tie" in lines["0001"]
@@ -117,9 +118,9 @@ def test_a_trial_that_came_to_nothing_is_not_the_best_one() -> None:
     """Its 0 is what the search learns from, not a result; an ended trial with 0 is one."""
     ends = [("PRUNED", "diverged"), ("PRUNED", "out_of_memory"), ("FAIL", "error")]
     rows = [{**row(number, 0.0, state=state), "stop_reason": reason} for number, (state, reason) in enumerate(ends)]
-    assert best_row(rows) is None
+    assert best_row(rows, DEFAULT_METRIC) is None
     rows.append(row(7, 0.0))
-    best = best_row(rows)
+    best = best_row(rows, DEFAULT_METRIC)
     assert best is not None
     assert best["trial_id"] == "0007"
 
@@ -130,7 +131,7 @@ def test_queries_of_another_stage_or_a_damaged_file_are_not_compared(tmp_path: P
     (damaged,) = folder.glob(f"trials/0002-*/{QUERIES_FILE}")
     damaged.write_bytes(damaged.read_bytes()[:100])
     rows = json.loads((folder / "sweep.json").read_text())["trials"]
-    assert ties_with_best(folder, rows) == ({"0001"} if kept_step == 10 else set())
+    assert ties_with_best(folder, rows, DEFAULT_METRIC) == ({"0001"} if kept_step == 10 else set())
 
 
 def test_the_best_of_several_sweeps_are_compared_on_the_same_queries_only(tmp_path: Path) -> None:

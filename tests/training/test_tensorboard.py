@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.training.history import read_history
 from fashionclip_tune.tuning.persistence.hparams import columns, write_hparams
 
@@ -113,7 +114,7 @@ def test_hparams_has_a_column_for_every_setting_in_every_trial(ask: Ask, small_s
 def test_a_trial_is_added_to_hparams_once(tmp_path: Path) -> None:
     row = {"trial_id": "0003", "state": "COMPLETE", "duration_s": 2.0, "config": {"training.learning_rate": 1e-3}}
     for _ in range(2):
-        write_hparams(tmp_path, row, {"training.learning_rate": True})
+        write_hparams(tmp_path, row, {"training.learning_rate": True}, DEFAULT_METRIC)
     assert len(list(tmp_path.glob("*.hparams"))) == 1
 
 

@@ -11,15 +11,19 @@ from safetensors.torch import load_file
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.evaluation.evaluate_model import EvaluateOptions, run_evaluate
 from fashionclip_tune.evaluation.examples import fixed_queries
+from fashionclip_tune.evaluation.metric import METRICS
 from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.models.weights import read_weights
 from fashionclip_tune.progress import no_phases
 from fashionclip_tune.reporting.gallery import make_gallery
 from fashionclip_tune.reporting.sweep_files import last_queries, ranked
+from fashionclip_tune.reporting.sweep_view import read_trials
 from fashionclip_tune.storage.checkpoint import newest_weights
+from fashionclip_tune.training.history import read_history
 from tests.tuning.conftest import RunSweep, sweep_json
 
 pytestmark = pytest.mark.ray
+METRIC = METRICS["recall_at_5_image_to_text"]
 
 
 @pytest.fixture
@@ -41,15 +45,25 @@ def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
     monkeypatch.chdir(tmp_path / "beside")
     fixed = ("clip_model=local-dir:../start", "training.batch_size=16", "training.learning_rate=1e-3", "hardware.threads=1")
     flags = ["--data", garments, "--results", tmp_path, "--name", "it", "--num-trials", "2", "--budget-examples", "96"]
+    flags += ["--metric", METRIC.name]
     code, out, err = run_sweep(*flags, *(part for setting in fixed for part in ("--set", setting)))
     assert code == 0, err
     sweep_dir = tmp_path / "it"
     content = sweep_json(sweep_dir)
-    best = ranked(content["trials"])[0]
+    best = ranked(content["trials"], METRIC)[0]
+    assert content["metric"] == METRIC.name
+    assert content["best"]["trial_id"] == best["trial_id"]
+    for row, known in zip(content["trials"], read_trials(sweep_dir / "study.journal"), strict=True):
+        (folder,) = sweep_dir.glob(f"trials/{row['trial_id']}-*")
+        assert known.intermediate_values == {each["examples_seen"]: each[METRIC.name] for each in read_history(folder)}
+        assert known.value in (None, row[METRIC.name])
+        assert METRIC.interval(row) is not None
     assert best["config"]["clip_model"] == f"local-dir:{start.resolve()}"
     assert "else from the hub" not in out
 
     (trial,) = sweep_dir.glob(f"trials/{best['trial_id']}-*")
+    (hparams,) = trial.glob("*.hparams")
+    assert f"recall_by_direction/{METRIC.name}".encode() in hparams.read_bytes()
     trained, exported = read_weights(newest_weights(trial)), load_file(sweep_dir / "best" / "open_clip_model.safetensors")
     assert trained.keys() == exported.keys()
     assert all(torch.equal(trained[key], exported[key]) for key in trained)
@@ -61,6 +75,7 @@ def test_a_sweep_from_a_folder_is_measured_by_its_own_weights(
     for model in named:
         report = run_evaluate(EvaluateOptions(model=str(model), data=garments, config=config), no_phases)
         assert report.notes == []
+        assert report.figures[0][METRIC.name] == METRIC.of(best)
         assert report.figures[0]["recall_at_10"] == best["recall_at_10"]
         assert report.zero_shot[0]["recall_at_10"] == best["untouched_recall_at_10"]
     zero_shot = run_evaluate(EvaluateOptions(model=os.path.relpath(start), data=garments, config=config), no_phases)

@@ -29,6 +29,7 @@ def refused(result: Any, *said: Any) -> Any:
         (["--space", "nonsense"], ["nonsense", "tiny", "openclip", "published"]),
         (["--scheduler", "pbt"], ["--scheduler 'pbt'", "asha, asha-stopping, median or none", "settings midway"]),
         (["--scheduler", "bohb"], ["--scheduler 'bohb'", "asha, asha-stopping, median or none", "wait for each other"]),
+        (["--metric", "recall@10"], ["--metric 'recall@10'", "recall_at_5, recall_at_5_text_to_image", "evaluation.protocol"]),
         (["--min-trials-per-model", "-1"], ["--min-trials-per-model -1", "at least 0"]),
         (["--min-trials-per-model", "9"], ["--min-trials-per-model 9", "2 models", "at most 8"]),
         (["--min-trials-per-model", "1", "--space", "published"], ["--min-trials-per-model 1", "no categorical parameter"]),
@@ -171,9 +172,13 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep: RunSweep, garme
         "budget:   432 examples a trial (2.7 epochs), evaluated every 48",
         "rungs at 48, 144 examples",
         "losses:   contrastive, siglip; at least 3 trials for each start, in turns of like cost",
+        "metric:   recall_at_10, protocol instance",
     ):
         assert part in out
     assert not (tmp_path / "results").exists()
+    chosen = ("--metric", "recall_at_1_image_to_text", "--set", "evaluation.protocol=product")
+    _, out, _ = run_sweep("--data", garments, "--results", tmp_path / "results", "--dry-run", *FAST, *chosen)
+    assert "metric:   recall_at_1_image_to_text, protocol product" in out
 
 
 def test_a_dry_run_plans_for_a_card_that_is_not_here(

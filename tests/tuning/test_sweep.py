@@ -22,6 +22,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.resilience.started_processes import Leaving, marked, running, running_below, still_there
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.machine.hardware import this_machine
 from fashionclip_tune.training.history import TIMING
 from fashionclip_tune.tuning.persistence.retention import keepers
@@ -140,7 +141,7 @@ def test_tensorboard_shows_a_curve_of_every_trial(finished: Path) -> None:
 
 
 def test_the_best_three_of_an_architecture_keep_their_weights_and_none_an_optimizer(finished: Path) -> None:
-    kept = keepers(sweep_json(finished)["trials"])
+    kept = keepers(sweep_json(finished)["trials"], DEFAULT_METRIC)
     for folder in (finished / "trials").iterdir():
         if folder.name[:4] not in kept:
             assert not (folder / "checkpoints").exists()

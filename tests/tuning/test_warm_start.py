@@ -141,10 +141,15 @@ def test_another_seed_scheduler_and_number_of_trials_are_no_obstacle(older: Path
     [
         ({"budget_examples": 288}, ["training.budget_examples was 144 in trial 0000, here it is 288"]),
         ({"grace_examples": 48}, ["training.stage_examples was 16 in trial 0000, here it is 48"]),
+        ({"metric": "recall_at_5"}, ["it maximised recall_at_10, this sweep recall_at_5"]),
+        (
+            {"overrides": {"evaluation.protocol": "product"}},
+            ["evaluation.protocol was instance in trial 0000, here it is product"],
+        ),
         ({"overrides": {"training.weight_decay": 0.5}}, ["training.weight_decay was", "here it is 0.5"]),
         ({"overrides": {"training.learning_rate": 0.5}}, ["training.learning_rate was", "here it is 0.5"]),
     ],
-    ids=["budget", "stage", "setting", "drawn"],
+    ids=["budget", "stage", "metric", "protocol", "setting", "drawn"],
 )
 def test_what_changes_numbers_must_be_the_same(older: Path, garments: Path, tmp_path: Path, changed: Any, said: Any) -> None:
     plan = planned(garments, tmp_path, warm_start=str(older), **changed)

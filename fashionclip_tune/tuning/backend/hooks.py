@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import SCORES_NOTHING, StopReason, StorageError
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC, METRICS
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
@@ -24,7 +25,7 @@ from fashionclip_tune.tuning.study.draws import Space
 from fashionclip_tune.tuning.study.failure_guard import common_failure
 from fashionclip_tune.tuning.study.search import Search
 from fashionclip_tune.tuning.study.study import SweepStudy
-from fashionclip_tune.tuning.trial import METRIC, DurablePlan, Share, TrialPlan, trial_dir
+from fashionclip_tune.tuning.trial import DurablePlan, Share, TrialPlan, trial_dir
 
 _NORMAL_95 = 1.96  # deviations on either side
 _ROUNDING = 0.01  # of shares: three thirds are a whole
@@ -54,13 +55,14 @@ class SweepJob:
     disk_budget_bytes: int | None = None
     """Of the sweep's folder in the results; None: as much as the disk has."""
     time_budget: TimeBudget | None = None
+    metric: str = DEFAULT_METRIC.name
 
 
 class StudySearcher(_NotPickled, Searcher):
     """Hands the study's unfinished trials to Ray, then new ones, at most as many at a time as there are slots."""
 
     def __init__(self, study: SweepStudy, search: Search, job: SweepJob, stop: StopSignal) -> None:
-        super().__init__(metric=METRIC, mode="max")
+        super().__init__(metric=job.metric, mode="max")
         self._study = study
         self._search = search
         self._job = job
@@ -88,7 +90,10 @@ class StudySearcher(_NotPickled, Searcher):
             self._running[trial_id], self._gpus[trial_id] = number, share.gpus
             start = self._job.labels.get(config.model_name, settings["clip_model"])
             folder = trial_dir(self._job.sweep_dir, number, start, settings["loss_function"])
-            plan = TrialPlan(number, str(folder), config.to_dict(), self._job.durable, share, self._job.disk_budget_bytes)
+            job = self._job
+            plan = TrialPlan(
+                number, str(folder), config.to_dict(), job.durable, share, job.disk_budget_bytes, metric=job.metric
+            )
             return plan.to_ray()
         return None
 
@@ -161,20 +166,20 @@ class StudyScheduler(_NotPickled, FIFOScheduler):
         if "stop_reason" in result:
             self._study.end(plan.number, _state_at(result["stop_reason"]), result["stop_reason"], result["message"])
             return str(TrialScheduler.STOP)
-        examples_seen, value = int(result["examples_seen"]), float(result[METRIC])
+        examples_seen, value = int(result["examples_seen"]), float(result[plan.metric])
         self._study.record_stage(plan.number, examples_seen, value)
         if not math.isfinite(value):
-            said = f"recall_at_10 is {value} after {examples_seen} examples"
+            said = f"{plan.metric} is {value} after {examples_seen} examples"
             self._study.end(plan.number, _state_at(StopReason.DIVERGED), StopReason.DIVERGED, said)
             return str(TrialScheduler.STOP)
-        goes_on = self._search.goes_on(plan.number, examples_seen, _variance(result))
+        goes_on = self._search.goes_on(plan.number, examples_seen, _variance(result, plan.metric))
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
-def _variance(result: Mapping[str, Any]) -> float | None:
-    """Of the value, by the interval of 95 % that its evaluation gives."""
-    low, high = result.get(f"{METRIC}_low"), result.get(f"{METRIC}_high")
-    return None if low is None or high is None else ((high - low) / (2 * _NORMAL_95)) ** 2
+def _variance(result: Mapping[str, Any], metric: str) -> float | None:
+    """Of the value, by its interval of 95 %."""
+    ends = METRICS[metric].interval(result)
+    return None if ends is None else ((ends[1] - ends[0]) / (2 * _NORMAL_95)) ** 2
 
 
 def _state_at(stop_reason: str) -> TrialState:

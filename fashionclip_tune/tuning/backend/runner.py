@@ -26,7 +26,7 @@ from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.time_budget import TimeBudget
 from fashionclip_tune.tuning.study.search import Search
 from fashionclip_tune.tuning.study.study import SweepStudy
-from fashionclip_tune.tuning.trial import METRIC, TrialPlan
+from fashionclip_tune.tuning.trial import TrialPlan
 
 # Ray waits this long for a stopped trial's cleanup before it reuses the actor; with its 2 s, a cleanup of 4 s hung the
 # whole sweep. A checkpoint of a large model on a slow disk takes a minute.
@@ -76,7 +76,7 @@ def run_trials(
         tuner = tune.Tuner(
             tune.with_resources(_patient(trainable), _resources),
             tune_config=tune.TuneConfig(
-                metric=METRIC,
+                metric=job.metric,
                 mode="max",
                 search_alg=StudySearcher(study, search, job, stop),
                 scheduler=StudyScheduler(study, search, stop),

@@ -16,8 +16,10 @@ from ray import tune
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.errors import BadDataError, DivergedError, OutOfMemoryError, StoppedError, StopReason, UnavailableError
+from fashionclip_tune.evaluation.metric import METRICS, Metric
 from fashionclip_tune.files import is_full
 from fashionclip_tune.profiling.memory import CONTEXT_BYTES
+from fashionclip_tune.reporting.sweep_files import queries_at
 from fashionclip_tune.training.callbacks import RunCallbacks
 from fashionclip_tune.training.device import free_memory, ran_out_of_memory
 from fashionclip_tune.training.history import Row
@@ -25,7 +27,7 @@ from fashionclip_tune.training.train import run_training
 from fashionclip_tune.tuning.backend.stop_signal import StopPoll
 from fashionclip_tune.tuning.persistence.run_sync import RunSync
 from fashionclip_tune.tuning.planning.disk import room_within
-from fashionclip_tune.tuning.trial import METRIC, TrialPlan
+from fashionclip_tune.tuning.trial import TrialPlan
 
 _WAIT_S = 120.0
 _POLL_S = 2.0
@@ -77,7 +79,7 @@ def run_trial(ray_config: dict[str, Any]) -> None:
     """
     plan = TrialPlan.from_ray(ray_config)
     config, trial_dir = ProjectConfig.from_dict(plan.config), Path(plan.trial_dir)
-    reported = {"examples_seen": 0, METRIC: 0.0}
+    reported = {"examples_seen": 0, plan.metric: 0.0}
     # What the actor's last trial left is freed now: its traceback held on to it until it was gone.
     gc.collect()
     if not gc.get_freeze_count():
@@ -139,7 +141,7 @@ def _train(plan: TrialPlan, config: ProjectConfig, trial_dir: Path, reported: di
         reported.update(row)
         if durable is not None:
             durable.keep(row)
-        tune.report(dict(row))
+        tune.report({**row, **_interval(METRICS[plan.metric], row, trial_dir)})
 
     if plan.share.gpu_memory_bytes is not None and plan.share.gpu_needed_bytes is not None:
         claim_gpu_share(plan.share.gpu_memory_bytes, plan.share.gpu_needed_bytes)
@@ -149,6 +151,13 @@ def _train(plan: TrialPlan, config: ProjectConfig, trial_dir: Path, reported: di
     if durable is not None:
         callbacks = durable.run.watching(callbacks)
     run_training(config, trial_dir, callbacks, resume_from=trial_dir)
+
+
+def _interval(metric: Metric, row: Row, trial_dir: Path) -> dict[str, float]:
+    """How certain the value is, for the search: of a metric of which the evaluation does not say it."""
+    if metric.interval(row) is not None or (found := queries_at(trial_dir, row.get("step", 0))) is None:
+        return {}
+    return metric.computed_interval(found[0])
 
 
 def _what_is_missing(error: Exception, config: ProjectConfig) -> str | None:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fashionclip_tune.errors import StopReason, rung_of
+from fashionclip_tune.evaluation.metric import Metric, metric_of
 from fashionclip_tune.reporting.sweep_files import (
     PAUSED,
     TrialRow,
@@ -22,8 +23,8 @@ from fashionclip_tune.reporting.sweep_files import (
     start_of,
 )
 
-_HEADERS = ("trial", "model", "loss", "lr", "stage", "R@10", "change", "img/s")
-_NUMBERS = _HEADERS[3:]
+_WORDS = ("trial", "model", "loss")
+_NUMBERS = ("lr", "stage", "{metric}", "change", "img/s")
 _NARROW, _NARROW_MODEL = 100, 14
 # Around the trials: a title and a line below them that may each take two lines, headers, the line that the cursor stands in.
 _OTHER_LINES = 6
@@ -70,7 +71,7 @@ class Progress:
             self._said[row["trial_id"]] = now
             if is_news and (self._live is None or has_failed(row)):  # a message has no room in the table
                 end = "" if is_open(row) else f"  ({self._ended()} of {self.num_trials} ended{self._left()})"
-                self.console.print(_line(row) + end, highlight=False, soft_wrap=True, markup=False)
+                self.console.print(_line(row, metric_of(sweep)) + end, highlight=False, soft_wrap=True, markup=False)
         if self._live:
             self._live.start(refresh=True)
 
@@ -104,11 +105,13 @@ class Progress:
         if not rows:
             return f"{sweep['name']}: starting, {so_far}"
         shown = _newest(rows, max(3, self.console.height - _OTHER_LINES))
-        cells = [self._cells(row) for row in shown]
-        widths = [max(len(text) for text in (header, *column)) for header, *column in zip(_HEADERS, *cells, strict=True)]
+        metric = metric_of(sweep)
+        cells = [self._cells(row, metric) for row in shown]
+        headers = [header.format(metric=metric.short) for header in (*_WORDS, *_NUMBERS)]
+        widths = [max(len(text) for text in (header, *column)) for header, *column in zip(headers, *cells, strict=True)]
         room = self.console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
-        best = ranked([row for row in rows if row["examples_seen"] > 0 and not has_failed(row)])[:1]
-        below = [f"best so far: trial {row['trial_id']}, {start_of(row)}, {row['recall_at_10']:.4f}" for row in best]
+        best = ranked([row for row in rows if row["examples_seen"] > 0 and not has_failed(row)], metric)[:1]
+        below = [f"best so far: trial {row['trial_id']}, {start_of(row)}, {metric.score(row):.4f}" for row in best]
         below += [f"{len(rows) - len(shown)} more have ended"] if len(shown) < len(rows) else []
         table = Table(
             title=f"{sweep['name']}: {self._ended()} of {self.num_trials} trials ended, {so_far} so far{self._left()}",
@@ -119,15 +122,15 @@ class Progress:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for header in _HEADERS:
-            table.add_column(header, justify="right" if header in _NUMBERS else "left", no_wrap=True)
+        for header in headers:
+            table.add_column(header, justify="left" if header in _WORDS else "right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         for row, texts in zip(shown, cells, strict=True):
             style = "bold" if row in best else "red" if has_failed(row) else "" if row["state"] == "RUNNING" else "dim"
             table.add_row(*texts, _fitting(row, room), style=style)
         return table
 
-    def _cells(self, row: TrialRow) -> list[str]:
+    def _cells(self, row: TrialRow, metric: Metric) -> list[str]:
         config = row["config"]
         model, rate = start_of(row), config.get("training.learning_rate")
         if self.console.width < _NARROW and len(model) > _NARROW_MODEL:
@@ -138,7 +141,7 @@ class Progress:
             loss_label(config.get("loss_function")),
             "" if rate is None else f"{rate:.1e}".replace("e-0", "e-"),
             f"{row['examples_seen'] // self.stage_examples}/{-(-self.budget_examples // self.stage_examples)}",
-            figure_or_nothing(row["recall_at_10"], ".4f"),
+            figure_or_nothing(metric.of(row), ".4f"),
             figure_or_nothing(row.get("recall_change"), "+.4f"),
             figure_or_nothing(row.get("samples_per_second"), ",.0f"),
         ]
@@ -159,15 +162,15 @@ def _newest(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
     return sorted(last_first[:count], key=lambda row: str(row["trial_id"]))
 
 
-def _line(row: TrialRow) -> str:
+def _line(row: TrialRow, metric: Metric) -> str:
     config = row["config"]
     what = f"trial {row['trial_id']}  {start_of(row)} {config.get('loss_function', '')}"
-    if row["recall_at_10"] is None:
+    if (recall := metric.of(row)) is None:
         return f"{what:<36}  {row['examples_seen']:>9,} examples  " + ("started" if row["state"] == "RUNNING" else _state(row))
     change = "" if row.get("recall_change") is None else f" ({row['recall_change']:+.4f})"
     speed = "" if row.get("samples_per_second") is None else f"  {row['samples_per_second']:,.0f} photos/s"
     state = "" if row["state"] == "RUNNING" else f"  {_state(row)}"
-    return f"{what:<36}  {row['examples_seen']:>9,} examples  recall_at_10 {row['recall_at_10']:.4f}{change}{speed}{state}"
+    return f"{what:<36}  {row['examples_seen']:>9,} examples  {metric.name} {recall:.4f}{change}{speed}{state}"
 
 
 def _fitting(row: TrialRow, room: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from fashionclip_tune.errors import StorageError, command
+from fashionclip_tune.evaluation.metric import metric_of
 from fashionclip_tune.files import is_full
 from fashionclip_tune.progress import progress_bar
 from fashionclip_tune.reporting.page import write_report
@@ -57,9 +58,10 @@ def with_resume_hint(go_on: str) -> Iterator[None]:
 
 def print_result(result: dict[str, Any], location: SweepLocation, settings: SweepSettings, console: Console) -> None:
     sweep_dir = location.readable
-    rows = ranked(result["trials"])
-    ties = ties_with_best(sweep_dir, rows)
-    console.print(trials_table(rows, f"{result['name']}, best first", result["state"], ties))
+    metric = metric_of(result)
+    rows = ranked(result["trials"], metric)
+    ties = ties_with_best(sweep_dir, rows, metric)
+    console.print(trials_table(rows, f"{result['name']}, best first", result["state"], metric, ties))
     print_lines(console, winner_lines(result, sweep_dir, ties))
     print_lines(console, failure_lines(result["trials"]))
     print_lines(console, bad_sample_lines(sweep_dir))

@@ -32,7 +32,7 @@ def plan_lines(plan: SweepPlan) -> list[str]:
         f"budget:   {budget:,} examples a trial ({budget / plan.num_train:.1f} epochs), evaluated every {stage:,}"
         + (f" ({plan.preset_note})" if plan.preset_note else ""),
         f"stopping: {plan.rule}",
-        f"metric:   recall_at_10, protocol {plan.base.evaluation.protocol.value}",
+        f"metric:   {plan.settings.maximised.name}, protocol {plan.base.evaluation.protocol.value}",
         *_time_lines(plan),
     ]
     lines += [f"cut:      {cut}" for cut in plan.allotment.cuts]

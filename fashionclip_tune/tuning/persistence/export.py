@@ -3,7 +3,7 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fashionclip_tune.models.named_model import starting_point
 from fashionclip_tune.models.openclip import LoadedModel, export_openclip, load_model
 from fashionclip_tune.models.transformers_shapes import activation_notes
 from fashionclip_tune.models.weights import put_weights
-from fashionclip_tune.reporting.sweep_files import TrialRow, best_row
+from fashionclip_tune.reporting.sweep_files import TrialRow
 from fashionclip_tune.storage.checkpoint import newest_weights
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
@@ -27,20 +27,20 @@ _log = logging.getLogger(__name__)
 
 def export_best(
     sweep_dir: Path,
-    rows: Sequence[TrialRow],
+    best: TrialRow | None,
     build: Callable[[dict[str, Any]], ProjectConfig],
     mirror: SweepMirror | None,
     limited: RemoteFolder | None = None,
 ) -> None:
-    """Writes ``SWEEP/best/``, whole or not at all; nothing where no trial has a result.
+    """Writes ``SWEEP/best/``, whole or not at all.
 
     Args:
+        best: the best trial; None: nothing is written.
         limited: the sweep's folder, where a budget holds for it.
 
     Raises:
         StorageError: it does not fit that budget, or the disk.
     """
-    best = best_row(rows)
     if best is None:
         return
     folder, config = dir_of(sweep_dir, best), build(best["config"])

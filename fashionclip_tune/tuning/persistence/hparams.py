@@ -9,11 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.plugins.hparams.summary_v2 import Discrete, HParam, Metric, hparams_config_pb, hparams_pb
+from tensorboard.plugins.hparams import summary_v2
+from tensorboard.plugins.hparams.summary_v2 import Discrete, HParam, hparams_config_pb, hparams_pb
 from torch.utils.tensorboard import FileWriter
 
+from fashionclip_tune.evaluation.metric import Metric
 from fashionclip_tune.reporting.sweep_files import TrialRow, is_open, start_of
-from fashionclip_tune.tuning.trial import METRIC, dir_of
+from fashionclip_tune.training.history import scalar_tag
+from fashionclip_tune.tuning.trial import dir_of
 
 _SUFFIX = ".hparams"
 NOT_APPLICABLE = "none"
@@ -22,8 +25,9 @@ NOT_APPLICABLE = "none"
 class HParamsTab:
     """Adds the trials of a sweep that have ended; ``drawn`` are settings as its space makes them."""
 
-    def __init__(self, sweep_dir: Path, drawn: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, sweep_dir: Path, drawn: Iterable[Mapping[str, Any]], metric: Metric) -> None:
         self._sweep_dir = sweep_dir
+        self._metric = metric
         self._is_number = columns(drawn)
         self._added: set[str] = set()
 
@@ -33,7 +37,7 @@ class HParamsTab:
                 continue
             folder = dir_of(self._sweep_dir, row)
             if folder.is_dir():
-                write_hparams(folder, row, self._is_number)
+                write_hparams(folder, row, self._is_number, self._metric)
             self._added.add(row["trial_id"])
 
 
@@ -44,7 +48,7 @@ def columns(drawn: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
     return {name: all(_is_number(settings.get(name)) for settings in drawn) for name in names}
 
 
-def write_hparams(trial_dir: Path, row: TrialRow, is_number: Mapping[str, bool]) -> None:
+def write_hparams(trial_dir: Path, row: TrialRow, is_number: Mapping[str, bool], metric: Metric) -> None:
     """Adds an ended trial to the tab, once; ``is_number`` has the columns.
 
     In a file of its own: what the run wrote, and what a resumed run purges of it, stays as it is.
@@ -60,7 +64,7 @@ def write_hparams(trial_dir: Path, row: TrialRow, is_number: Mapping[str, bool])
         for name, numeric in is_number.items()
     }
     writer = FileWriter(str(trial_dir), filename_suffix=_SUFFIX)
-    writer.add_summary(hparams_config_pb(hparams, [Metric(METRIC)]))
+    writer.add_summary(hparams_config_pb(hparams, [summary_v2.Metric(scalar_tag(metric.name))]))
     writer.add_summary(hparams_pb(values, row["trial_id"], time.time() - row["duration_s"]))
     writer.close()
 

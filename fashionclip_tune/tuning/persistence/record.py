@@ -3,25 +3,26 @@
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.evaluation.evaluate import relative_gain
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC, Metric, metric_of
 from fashionclip_tune.evaluation.protocols import COVERAGE
 from fashionclip_tune.files import write_json
-from fashionclip_tune.reporting.sweep_files import FREED, PAUSED, TrialRow, best_row, read_sweep, write_trials_csv
-from fashionclip_tune.training.history import read_history
+from fashionclip_tune.reporting.sweep_files import FREED, PAUSED, TrialRow, best_row, last_queries, read_sweep, write_trials_csv
+from fashionclip_tune.training.history import Row, read_history
 from fashionclip_tune.tuning.persistence.location import SweepLocation
 from fashionclip_tune.tuning.planning.plan import SweepPlan
 from fashionclip_tune.tuning.schedulers import WaitingRule
 from fashionclip_tune.tuning.study.study import SweepStudy, message, scores_nothing, settings, stop_reason
-from fashionclip_tune.tuning.trial import METRIC, trial_dir
+from fashionclip_tune.tuning.trial import trial_dir
 
 
 def sweep_header(plan: SweepPlan, location: SweepLocation) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def sweep_header(plan: SweepPlan, location: SweepLocation) -> dict[str, Any]:
     return {
         "name": location.shown.rpartition("/")[2],
         "created": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-        "metric": METRIC,
+        "metric": plan.settings.maximised.name,
         "mode": "max",
         "seed": plan.settings.seed,
         "space": plan.space.name,
@@ -75,11 +76,13 @@ class SweepRecord:
         self._sweep_dir = sweep_dir
         self._study = study
         self._header = header
+        self._metric = metric_of(header)
         self._labels = start_labels_of(header)
         self._earlier_s = float(header.get("elapsed_s", 0.0))
         self._earlier_freed = [int(header.get(name, 0)) for name in FREED]
         self._started = time.monotonic()
         self._ended_rows: dict[int, TrialRow] = {}  # these change no more: a long sweep does not read them again
+        self._intervals: dict[tuple[str, int], dict[str, float]] = {}
         self._zero_shot: dict[str, dict[str, Any]] = {}
 
     def write(self, state: str, freed: tuple[int, int] = (0, 0)) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class SweepRecord:
         ``freed``: bytes of ended trials that were removed since this object was made, here and on the durable side.
         """
         rows = self.rows()
-        best = best_row(rows)
+        best = best_row(rows, self._metric)
         sweep = {
             **self._header,
             "elapsed_s": self._earlier_s + time.monotonic() - self._started,
@@ -119,9 +122,8 @@ class SweepRecord:
         last: dict[str, Any] = history[-1] if history else {}
         if history and history[0]["step"] == 0:
             self._zero_shot.setdefault(config["clip_model"], recalls(history[0]))
-        zero_shot = history[0][METRIC] if history and history[0]["step"] == 0 else None
         worthless = scores_nothing(trial)
-        row: TrialRow = {
+        row: dict[str, Any] = {
             "trial_id": f"{trial.number:04d}",
             "state": PAUSED if trial.number in self._study.waiting else trial.state.name,
             "stop_reason": stop_reason(trial),
@@ -130,15 +132,10 @@ class SweepRecord:
             "start": start,
             "step": last.get("step", 0),
             "examples_seen": last.get("examples_seen", 0),
-            "recall_at_10": 0.0 if worthless else last.get(METRIC),
+            **_figures(DEFAULT_METRIC, history, worthless),
             "recall_at_5": 0.0 if worthless else last.get("recall_at_5"),
-            "recall_at_10_low": None if worthless else last.get("recall_at_10_low"),
-            "recall_at_10_high": None if worthless else last.get("recall_at_10_high"),
-            "untouched_recall_at_10": zero_shot,
-            "gain": None if worthless or zero_shot is None else last[METRIC] - zero_shot,
-            "relative_gain": None if worthless or zero_shot is None else relative_gain(last[METRIC], zero_shot),
-            "max_recall_at_10": max((row[METRIC] for row in history), default=None),
-            "recall_change": None if worthless or len(history) < 2 else last[METRIC] - history[-2][METRIC],
+            **_figures(self._metric, history, worthless),
+            **_gains(self._metric, history, worthless),
             "samples_per_second": last.get("samples_per_second"),
             "images_encoded_per_second": last.get("images_encoded_per_second"),
             "texts_encoded_per_second": last.get("texts_encoded_per_second"),
@@ -149,9 +146,44 @@ class SweepRecord:
             "num_gallery_texts": last.get("num_gallery_texts"),
             "metrics": recalls(last),
         }
+        if row["state"] != "RUNNING" and not worthless and history and self._metric.interval(row) is None:
+            row |= self._interval(cast(TrialRow, row))
         if trial.state != TrialState.RUNNING:
-            self._ended_rows[trial.number] = row
-        return row
+            self._ended_rows[trial.number] = cast(TrialRow, row)
+        return cast(TrialRow, row)
+
+    def _interval(self, row: TrialRow) -> dict[str, float]:
+        """From the queries, where they are here: of a metric of which evaluations have none."""
+        place = (row["trial_id"], row["step"])
+        if place not in self._intervals:
+            found = last_queries(self._sweep_dir, row)
+            self._intervals[place] = self._metric.computed_interval(found[0]) if found is not None else {}
+        return self._intervals[place]
+
+
+def _figures(metric: Metric, history: Sequence[Row], worthless: bool) -> dict[str, float | None]:
+    """Of one recall of a trial: that of its last evaluation with its interval, its zero-shot weights', its highest."""
+    last, name = history[-1] if history else {}, metric.name
+    return {
+        name: 0.0 if worthless else last.get(name),
+        **{f"{name}_{end}": None if worthless else last.get(f"{name}_{end}") for end in ("low", "high")},
+        f"untouched_{name}": _zero_shot(metric, history),
+        f"max_{name}": max((row[name] for row in history), default=None),
+    }
+
+
+def _gains(metric: Metric, history: Sequence[Row], worthless: bool) -> dict[str, float | None]:
+    """Of the recall that the sweep maximises: over the zero-shot weights, and since the evaluation before."""
+    zero_shot, values = _zero_shot(metric, history), [row[metric.name] for row in history]
+    return {
+        "gain": None if worthless or zero_shot is None else values[-1] - zero_shot,
+        "relative_gain": None if worthless or zero_shot is None else relative_gain(values[-1], zero_shot),
+        "recall_change": None if worthless or len(values) < 2 else values[-1] - values[-2],
+    }
+
+
+def _zero_shot(metric: Metric, history: Sequence[Row]) -> float | None:
+    return metric.of(history[0]) if history and history[0]["step"] == 0 else None
 
 
 def recalls(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.evaluation.metric import Metric
 from fashionclip_tune.reporting.sweep_files import PAUSED, TrialRow, is_open, ranked, start_of
 from fashionclip_tune.storage.checkpoint import keep_newest, remove_checkpoints, strip_training_state
 from fashionclip_tune.training.remote_state import RemoteState
@@ -19,10 +20,10 @@ from fashionclip_tune.tuning.planning.disk import KEPT_PER_MODEL
 from fashionclip_tune.tuning.trial import dir_of
 
 
-def keepers(rows: Sequence[TrialRow]) -> set[str]:
+def keepers(rows: Sequence[TrialRow], metric: Metric) -> set[str]:
     """Trials whose weights are kept: the best three of each architecture among the ended ones."""
     kept: dict[str, list[str]] = {}
-    for row in ranked(rows):
+    for row in ranked(rows, metric):
         if not is_open(row):
             kept.setdefault(start_of(row), []).append(row["trial_id"])
     return {trial_id for trials in kept.values() for trial_id in trials[:KEPT_PER_MODEL]}
@@ -31,19 +32,22 @@ def keepers(rows: Sequence[TrialRow]) -> set[str]:
 class Retention:
     """Removes what is not needed any more, once the worker has let go of a trial's folder; both on disk and durable."""
 
-    def __init__(self, sweep_dir: Path, build: Callable[[dict[str, Any]], ProjectConfig], mirror: SweepMirror | None) -> None:
+    def __init__(
+        self, sweep_dir: Path, build: Callable[[dict[str, Any]], ProjectConfig], mirror: SweepMirror | None, metric: Metric
+    ) -> None:
         self.freed_bytes = 0
         """Where the sweep runs; and, beside that, on its durable side."""
         self.freed_durable_bytes = 0
         self._sweep_dir = sweep_dir
         self._build = build
         self._mirror = mirror
+        self._metric = metric
         self._stripped: set[str] = set()
         self._emptied: set[str] = set()
         self._paused: set[tuple[str, int]] = set()
 
     def apply(self, rows: Sequence[TrialRow]) -> None:
-        kept = keepers(rows)
+        kept = keepers(rows, self._metric)
         for row in rows:
             if row["state"] == PAUSED:
                 self._keep_one_state(row)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import HUB_PREFIX
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC, Metric, metric_named
 from fashionclip_tune.storage.urls import scheme_of
 from fashionclip_tune.tuning.planning.space import SearchSpace
 from fashionclip_tune.tuning.schedulers import BEGUN_ASHA, FREEZE_THAW, check_scheduler
@@ -78,8 +79,7 @@ def preset_trials(name: str | None) -> int:
 # Flags that a resumed sweep keeps; of trials it may get more.
 _KEPT = (
     *("num_trials", "min_trials_per_model", "keep_paused", "seed", "budget_examples", "scheduler", "grace_examples"),
-    "reduction_factor",
-    "preset",
+    *("reduction_factor", "preset", "metric"),
 )
 # Flags that belong to the machine at hand.
 _MAY_CHANGE = (
@@ -102,6 +102,8 @@ class SweepSettings:
     seed: int | None = None
     budget_examples: int | None = None
     scheduler: str | None = None
+    metric: str | None = None
+    """What of a trial's last evaluation is maximised: a name of ``METRICS``."""
     grace_examples: int | None = None
     reduction_factor: int | None = None
     min_trials_per_model: int | None = None
@@ -135,6 +137,11 @@ class SweepSettings:
         known = ProjectConfig().with_overrides(named).to_dict()
         places = {path: known[path] for path in named if known[path] is not None}
         object.__setattr__(self, "overrides", {**self.overrides, **places})
+
+    @property
+    def maximised(self) -> Metric:
+        """Raises UserError for a metric that is not there."""
+        return metric_named(self.metric or DEFAULT_METRIC.name)
 
     @property
     def cluster(self) -> str | None:
@@ -214,7 +221,7 @@ def stored_settings(saved: Mapping[str, Any], name: str) -> SweepSettings:
         UserError: it is of another version, or damaged.
     """
     try:
-        return SweepSettings(**saved)
+        return SweepSettings(**{"metric": DEFAULT_METRIC.name, **saved})  # before there was a choice
     except TypeError as error:
         raise UserError(f"the settings that are recorded with sweep {name} are not of this version ({error})") from error
 
@@ -244,6 +251,7 @@ class CheckedFlags(NamedTuple):
     num_trials: int
     seed: int
     keep_paused: int
+    metric: str
 
 
 def checked_flags(settings: SweepSettings, begun: Mapping[str, Any] | None = None) -> CheckedFlags:
@@ -279,7 +287,7 @@ def checked_flags(settings: SweepSettings, begun: Mapping[str, Any] | None = Non
     if seed < 0:
         raise UserError(f"--seed {seed} is not allowed: at least 0")
     keep_paused = 0 if scheduler != FREEZE_THAW else _KEEP_PAUSED if settings.keep_paused is None else settings.keep_paused
-    return CheckedFlags(scheduler, reduction_factor, num_trials, seed, keep_paused)
+    return CheckedFlags(scheduler, reduction_factor, num_trials, seed, keep_paused, settings.maximised.name)
 
 
 def absolute(folder: str) -> str:

@@ -1,7 +1,7 @@
 """The sweep's one memory: an Optuna study in a journal file, appended to and synced before anything takes effect.
 
 A trial is known by its number in the study. Its settings and why it ended are user attributes; the value reported at
-``examples_seen`` is recall_at_10 of that stage. Nothing else needs to be kept: rungs, searcher and tables follow from it.
+``examples_seen`` is the sweep's metric at that stage. Nothing else needs to be kept: rungs, searcher and tables follow from it.
 Trials of an older sweep may come first: the sampler and the rungs know them, but they are not trials of this sweep.
 """
 

@@ -106,7 +106,7 @@ def test_each_setting_is_said_again_or_recorded() -> None:
     said = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     kept = {field.name for field in fields(SweepSettings)} - said
     assert kept == {
-        *("num_trials", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor", "preset"),
+        *("num_trials", "seed", "budget_examples", "scheduler", "grace_examples", "reduction_factor", "preset", "metric"),
         *("min_trials_per_model", "keep_paused", "warm_start", "device", "overrides"),
     }
 

@@ -7,6 +7,7 @@ import pytest
 from filelock import FileLock
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.reporting.sweep_files import freed_line, read_sweep
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.persistence.mirror import SweepMirror
@@ -26,7 +27,9 @@ class Sweep:
         self.run_dir, self.rows = tmp_path / "run", list[Any]()
         self.drive = RemoteFolder(tmp_path / "drive")
         mirror = SweepMirror(self.drive, self.run_dir)
-        self.retention = Retention(self.run_dir, lambda settings: ProjectConfig().with_overrides(settings), mirror)
+        self.retention = Retention(
+            self.run_dir, lambda settings: ProjectConfig().with_overrides(settings), mirror, DEFAULT_METRIC
+        )
 
     def add(self, recall: float | None, state: str = "COMPLETE") -> None:
         """A trial with its last two checkpoints here, a state and weights on the drive."""

@@ -6,6 +6,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from fashionclip_tune.tuning.persistence.record import SweepRecord
+from fashionclip_tune.tuning.study.decisions import Decision
 from fashionclip_tune.tuning.study.policy import ModelQuota
 from fashionclip_tune.tuning.study.study import SweepStudy, message, origin, settings, stop_reason, with_origin
 
@@ -303,6 +305,20 @@ def test_a_rung_that_was_passed_stays_passed(tmp_path: Path) -> None:
     study.pass_rung(number, 100)
     study.pass_rung(number, 300)
     assert open_study(tmp_path).passed_rungs(number) == [100, 300]
+
+
+def test_a_trial_that_waited_and_has_ended_waits_no_more(tmp_path: Path) -> None:
+    """By whatever it ended: at the end of the sweep no decision says so."""
+    study = open_study(tmp_path)
+    for number in range(2):
+        study.suggest(lambda trial: {**space(trial), "loss_function": "siglip"})
+        study.record_stage(number, 32, 0.5)
+        study.decide(Decision(number, 32, None))
+    assert (study.waiting, study.unfinished()) == ({0: 32, 1: 32}, [])
+    study.end(0, TrialState.PRUNED, "rung_1")
+    assert study.waiting == open_study(tmp_path).waiting == {1: 32}
+    (row, other) = SweepRecord(tmp_path, study, {}).rows()
+    assert (row["state"], row["stop_reason"], other["state"], other["stop_reason"]) == ("PRUNED", "rung_1", "PAUSED", None)
 
 
 def test_an_end_that_was_recorded_but_not_told_is_told_when_the_study_is_opened(

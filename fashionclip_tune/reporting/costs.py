@@ -12,7 +12,7 @@ from fashionclip_tune.models.starts import check_architecture
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost, headers
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import panels, table, text
-from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, is_open, start_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _MEGABYTE = 1_000_000
@@ -62,7 +62,7 @@ def _of_each_model(shared: Sequence[Cost], metric: Metric) -> str:
 
 
 def _kinds(view: SweepView) -> Iterator[Cost]:
-    rows = [row for row in view.rows if row["state"] != "RUNNING"]
+    rows = [row for row in view.rows if not is_open(row)]
     yield Cost("device time, min", [(row["device_s"] / 60, row) for row in rows])
     models = dict.fromkeys(start_of(row) for row in rows)
     for title, field in (

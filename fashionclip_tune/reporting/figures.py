@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fashionclip_tune.reporting.comparison import Standing
-from fashionclip_tune.reporting.sweep_files import TrialRow, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, is_open, paused_at, start_of, waiting_rungs
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
@@ -17,7 +17,10 @@ _LABELS = {"clip_model": "model", "loss_function": "loss", "training.learning_ra
 
 
 def learning_curves(view: SweepView) -> go.Figure | None:
-    """The metric over examples seen, the zero-shot weights at 0; dashed lines are rungs, a cross is an early end."""
+    """The metric over examples seen, the zero-shot weights at 0; dashed lines are rungs.
+
+    What a line ends with: a cross is an early end, a ring a trial that waits at a rung or waited there to the end of its sweep.
+    """
     figure = go.Figure()
     colour_of = colours(view)
     legend: set[str] = set()
@@ -26,14 +29,15 @@ def learning_curves(view: SweepView) -> go.Figure | None:
         if not curve:
             continue
         model = start_of(row)
-        stopped = row["state"] not in ("RUNNING", "COMPLETE")
+        paused = paused_at(row, view.content) is not None
+        sign = "circle-open" if paused else "circle" if row["state"] in ("RUNNING", "COMPLETE") else "x"
         is_best = view.best is not None and row["trial_id"] == view.best["trial_id"]
         figure.add_scatter(
             x=[each["examples_seen"] for each in curve],
             y=[each[view.metric.name] for each in curve],
             mode="lines+markers",
             line={"color": colour_of[model], "width": 3.5 if is_best else 1.4},
-            marker={"size": [0] * (len(curve) - 1) + [8], "symbol": "x" if stopped else "circle"},
+            marker={"size": [0] * (len(curve) - 1) + [8], "symbol": sign},
             opacity=1 if is_best else 0.6,
             name=model,
             legendgroup=model,
@@ -72,7 +76,7 @@ def importances(view: SweepView) -> go.Figure | None:
 
 def parallel_coordinates(view: SweepView) -> go.Figure | None:
     """An axis a setting that varied, and one for the score; "none" where a setting does not apply to a trial."""
-    rows = [row for row in view.rows if row["state"] != "RUNNING"]
+    rows = [row for row in view.rows if not is_open(row)]
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
     axes = [
         _axis(_LABELS.get(name, name.split(".")[-1]), [row["config"].get(name) for row in rows])
@@ -111,8 +115,8 @@ def _axis(label: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def budget(view: SweepView) -> go.Figure | None:
-    """Photos that each trial trained on, and those that an early end saved it from; best trial on top."""
-    rows = [row for row in view.rows if row["state"] != "RUNNING"]
+    """Photos that each trial trained on, and those that its pause or an early end saved; best trial on top."""
+    rows = [row for row in view.rows if not is_open(row)]
     if not rows:
         return None
     names = [row["trial_id"] for row in reversed(rows)]
@@ -120,7 +124,13 @@ def budget(view: SweepView) -> go.Figure | None:
     figure = go.Figure()
     figure.add_bar(x=spent, y=names, orientation="h", name="trained on", marker={"color": _COLOURS[0]})
     saved = [max(0, view.budget_examples - seen) for seen in spent]
-    figure.add_bar(x=saved, y=names, orientation="h", name="saved by stopping early", marker={"color": "#cfd8e0"})
+    figure.add_bar(
+        x=saved,
+        y=names,
+        orientation="h",
+        name="saved by pauses" if waiting_rungs(view.content) else "saved by stopping early",
+        marker={"color": "#cfd8e0"},
+    )
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(type="category")
     return styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "photos", "trial")

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import atomic_write
 from fashionclip_tune.progress import OnProgress, no_progress
-from fashionclip_tune.reporting import costs, figures, sections
+from fashionclip_tune.reporting import costs, decisions, figures, sections
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, names_of, standing_headers, standings
 from fashionclip_tune.reporting.gallery import Gallery, make_gallery
 from fashionclip_tune.reporting.html import answers, plot, section, table, text
@@ -126,6 +126,8 @@ def _body(views: Sequence[SweepView], galleries: Sequence[Gallery | str]) -> Ite
         yield section("Ranking", *sections.ranking(view))
         yield section("Gain over zero-shot", *sections.gains(view), *sections.starts(view))
         yield section("Learning curves", *sections.curves(view))
+        if parts := list(decisions.why(view)):
+            yield section("Why these trials", *parts)
         yield section("What mattered", *sections.what_mattered(view))
         yield section("Budget", *sections.budget(view))
         yield section("Quality against its cost", *costs.costs(view))

@@ -8,13 +8,17 @@ from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.reporting import figures as plots
 from fashionclip_tune.reporting.html import plot, table, text, wide
 from fashionclip_tune.reporting.sweep_files import (
+    PAUSED,
     TrialRow,
     end_of,
     figure_or_nothing,
     freed_line,
+    is_open,
     loss_label,
+    paused_at,
     refit_lines,
     start_of,
+    waiting_rungs,
     zero_shot_lines,
 )
 from fashionclip_tune.reporting.sweep_view import SweepView
@@ -25,9 +29,12 @@ _SHOWN_TORN = 5
 
 def about(view: SweepView) -> str:
     content, rows = view.content, view.content["trials"]
-    ended = sum(row["state"] != "RUNNING" for row in rows)
+    ended, paused = sum(not is_open(row) for row in rows), sum(row["state"] == PAUSED for row in rows)
     of = f" of {planned}" if (planned := content.get("settings", {}).get("num_trials")) else ""
-    parts = [f"{content['state'].lower()}: {ended}{of} trials ended", f"space {content.get('space', '?')}"]
+    parts = [
+        f"{content['state'].lower()}: {ended}{of} trials ended" + f", {paused} paused" * (paused > 0),
+        f"space {content.get('space', '?')}",
+    ]
     parts += [f"maximises {view.metric.name}"] if view.metric != DEFAULT_METRIC else []
     parts += [f"seed {content['seed']}"] if "seed" in content else []
     parts += [f"started {content['created'][:16].replace('T', ' ')} UTC"] if "created" in content else []
@@ -89,7 +96,9 @@ def ranking(view: SweepView) -> Iterator[str]:
         return
     yield (
         '<p class="note">By the last evaluation. A difference is called real where a paired test over products gives p below '
-        "0.05, else a tie; the interval of each figure alone is wider than that of a difference.</p>"
+        "0.05, else a tie; the interval of each figure alone is wider than that of a difference."
+        + " A trial that paused stands where it was then, which is no verdict on its settings." * _waits(view)
+        + "</p>"
     )
     headers = (
         "",
@@ -111,7 +120,7 @@ def ranking(view: SweepView) -> Iterator[str]:
         low, high = view.metric.interval(row) or (None, None)
         test = view.tests.get(row["trial_id"])
         verdict = '<span class="tag best">best</span>' if is_best else ""
-        if test is not None:
+        if test is not None and (test.is_tie or paused_at(row, view.content) is None):
             verdict = '<span class="tag tie">tie</span>' if test.is_tie else '<span class="tag real">real</span>'
         rate = row["config"].get("training.learning_rate")
         cells = [
@@ -126,7 +135,7 @@ def ranking(view: SweepView) -> Iterator[str]:
             verdict,
             "" if row.get("gain") is None else f"{row['gain']:+.4f}",
             f"{row['examples_seen']:,}",
-            text(end_of(row, view.content["state"])),
+            text(end_of(row, view.content)),
         ]
         rows.append((cells, "best" if is_best else ""))
     yield table(headers, rows, numbers=(4, 5, 6, 7, 9, 10))
@@ -178,10 +187,10 @@ def gains(view: SweepView) -> Iterator[str]:
 def curves(view: SweepView) -> Iterator[str]:
     if (left_out := torn_line(view)) is not None:
         yield f"<p>{text(left_out)}</p>"
-    yield (
-        '<p class="note">A line a trial from the zero-shot weights on, the best one thick. A cross: stopped before its '
-        "budget, at a rung (dashed) if the others of its model were ahead there.</p>"
-    )
+    end = "A cross: stopped before its budget, at a rung (dashed) if others were ahead there."
+    if _waits(view):
+        end = "A ring: paused at a rung (dashed), as others promised more. A cross: stopped for another reason."
+    yield f'<p class="note">A line a trial from the zero-shot weights on, the best one thick. {end}</p>'
     elsewhere = "Of each line the last point is in the ranking; those before it are in <code>trials/*/evaluations/</code> only."
     yield plot(plots.learning_curves(view), "no evaluation yet", elsewhere)
 
@@ -219,8 +228,9 @@ def budget(view: SweepView) -> Iterator[str]:
     spent, whole = sum(row["examples_seen"] for row in ended), len(ended) * view.budget_examples
     hours = sum(row["duration_s"] for row in ended) / 3600
     stopped = sum(rung_of(row["stop_reason"]) is not None for row in ended)
+    how = "paused" if _waits(view) else "stopped"
     yield (
-        f"<p>Trials that have ended: {len(ended)}, stopped at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
+        f"<p>Trials that have ended: {len(ended)}, {how} at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
         f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
     )
     elsewhere = f"What each trial trained on is in the ranking; it might have been {view.budget_examples:,} photos."
@@ -249,6 +259,10 @@ def failures(rows: Sequence[TrialRow]) -> Iterator[str]:
         for row in rows
     ]  # fmt: skip
     yield table(("trial", "model", "reason", "photos", "message"), [(each, "") for each in cells], numbers=(3,))
+
+
+def _waits(view: SweepView) -> bool:
+    return bool(waiting_rungs(view.content))
 
 
 def _short(value: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from fashionclip_tune.errors import SCORES_NOTHING, UserError
+from fashionclip_tune.errors import SCORES_NOTHING, UserError, rung_of
 from fashionclip_tune.evaluation.evaluate import gain
 from fashionclip_tune.evaluation.metric import Metric, metric_of
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
@@ -71,6 +71,24 @@ def is_open(row: Mapping[str, Any]) -> bool:
     return row["state"] in ("RUNNING", PAUSED)
 
 
+def waiting_rungs(sweep: Mapping[str, Any]) -> list[int]:
+    """The examples seen at which trials of a sweep wait for one another, rising; none where trials end at rungs, if at all."""
+    search = sweep.get("search")
+    rungs = search.get("rungs") if isinstance(search, dict) else None
+    return [rung for rung in rungs if isinstance(rung, int)] if isinstance(rungs, list) else []
+
+
+def paused_at(row: TrialRow, sweep: Mapping[str, Any]) -> int | None:
+    """The rung at which a trial waits, or waited for the last time until it ended; the lowest is 1. None: at none.
+
+    Nothing is said by that of its settings but that others promised more for their cost.
+    """
+    rungs = waiting_rungs(sweep)
+    if row["state"] == PAUSED:
+        return sum(rung <= row["examples_seen"] for rung in rungs) or None
+    return rung_of(row["stop_reason"]) if rungs else None
+
+
 def read_sweep(sweep_dir: Path) -> dict[str, Any]:
     """The contents of a sweep's ``sweep.json``.
 
@@ -125,10 +143,11 @@ def loss_label(loss: str | None) -> str:
     return {"contrastive": "InfoNCE", "siglip": "sigmoid"}.get(loss or "", loss or "")
 
 
-def end_of(row: TrialRow, sweep_state: str) -> str:
-    """How a trial ended, or that it has not: it goes on only as long as its sweep does."""
-    runs = sweep_state == "RUNNING" and row["state"] != PAUSED
-    return str(row["stop_reason"] or ("running" if runs else "paused")).replace("_", " ")
+def end_of(row: TrialRow, sweep: Mapping[str, Any]) -> str:
+    """How a trial ended or where it is: it runs only as long as its sweep does."""
+    if (rung := paused_at(row, sweep)) is not None:
+        return f"paused at rung {rung}"
+    return str(row["stop_reason"] or ("running" if sweep["state"] == "RUNNING" else "interrupted")).replace("_", " ")
 
 
 def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:
@@ -171,7 +190,7 @@ def tests_of_best(sweep_dir: Path, rows: Sequence[TrialRow], metric: Metric) -> 
     best = best_row(rows, metric)
     if best is None:
         return {}
-    others = [row for row in ranked(rows, metric) if row["trial_id"] != best["trial_id"] and row["state"] != "RUNNING"]
+    others = [row for row in ranked(rows, metric) if row["trial_id"] != best["trial_id"] and not is_open(row)]
     return {row["trial_id"]: compare_trials(sweep_dir, best, sweep_dir, row, metric) for row in others}
 
 

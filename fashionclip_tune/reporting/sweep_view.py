@@ -18,7 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.metric import Metric, metric_of
 from fashionclip_tune.evaluation.statistics import PairedTest
-from fashionclip_tune.reporting.sweep_files import TrialRow, best_row, has_failed, ranked, read_sweep, start_of, tests_of_best
+from fashionclip_tune.reporting.sweep_files import (
+    TrialRow,
+    best_row,
+    has_failed,
+    ranked,
+    read_sweep,
+    start_of,
+    tests_of_best,
+    waiting_rungs,
+)
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.training.history import Row, read_whole_rows
 
@@ -83,7 +92,9 @@ class SweepView:
 
     @cached_property
     def rungs(self) -> list[int]:
-        """Where trials were judged, in examples: what was passed, and where someone was stopped."""
+        """Where trials were judged, in examples: as the search has them, else what was passed and where someone was stopped."""
+        if waiting := waiting_rungs(self.content):
+            return waiting
         passed = {rung for trial in self.trials for rung in trial.user_attrs.get("passed_rungs", [])}
         stopped = {row["examples_seen"] for row in self.content["trials"] if rung_of(row["stop_reason"]) is not None}
         return sorted(passed | stopped)

@@ -2,15 +2,17 @@
 
 import csv
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line, gain
-from fashionclip_tune.evaluation.metric import Metric, metric_of
+from fashionclip_tune.evaluation.metric import metric_of
 from fashionclip_tune.reporting.comparison import NOT_COMPARABLE, Standing, names_of, standing_headers, standings
 from fashionclip_tune.reporting.equal_cost import equal_cost_table
 from fashionclip_tune.reporting.sweep_files import (
@@ -19,6 +21,7 @@ from fashionclip_tune.reporting.sweep_files import (
     failure_lines,
     figure_or_nothing,
     loss_label,
+    paused_at,
     ranked,
     read_sweep,
     refit_lines,
@@ -28,17 +31,34 @@ from fashionclip_tune.reporting.sweep_files import (
 )
 
 _SHOWN_BAD, _INDENT = 10, 10
+_PAUSED = " rung N: paused there, as others promised more."
 
 
-def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, metric: Metric, ties: Collection[str] = ()) -> Table:
+@dataclass(frozen=True)
+class _Either:
+    """A cell in as many words as there is room for."""
+
+    long: str
+    short: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(len, self.short.split())), len(self.long))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.long if options.max_width >= len(self.long) else self.short
+
+
+def trials_table(rows: Sequence[TrialRow], title: str, sweep: Mapping[str, Any], ties: Collection[str] = ()) -> Table:
     """Trials in the given order, with half the width of their interval and the gain over their zero-shot weights.
 
     ``ties``: those that are not told apart from the best one.
     """
+    metric = metric_of(sweep)
     if counted := dict.fromkeys(counted_as(row) for row in rows if row.get("protocol")):
         title += f"\n{metric.name}: {', '.join(counted)}"
     # On a narrow terminal words go on in a second line; figures stay whole.
     legend = f"lr: learning rate. seen: examples. {metric.legend}. ±: half of its 95 % interval. gain, %: over zero-shot."
+    legend += _PAUSED * any(paused_at(row, sweep) is not None for row in rows)
     table = Table(title=title, caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("trial", "model", "loss", "lr", "augment"):
         table.add_column(header, no_wrap=header != "augment")
@@ -47,7 +67,8 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, metric:
     table.add_column("end")
     for row in rows:
         config = row["config"]
-        end = end_of(row, sweep_state)
+        tie = ", tie" if row["trial_id"] in ties else ""
+        end, rung = end_of(row, sweep) + tie, paused_at(row, sweep)
         table.add_row(
             row["trial_id"],
             start_of(row),
@@ -59,7 +80,7 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep_state: str, metric:
             _half_width(metric.interval(row)),
             figure_or_nothing(row.get("gain"), "+.4f"),
             figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%"),
-            f"{end}, tie" if row["trial_id"] in ties else end,
+            end if rung is None else _Either(end, f"rung {rung}{tie}"),
         )
     return table
 
@@ -98,7 +119,7 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     recalls = [f"{name} {metrics[name]:.4f}" for name in dict.fromkeys([metric.name, "recall_at_10", "recall_at_5"])]
     lines = [f"best: trial {best['trial_id']}, {model}, {', '.join(recalls)}"]
     if ranked(sweep["trials"], metric)[0]["trial_id"] != best["trial_id"]:
-        lines[0] += ", of those that have ended"
+        lines[0] += ", of those that have ended or wait"
     if (interval := metric.interval({**row, **metrics})) is not None:
         low, high = interval
         lines.append(f"      95 % interval {low:.4f} to {high:.4f} over products; protocol {counted_as(metrics)}")
@@ -139,7 +160,7 @@ def comparison(sweep_dirs: Sequence[Path]) -> list[Table | str]:
         metric = metric_of(sweep)
         rows = ranked(sweep["trials"], metric)
         ties = ties_with_best(folder, rows, metric)
-        parts.append(trials_table(rows, f"{name} ({sweep['state'].lower()}), best first", sweep["state"], metric, ties))
+        parts.append(trials_table(rows, f"{name} ({sweep['state'].lower()}), best first", sweep, ties))
         parts += winner_lines(sweep, folder, ties)
         if (at_equal_cost := equal_cost_table(folder, sweep["trials"], metric)) is not None:
             parts.append(at_equal_cost)

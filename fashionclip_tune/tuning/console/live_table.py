@@ -19,8 +19,10 @@ from fashionclip_tune.reporting.sweep_files import (
     has_failed,
     is_open,
     loss_label,
+    paused_at,
     ranked,
     start_of,
+    waiting_rungs,
 )
 
 _WORDS = ("trial", "model", "loss")
@@ -66,17 +68,20 @@ class Progress:
     def show(self, sweep: Mapping[str, Any]) -> None:
         self._sweep, self._shown_at = sweep, time.monotonic()
         for row in sweep["trials"]:
-            now = (row["examples_seen"], row["state"])
-            is_news = self._said.get(row["trial_id"]) != now
+            now, before = (row["examples_seen"], row["state"]), self._said.get(row["trial_id"])
+            is_news = before != now
             self._said[row["trial_id"]] = now
             if is_news and (self._live is None or has_failed(row)):  # a message has no room in the table
-                end = "" if is_open(row) else f"  ({self._ended()} of {self.num_trials} ended{self._left()})"
-                self.console.print(_line(row, metric_of(sweep)) + end, highlight=False, soft_wrap=True, markup=False)
+                end = "" if is_open(row) else f"  ({self._counted()}{self._left()})"
+                thawed = "  thawed" * (row["state"] == "RUNNING" and before is not None and before[1] == PAUSED)
+                self.console.print(_line(row, sweep) + thawed + end, highlight=False, soft_wrap=True, markup=False)
         if self._live:
             self._live.start(refresh=True)
 
-    def _ended(self) -> int:
-        return sum(not is_open(row) for row in self._sweep["trials"])
+    def _counted(self, what: str = "") -> str:
+        rows = self._sweep["trials"]
+        ended, paused = sum(not is_open(row) for row in rows), sum(row["state"] == PAUSED for row in rows)
+        return f"{ended} of {self.num_trials}{what} ended" + f", {paused} paused" * (paused > 0)
 
     def _left(self) -> str:
         seconds = self.seconds_left(self._sweep["trials"])
@@ -85,7 +90,8 @@ class Progress:
     def seconds_left(self, rows: Sequence[TrialRow]) -> float | None:
         """Until the last trial ends, at the pace of the trials so far; None before one has come to its first evaluation.
 
-        A trial that has not begun takes what is usual, one that has gone beyond that is taken to go to its budget.
+        A trial that has not begun takes what is usual, one that has gone beyond that is taken to go to its budget. Where trials
+        wait for one another, what all of them are expected to take is what counts.
         """
         examples: int = sum(row["examples_seen"] for row in rows)
         if not examples:
@@ -95,8 +101,11 @@ class Progress:
         to_come = sum((expected if seen <= expected else self.budget_examples) - seen for seen in running)
         not_begun = max(0, self.num_trials - len(rows))
         at_a_time = max(1, min(self.side_by_side, len(running) + not_begun))
+        to_come += expected * not_begun
+        if waiting_rungs(self._sweep):
+            to_come, at_a_time = max(0.0, expected * self.num_trials - examples), self.side_by_side
         spent_s: float = sum(row["duration_s"] for row in rows if row["examples_seen"])
-        return float((to_come + expected * not_begun) * spent_s / examples / at_a_time)
+        return float(to_come * spent_s / examples / at_a_time)
 
     def _table(self) -> Table | str:
         sweep, rows = self._sweep, self._sweep["trials"]
@@ -112,9 +121,10 @@ class Progress:
         room = self.console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
         best = ranked([row for row in rows if row["examples_seen"] > 0 and not has_failed(row)], metric)[:1]
         below = [f"best so far: trial {row['trial_id']}, {start_of(row)}, {metric.score(row):.4f}" for row in best]
-        below += [f"{len(rows) - len(shown)} more have ended"] if len(shown) < len(rows) else []
+        if hidden := [row for row in rows if row not in shown]:
+            below += [f"{len(hidden)} more have ended" + " or are paused" * any(map(is_open, hidden))]
         table = Table(
-            title=f"{sweep['name']}: {self._ended()} of {self.num_trials} trials ended, {so_far} so far{self._left()}",
+            title=f"{sweep['name']}: {self._counted(' trials')}, {so_far} so far{self._left()}",
             caption="; ".join(below),
             title_justify="left",
             caption_justify="left",
@@ -127,7 +137,7 @@ class Progress:
         table.add_column("state", no_wrap=True)
         for row, texts in zip(shown, cells, strict=True):
             style = "bold" if row in best else "red" if has_failed(row) else "" if row["state"] == "RUNNING" else "dim"
-            table.add_row(*texts, _fitting(row, room), style=style)
+            table.add_row(*texts, _fitting(row, sweep, room), style=style)
         return table
 
     def _cells(self, row: TrialRow, metric: Metric) -> list[str]:
@@ -162,38 +172,42 @@ def _newest(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
     return sorted(last_first[:count], key=lambda row: str(row["trial_id"]))
 
 
-def _line(row: TrialRow, metric: Metric) -> str:
-    config = row["config"]
+def _line(row: TrialRow, sweep: Mapping[str, Any]) -> str:
+    config, metric = row["config"], metric_of(sweep)
     what = f"trial {row['trial_id']}  {start_of(row)} {config.get('loss_function', '')}"
     if (recall := metric.of(row)) is None:
-        return f"{what:<36}  {row['examples_seen']:>9,} examples  " + ("started" if row["state"] == "RUNNING" else _state(row))
+        return f"{what:<36}  {row['examples_seen']:>9,} examples  " + (
+            "started" if row["state"] == "RUNNING" else _state(row, sweep)
+        )
     change = "" if row.get("recall_change") is None else f" ({row['recall_change']:+.4f})"
     speed = "" if row.get("samples_per_second") is None else f"  {row['samples_per_second']:,.0f} photos/s"
-    state = "" if row["state"] == "RUNNING" else f"  {_state(row)}"
+    state = "" if row["state"] == "RUNNING" else f"  {_state(row, sweep)}"
     return f"{what:<36}  {row['examples_seen']:>9,} examples  {metric.name} {recall:.4f}{change}{speed}{state}"
 
 
-def _fitting(row: TrialRow, room: int) -> str:
+def _fitting(row: TrialRow, sweep: Mapping[str, Any], room: int) -> str:
     """A trial's state in one line of the table."""
-    long = short = _state(row)
+    long = short = _state(row, sweep)
     reason = row["stop_reason"] or ""
-    if (rung := rung_of(reason)) is not None:
-        long, short = f"rung {rung}: others of its model were ahead", f"rung {rung}, behind"
+    if (rung := paused_at(row, sweep)) is not None:
+        long, short = f"paused at rung {rung}", f"rung {rung}, paused"
+    elif (rung := rung_of(reason)) is not None:
+        long, short = f"rung {rung}: others were ahead", f"rung {rung}, behind"
     elif reason:
         short = "whole budget" if reason == StopReason.BUDGET else reason.replace("_", " ")
     text = long if len(long) <= room else short
     return text if len(text) <= room else text[: max(0, room - 1)] + "…"
 
 
-def _state(row: TrialRow) -> str:
-    """What a trial is at, or how it ended: at which rung and why, where it was stopped."""
+def _state(row: TrialRow, sweep: Mapping[str, Any]) -> str:
+    """What a trial is at, or how it ended: at which rung and why, where it was stopped or waited."""
     reason = row["stop_reason"] or ""
     if row["state"] == "RUNNING":
         return "running"
-    if row["state"] == PAUSED:
-        return f"waits after {row['examples_seen']:,} photos"
+    if (rung := paused_at(row, sweep)) is not None:
+        return f"paused at rung {rung} after {row['examples_seen']:,} photos"
     if reason == StopReason.BUDGET:
         return "COMPLETE: whole budget"
     if (rung := rung_of(reason)) is not None:
-        return f"stopped at rung {rung}: others of its model were ahead after {row['examples_seen']:,} photos"
+        return f"stopped at rung {rung}: others were ahead after {row['examples_seen']:,} photos"
     return f"{row['state']} {reason}" + (f": {row['message']}" if row["message"] else "")

@@ -61,7 +61,7 @@ def print_result(result: dict[str, Any], location: SweepLocation, settings: Swee
     metric = metric_of(result)
     rows = ranked(result["trials"], metric)
     ties = ties_with_best(sweep_dir, rows, metric)
-    console.print(trials_table(rows, f"{result['name']}, best first", result["state"], metric, ties))
+    console.print(trials_table(rows, f"{result['name']}, best first", result, ties))
     print_lines(console, winner_lines(result, sweep_dir, ties))
     print_lines(console, failure_lines(result["trials"]))
     print_lines(console, bad_sample_lines(sweep_dir))

@@ -140,6 +140,8 @@ class _Story:
         kinds = ("went on at once", "thawed", "new", _POINT, "nothing more")
         counted = ", ".join(f"{self._kinds[kind]} {kind}" for kind in kinds if self._kinds[kind])
         said = f"{len(self._told)} decisions: {counted}."
+        if self._kinds["nothing more"]:
+            said += " Nothing more: no candidate fitted what all trials together may cost, or the time."
         ends = [
             abs(row["recall_at_10"] - found.expected) <= 2 * found.deviation
             for row in self._rows.values()
@@ -233,7 +235,7 @@ class _Story:
         return _id(number) if row is None else f"{_id(number)}, {_settings_of(row)}"
 
     def _params(self, params: Mapping[str, Any]) -> str:
-        """As the sampler drew them: words alone, numbers with their names, switches where they are on."""
+        """As the sampler drew them; switches where they are on."""
         starts = self._view.content.get("starts")
         known = starts.items() if isinstance(starts, dict) else ()
         labels = {name: start.get("label", name) for name, start in known if isinstance(start, dict)}
@@ -246,8 +248,8 @@ def _param(name: str, value: Any, labels: Mapping[str, Any]) -> str:
         return f"lr {value:.1e}"
     if isinstance(value, bool):
         return name if value else ""
-    if isinstance(value, str):
-        return str(labels.get(value, loss_label(value)))
+    if name in ("clip_model", "loss_function"):
+        return loss_label(str(labels.get(str(value), value)))
     return f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
 
 

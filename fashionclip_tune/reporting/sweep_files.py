@@ -147,7 +147,8 @@ def end_of(row: TrialRow, sweep: Mapping[str, Any]) -> str:
     """How a trial ended or where it is: it runs only as long as its sweep does."""
     if (rung := paused_at(row, sweep)) is not None:
         return f"paused at rung {rung}"
-    return str(row["stop_reason"] or ("running" if sweep["state"] == "RUNNING" else "interrupted")).replace("_", " ")
+    now = "paused" if row["state"] == PAUSED else "running" if sweep["state"] == "RUNNING" else "interrupted"
+    return str(row["stop_reason"] or now).replace("_", " ")
 
 
 def write_trials_csv(rows: Sequence[TrialRow], path: Path) -> None:

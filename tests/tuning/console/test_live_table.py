@@ -25,19 +25,19 @@ def row(number: int, state: str, *, stop_reason: str | None = None, duration_s: 
     }
 
 
-def shown(rows: list[dict[str, Any]], *, terminal: bool, width: int = 160, height: int = 40) -> str:
+def shown(rows: list[dict[str, Any]], *, terminal: bool, width: int = 160, height: int = 40, **sweep: Any) -> str:
     written = io.StringIO()
     console = Console(file=written, force_terminal=terminal, width=width, height=height, color_system=None)
     settings = {"budget_examples": 320, "stage_examples": 32, "expected_examples": 100.0}
     with Progress(console, num_trials=4, side_by_side=2, **settings) as progress:
         for _ in range(2):
-            progress.show({"name": "sweep-001", "elapsed_s": 45.0, "trials": rows})
+            progress.show({"name": "sweep-001", "elapsed_s": 45.0, "trials": rows, **sweep})
     return written.getvalue()
 
 
-def table(rows: list[dict[str, Any]], width: int, height: int = 40) -> list[str]:
+def table(rows: list[dict[str, Any]], width: int, height: int = 40, **sweep: Any) -> list[str]:
     """The lines of the last drawing on a terminal."""
-    return shown(rows, terminal=True, width=width, height=height).rpartition("sweep-001: ")[2].splitlines()
+    return shown(rows, terminal=True, width=width, height=height, **sweep).rpartition("sweep-001: ")[2].splitlines()
 
 
 ROWS = [
@@ -52,7 +52,7 @@ def test_a_terminal_shows_a_table_with_speed_change_stage_and_time_left() -> Non
     assert "sweep-001: 2 of 4 trials ended, 45 s so far, about 7 s left" in text
     for part in ("sigmoid", "3.0e-4", "2/10", "10/10", "0.5000", "+0.1250", "1,234", "running"):
         assert part in text
-    assert "rung 2: others of its model were ahead" in text
+    assert "rung 2: others were ahead" in text
     assert "best so far: trial 0000, tiny-clip, 0.5000" in text
 
 
@@ -67,12 +67,50 @@ def test_a_trial_has_one_line_at_any_width_and_its_state_is_readable(width: int)
     assert ("ViT-B-16-SigLIP2-256" in lines[3]) == (width >= 100)
 
 
+WAITING = {"search": {"rungs": [32, 64]}}
+PAUSES = [*ROWS, row(3, "PAUSED", examples_seen=32)]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_trials_that_paused_are_said_to_have_not_to_be_behind(width: int) -> None:
+    """The one that has ended at its rung, too: others promised more, which is no judgement."""
+    long_name = {"clip_model": "ViT-B-16-SigLIP2-256", "loss_function": "siglip", "training.learning_rate": 3e-4}
+    text = "\n".join(lines := table([{**each, "config": long_name} for each in PAUSES], width, **WAITING))
+    assert "2 of 4 trials ended, 1 paused, 45 s" in lines[0]
+    assert max(map(len, lines)) <= width - 3
+    assert "paused" in lines[3]
+    assert "rung 2" in lines[3]
+    assert "paused" in lines[5]
+    assert "rung 1" in lines[5]
+    assert ("paused at rung 1" in lines[5]) == (width >= 100)
+    assert "behind" not in text
+    assert "ahead" not in text
+
+
+def test_an_event_line_says_at_which_rung_a_trial_paused_and_that_it_was_thawed() -> None:
+    written = io.StringIO()
+    settings = {"num_trials": 4, "side_by_side": 2, "budget_examples": 320, "stage_examples": 32, "expected_examples": 100.0}
+    with Progress(Console(file=written, width=160), **settings) as progress:  # type: ignore[arg-type]
+        for state in ("RUNNING", "PAUSED", "RUNNING"):
+            progress.show({"name": "it", "elapsed_s": 45.0, "trials": [row(0, state)], **WAITING})
+        progress.show({"name": "it", "elapsed_s": 45.0, "trials": [row(0, "PRUNED", stop_reason="rung_2")], **WAITING})
+    lines = written.getvalue().splitlines()
+    assert [line.partition("photos/s")[2] for line in lines] == [
+        "",
+        "  paused at rung 2 after 64 photos",
+        "  thawed",
+        "  paused at rung 2 after 64 photos  (1 of 4 ended, about 26 s left)",
+    ]
+
+
 def test_on_a_low_terminal_running_trials_and_the_newest_stay() -> None:
     rows = [row(number, "RUNNING" if number in (2, 29) else "PRUNED", stop_reason="rung_1") for number in range(30)]
     lines = table(rows, 80, height=12)
     assert len(lines) <= 11
     assert [line[:4] for line in lines if line[:4].isdigit()] == ["0002", *(f"{number:04d}" for number in range(25, 30))]
     assert "24 more have ended" in " ".join(" ".join(lines).split())
+    lines = table([{**rows[0], "state": "PAUSED"}, *rows[1:]], 80, height=12)
+    assert "24 more have ended or are paused" in " ".join(" ".join(lines).split())
 
 
 def test_before_the_first_trial_the_table_says_that_it_starts() -> None:
@@ -89,9 +127,7 @@ def test_elsewhere_each_event_is_one_plain_line() -> None:
     lines = shown(ROWS, terminal=False).splitlines()
     assert len(lines) == 3, "nothing is said twice"
     assert "recall_at_10 0.5000 (+0.1250)  1,234 photos/s" in lines[2]
-    assert lines[1].endswith(
-        "stopped at rung 2: others of its model were ahead after 64 photos  (2 of 4 ended, about 7 s left)"
-    )
+    assert lines[1].endswith("stopped at rung 2: others were ahead after 64 photos  (2 of 4 ended, about 7 s left)")
 
 
 def test_a_failure_is_said_with_its_message() -> None:
@@ -115,6 +151,12 @@ def test_time_left_counts_what_runs_and_what_has_not_begun() -> None:
     pace = (30 + 10 + 5) / (320 + 64 + 64)
     assert left(ROWS) == pytest.approx(((100 - 64) + 100) * pace / 2)
     assert left([*ROWS, row(3, "FAIL", duration_s=0.0, examples_seen=0)]) == pytest.approx((100 - 64) * pace)
+    progress = Progress(
+        Console(), num_trials=4, side_by_side=2, expected_examples=100.0, budget_examples=320, stage_examples=32
+    )
+    few = [row(0, "PAUSED", examples_seen=64), row(1, "PAUSED", examples_seen=36)]
+    progress.show({"name": "it", "elapsed_s": 45.0, "trials": few, **WAITING})
+    assert progress.seconds_left(few) == pytest.approx((400 - 100) * 20 / 100 / 2), "all trials together have 400"
     beyond = [ROWS[0], row(1, "RUNNING", examples_seen=128, duration_s=12.0)]
     assert left(beyond, num_trials=2) == pytest.approx((320 - 128) * 42 / 448)
     assert [time_left(seconds) for seconds in (None, 0.0, 18.0, 600.0, 9000.0)] == [

@@ -98,8 +98,8 @@ def why(view: SweepView) -> Iterator[str]:
     if left_out:
         yield f"<p>{left_out} records of sweep.json are no decisions, and are left out.</p>"
     yield "<h3>What became of each trial</h3>"
-    headers = ("trial", "settings", "expected when it went on last", "reached", "its way, with the numbers of decisions")
-    yield table(headers, [(cells, "") for cells in story.trials()], numbers=(2, 3))
+    ways = ("trial", "settings", "expected when it went on last", "reached", "its way, with the numbers of decisions")
+    yield table(ways, [(cells, "") for cells in story.trials()], numbers=(2, 3))
     headers = ("", "at a rung", "value there", "ran next", "expected of it", "expected", "score", "instead of (the runner-up)")
     rows = [(cells, "") for cells in story.decisions()]
     title = f"{len(rows)} decisions, one a row; the runner-up's score in parts of that of what ran"
@@ -164,8 +164,7 @@ class _Story:
             self._waiting[number] = seen
             if decision.chosen is None or decision.chosen.trial != number:
                 self._add(number, decision, f"paused at {self._rung(seen)}")
-        runner_up, scores = decision.runner_up, [each and each.score for each in (decision.chosen, decision.runner_up)]
-        ran = self._ran(decision)
+        chosen, runner_up, ran = decision.chosen, decision.runner_up, self._ran(decision)
         for gone in decision.given_up:
             self._add(gone, decision, f"given up at {self._rung(self._waiting.pop(gone, None))}")
         if decision.given_up:
@@ -175,9 +174,9 @@ class _Story:
             text(at_a_rung),
             value,
             text(ran),
-            _expected(decision.chosen),
+            _expected(chosen),
             _expected(runner_up),
-            f"{scores[1] / scores[0]:.2f}" if scores[0] and scores[1] is not None else "",
+            "" if chosen is None or runner_up is None else _ratio(runner_up.score, chosen.score),
             "" if runner_up is None else text(self._in_words(runner_up, decision)),
         ]
 
@@ -263,6 +262,10 @@ def _expected(candidate: Candidate | None) -> str:
     if candidate is None or candidate.expected is None:
         return ""
     return f"{candidate.expected:.4f}" + ("" if candidate.deviation is None else f" ± {candidate.deviation:.4f}")
+
+
+def _ratio(score: float | None, of: float | None) -> str:
+    return "" if score is None or not of else f"{score / of:.2f}"
 
 
 def _id(number: int) -> str:

@@ -179,7 +179,7 @@ def test_many_decisions_are_folded_and_all_there(finished: Path) -> None:
 
 
 SCRIPT = "<script>alert(1)</script>"
-GOOD = {"trial": None, "params": {}, "predicted": 0.5, "deviation": 0.1, "score": 0.1}
+GOOD: dict[str, Any] = {"trial": None, "params": {}, "predicted": 0.5, "deviation": 0.1, "score": 0.1}
 RECORD = {"reporter": 0, "examples_seen": 32, "chosen": GOOD, "runner_up": None, "given_up": [], "variance": None}
 
 

@@ -79,7 +79,7 @@ class Progress:
             self._live.start(refresh=True)
 
     def _counted(self, what: str = "") -> str:
-        rows = self._sweep["trials"]
+        rows: Sequence[TrialRow] = self._sweep["trials"]
         ended, paused = sum(not is_open(row) for row in rows), sum(row["state"] == PAUSED for row in rows)
         return f"{ended} of {self.num_trials}{what} ended" + f", {paused} paused" * (paused > 0)
 

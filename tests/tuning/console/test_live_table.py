@@ -90,7 +90,7 @@ def test_trials_that_paused_are_said_to_have_not_to_be_behind(width: int) -> Non
 def test_an_event_line_says_at_which_rung_a_trial_paused_and_that_it_was_thawed() -> None:
     written = io.StringIO()
     settings = {"num_trials": 4, "side_by_side": 2, "budget_examples": 320, "stage_examples": 32, "expected_examples": 100.0}
-    with Progress(Console(file=written, width=160), **settings) as progress:  # type: ignore[arg-type]
+    with Progress(Console(file=written, width=160), **settings) as progress:
         for state in ("RUNNING", "PAUSED", "RUNNING"):
             progress.show({"name": "it", "elapsed_s": 45.0, "trials": [row(0, state)], **WAITING})
         progress.show({"name": "it", "elapsed_s": 45.0, "trials": [row(0, "PRUNED", stop_reason="rung_2")], **WAITING})

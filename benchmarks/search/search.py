@@ -1,0 +1,197 @@
+#!/usr/bin/env python
+"""How soon a search finds what is worth finding: whole sweeps replayed over learning curves, this search beside Ray's stock parts.
+
+    pip install -e '.[benchmarks]'
+    python -m benchmarks search --seeds 6
+    python -m benchmarks search --record search.jsonl --plot results/search.svg
+
+Worlds are the two recorded tables under three families of surrogates (table_worlds.py), random families of crossing curves and the
+five published runs with other rates (worlds.py; where their curves are beside the repository). How a sweep is replayed and what counts: replay.py. The level is what 32 random trials without stopping end at.
+``--record`` keeps what is done: started again, the command goes on after it.
+"""
+
+import argparse
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.search.replay import PausingSearch, Search, StockSearch, random_level, replay
+from benchmarks.search.search_plot import plot
+from benchmarks.search.table_worlds import SURROGATES, TABLES, table_world
+from benchmarks.search.worlds import FAMILIES, PUBLISHED, STAGES, World, family, published, published_as_run, published_runs
+
+RANDOM_TRIALS, HORIZON = 32, 16.0
+GRID = np.arange(1, 4 * int(HORIZON) + 1) / 4
+COMPARED = (4.0, 8.0, 16.0)
+STOCK, STOCK_POINTS, OURS, BLIND = "stock", "stock, points", "this search", "this search, blind"
+ARMS: dict[str, Callable[[World, int], Search]] = {
+    "random": lambda world, seed: StockSearch(world, seed, is_random=True, is_stopping=False),
+    "random + ASHA": lambda world, seed: StockSearch(world, seed, is_random=True),
+    STOCK: StockSearch,
+    STOCK_POINTS: lambda world, seed: StockSearch(world, seed, world.points),
+    OURS: lambda world, seed: PausingSearch(world, seed, world.points),
+    BLIND: PausingSearch,
+}
+
+
+def worlds(folder: Path) -> dict[str, Callable[[int], World]]:
+    """By name, each made for a seed; ``folder`` has the published curves, or not."""
+    made: dict[str, Callable[[int], World]] = {}
+    for surrogate, table in itertools.product(SURROGATES, TABLES):
+        made[f"{table}, {surrogate}"] = partial(table_world, table, surrogate)
+    if published_runs(folder):
+        made["published runs"] = partial(published, folder)
+    return made | {f"family: {kind}": partial(family, kind) for kind in FAMILIES}
+
+
+Job = tuple[str, str, int]
+
+
+def run(folder: Path, job: Job) -> dict[str, Any]:
+    """One sweep: the winner's true value on the grid, against the level of its world."""
+    name, arm, seed = job
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a surrogate's fit: a parameter without influence
+        world = worlds(folder)[name](seed)
+        search = ARMS[arm](world, seed)
+        found = replay(world, search, seed, horizon=HORIZON)
+        level = random_level(world, RANDOM_TRIALS)
+    index = np.searchsorted(found.spent, GRID, side="right") - 1
+    true = np.where(index >= 0, found.true[index], 0.0)
+    seconds = search.seconds if isinstance(search, PausingSearch) else []
+    row = {"world": name, "arm": arm, "seed": seed, "level": round(level, 5), "true": true.round(5).tolist()}
+    return {**row, "trials": len(found.params), "suggestion_s": round(max(seconds, default=0.0), 3)}
+
+
+def orders_kept(folder: Path) -> tuple[float, float]:
+    """Shares of all orders in which the five published runs arrive, one slot, at half of all their examples.
+
+    In which the best one is the winner by its last report, and in which it has come to its end.
+    """
+    world = published_as_run(folder)
+    best = int(world.curves(world.points)[:, -1].argmax())
+    wins, ends = [], []
+    for order in itertools.permutations(range(len(world.points))):
+        search = PausingSearch(world, 0, [world.points[place] for place in order], only_points=True)
+        found = replay(world, search, 0, horizon=len(order) / 2, num_slots=1)
+        wins.append(order[found.winner[-1]] == best)
+        ends.append(order.index(best) in found.ended)
+    return float(np.mean(wins)), float(np.mean(ends))
+
+
+Rows = Mapping[tuple[str, str], list[dict[str, Any]]]
+"""Of each world and arm, by seed."""
+
+
+def time_to_level(rows: list[dict[str, Any]]) -> float:
+    """Whole trials' device time until half of the seeds have the level; infinite where they never have."""
+    share_G = np.mean([np.array(row["true"]) >= row["level"] for row in rows], axis=0)
+    there = np.flatnonzero(share_G >= 0.5)
+    return float(GRID[there[0]]) if len(there) else float("inf")
+
+
+def ahead(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """At each of ``COMPARED``: the share of seeds in which the first are ahead (level ones count half), and its Wilson interval."""
+    at = [int(np.flatnonzero(GRID == time)[0]) for time in COMPARED]
+    mine, theirs = (np.array([row["true"] for row in each])[:, at] for each in (rows, others))
+    share = ((mine > theirs) + (mine == theirs) / 2).mean(axis=0)
+    return [(float(each), *wilson(float(each), len(rows))) for each in share]
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of ``count`` (Wilson 1927)."""
+    z = 1.96
+    middle, half = share + z**2 / (2 * count), z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return float((middle - half) / (1 + z**2 / count)), float((middle + half) / (1 + z**2 / count))
+
+
+def table(rows: Rows, names: Iterable[str]) -> list[str]:
+    """Markdown."""
+    head = [*ARMS, *(f"{arm}: ahead of {than} after 4 / 8 / 16, % (interval)" for arm, than in _PAIRS)]
+    lines = ["| world | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for name in names:
+        times = [time_to_level(rows[name, arm]) if (name, arm) in rows else float("nan") for arm in ARMS]
+        cells = ["-" if np.isnan(time) else f"> {HORIZON:g}" if np.isinf(time) else f"{time:.1f}" for time in times]
+        for arm, than in _PAIRS:
+            pairs = ahead(rows[name, arm], rows[name, than]) if (name, arm) in rows and (name, than) in rows else []
+            cells.append(
+                " / ".join(f"{100 * share:.0f} ({100 * low:.0f}-{100 * high:.0f})" for share, low, high in pairs) or "-"
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+_PAIRS = ((OURS, STOCK), (OURS, STOCK_POINTS), (BLIND, STOCK))
+
+
+def recorded(path: Path | None) -> list[dict[str, Any]]:
+    """Rows of an earlier call; a line that a kill has torn is left out."""
+    if path is None or not path.exists():
+        return []
+    content = path.read_text()
+    whole = content[: content.rfind("\n") + 1]
+    path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=60, help="sweeps of each arm in each world (default: %(default)s)")
+    parser.add_argument("--worlds", default="", metavar="TEXT", help="only those whose name holds it; several with |")
+    parser.add_argument("--arms", default="", metavar="NAMES", help="only these, with |")
+    parser.add_argument("--processes", type=int, default=1, help="replays side by side (default: %(default)s)")
+    parser.add_argument(
+        "--published", type=Path, default=PUBLISHED, metavar="DIR", help="the published curves (default: %(default)s)"
+    )
+    parser.add_argument("--record", type=Path, metavar="JSONL")
+    parser.add_argument("--plot", type=Path, metavar="SVG")
+    arguments = parser.parse_args()
+    folder = arguments.published.absolute()
+    names = [name for name in worlds(folder) if any(part in name for part in arguments.worlds.split("|"))]
+    arms = [arm for arm in ARMS if not arguments.arms or arm in arguments.arms.split("|")]
+    done = recorded(arguments.record)
+    known = {(row["world"], row["arm"], row["seed"]) for row in done}
+    jobs = [(name, arm, seed) for seed in range(arguments.seeds) for name in names for arm in arms]
+    jobs = [job for job in jobs if job not in known]
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        for row in pool.map(partial(run, folder), jobs):
+            done.append(row)
+            if arguments.record is not None:
+                with open(arguments.record, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(done, key=lambda row: row["seed"]):
+        if row["seed"] < arguments.seeds:
+            rows.setdefault((row["world"], row["arm"]), []).append(row)
+    print(
+        f"whole trials' device time until half of {arguments.seeds} seeds have the level of {RANDOM_TRIALS} random trials, and paired seeds:\n"
+    )
+    print(*table(rows, [name for name in names if any(world == name for world, _ in rows)]), sep="\n")
+    slowest = max((row["suggestion_s"] for row in done), default=0.0)
+    print(f"\nslowest suggestion: {slowest:.2f} s, the space's draws by a stand-in of Optuna's trial")
+    if published_runs(folder):
+        wins, ends = orders_kept(folder)
+        print(
+            f"published runs as they are, at half of all examples: the best one is the winner in {wins:.0%} of orders, at its end in {ends:.0%}"
+        )
+    else:
+        print(f"published runs: skipped, {folder} does not have them")
+    if arguments.plot:
+        panels = {name: {arm: _share_there(rows[name, arm]) for arm in ARMS if (name, arm) in rows} for name in names}
+        plot(arguments.plot, GRID, panels)
+
+
+def _share_there(rows: list[dict[str, Any]]) -> np.ndarray:
+    """[G] of the seeds that have the level."""
+    return np.mean([np.array(row["true"]) >= row["level"] for row in rows], axis=0)
+
+
+if __name__ == "__main__":
+    main()

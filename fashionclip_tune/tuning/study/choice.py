@@ -113,15 +113,15 @@ def choose(
         waiting = [trial for trial in known if trial.state == "waiting" and trial.data == OWN]
         predicted = dict(zip([trial.number for trial in waiting], ends.of(waiting)[0].tolist(), strict=True))
         open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial)]
-        new = [] if fresh is None else _new_points(known, ends, fresh, seed)
+        new, x_PF = ([], ends.encoded([])) if fresh is None else _new_points(known, ends, fresh, seed)
         if not open_ and not new:
             return None
         costs = [(trial.cost or 0.0) + thaw_cost * cost_of_start.get(trial.start, 0.0) for trial in open_]
         costs += [cost_of_start[point.start] for point in new]
-        pairs = zip(ends.of(open_), ends.of_settings([point.params for point in new]), strict=True)
-        mean_C, deviation_C = (np.concatenate(pair) for pair in pairs)
+        mean_C, deviation_C = (np.concatenate(pair) for pair in zip(ends.of(open_), ends.of_settings(x_PF), strict=True))
         score_C = expected_improvement(mean_C, deviation_C, ends.best) / np.sqrt(np.maximum(costs, 1e-9))
-        names = [*((trial.number, trial.params) for trial in open_), *((None, point.params) for point in new)]
+        names: list[tuple[int | None, Mapping[str, Any]]] = [(trial.number, trial.params) for trial in open_]
+        names += [(None, point.params) for point in new]
         order = np.argsort(-score_C, kind="stable")[:2]
         judged = [Judged(*names[c], float(mean_C[c]), float(deviation_C[c]), float(score_C[c])) for c in order]
         return Choice(judged[0], judged[1] if len(judged) > 1 else None, predicted)
@@ -132,11 +132,11 @@ def expected_improvement(mean_C: np.ndarray, deviation_C: np.ndarray, best: floa
     z_C = (mean_C - best) / deviation_C
     density_C = np.exp(-(z_C**2) / 2) / math.sqrt(2 * math.pi)
     below_C = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in z_C])
-    return np.maximum(deviation_C * (z_C * below_C + density_C), 0.0)
+    return np.asarray(np.maximum(deviation_C * (z_C * below_C + density_C), 0.0))
 
 
-def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: int) -> list[FreshPoint]:
-    """Variations of the best and random ones, without those that are too near to what was tried."""
+def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: int) -> tuple[list[FreshPoint], np.ndarray]:
+    """Variations of the best and random ones, without those that are too near to what was tried; and their encoding [P, F]."""
     generator = np.random.default_rng(seed)
     working = [trial for trial in known if not _has_failed(trial)]
     order = np.argsort(-ends.of(working)[0], kind="stable")[:_VARIED]
@@ -145,8 +145,9 @@ def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: 
         trial = working[place]
         given += [varied(trial.params, trial.distributions, generator) for _ in range(_VARIATIONS)]
     points = fresh(seed, given, _DRAWN)
-    distance_P = ends.distance([point.params for point in points])
-    return [point for point, distance in zip(points, distance_P, strict=True) if distance > _TOO_NEAR]
+    x_PF = ends.encoded([point.params for point in points])
+    kept_P = ends.distance(x_PF) > _TOO_NEAR
+    return [point for point, is_kept in zip(points, kept_P, strict=True) if is_kept], x_PF[kept_P]
 
 
 def _last_share(trial: KnownTrial) -> float | None:
@@ -194,7 +195,7 @@ class _Level:
     def values(self, trial: KnownTrial) -> Iterator[_Value]:
         """Of its stages, the last one first; a failure's are worthless at every stage that any trial has reached."""
         if _has_failed(trial):
-            curve = self._worthless
+            curve = dict(self._worthless)
         else:
             finite = ((share, value) for share, value in trial.curve.items() if math.isfinite(value))
             curve = {share: max(value, self._floors[share]) for share, value in finite}
@@ -239,15 +240,19 @@ class _Ends:
         """Mean and deviation [N] of the ends of known trials; of one on other data, of its settings on this sweep's."""
         return self._predicted(self._rows(trials, [1.0] * len(trials), on_own_data=True))
 
-    def of_settings(self, params: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation [N] of what settings are worth that no trial has had."""
-        return self._predicted(self._at(self._encoding(params), [1.0] * len(params), [-1] * len(params), [0] * len(params)))
+    def encoded(self, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """[N, F]"""
+        return self._encoding(params)
 
-    def distance(self, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def of_settings(self, x_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation [N] of what settings are worth that no trial has had."""
+        count = len(x_NF)
+        return self._predicted(self._at(x_NF, [1.0] * count, [-1] * count, [0] * count))
+
+    def distance(self, x_NF: np.ndarray) -> np.ndarray:
         """[N] to the nearest trial of this sweep."""
-        if not len(self._tried_TF):
-            return np.full(len(params), np.inf)
-        return np.sqrt(((self._encoding(params)[:, None] - self._tried_TF[None]) ** 2).sum(axis=2)).min(axis=1, initial=np.inf)
+        apart_NT = torch.cdist(torch.from_numpy(x_NF), torch.from_numpy(self._tried_TF))
+        return np.asarray(apart_NT.numpy().min(axis=1, initial=np.inf))
 
     def _predicted(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         mean_N, variance_N = self._model.predict(rows)

@@ -92,7 +92,8 @@ def _prior(num_features: int) -> tuple[Tensor, Tensor]:
 
 def _covariance(rows: Rows, others: Rows, parameters: Tensor) -> Tensor:
     """[N, M], without noise."""
-    return _Parts(rows, others, parameters).covariance_NM
+    covariance_NM: Tensor = _Parts(rows, others, parameters).covariance_NM
+    return covariance_NM
 
 
 class _Parts:
@@ -100,17 +101,18 @@ class _Parts:
 
     def __init__(self, rows: Rows, others: Rows, parameters: Tensor) -> None:
         length_F, (v_x, v_t, _, l_u) = parameters[:-5].exp(), parameters[-5:-1].exp()
-        self.squares_NMF = ((rows.x_NF[:, None] - others.x_NF[None]) / length_F) ** 2
-        distance_NM = self.squares_NMF.sum(dim=2)
-        root_NM = (5 * distance_NM).sqrt()
+        root_NM = math.sqrt(5) * torch.cdist(
+            rows.x_NF / length_F, others.x_NF / length_F, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         decay_NM = (-root_NM).exp()
         is_same_data_NM = rows.data_N[:, None] == others.data_N[None]
         is_same_trial_NM = (rows.trial_N[:, None] == others.trial_N[None]) & (rows.trial_N[:, None] >= 0)
         apart_NM = (rows.u_N[:, None] - others.u_N[None]) ** 2
         reach_NM = _reach(rows, parameters)[:, None] * _reach(others, parameters)[None] * (-apart_NM / (2 * l_u**2)).exp()
         scale_NM = reach_NM * v_x * torch.where(is_same_data_NM, 1.0, _OTHER_DATA)
-        self.of_settings_NM = scale_NM * (1 + root_NM + 5 * distance_NM / 3) * decay_NM
-        self.slope_NM = scale_NM * (1 + root_NM) * decay_NM * 5 / 3  # by log l, but for the square of that parameter
+        self.of_settings_NM = scale_NM * (1 + root_NM + root_NM**2 / 3) * decay_NM
+        # By the logarithm of a parameter's length, but for the square of how far they are apart in it.
+        self.slope_NM = scale_NM * (1 + root_NM) * decay_NM * 5 / 3
         self.of_trial_NM = reach_NM * v_t * is_same_trial_NM
         self.by_length_u_NM = apart_NM / l_u**2
         self.by_reach_NM = rows.u_N[:, None] + others.u_N[None] - 2
@@ -170,7 +172,9 @@ def _descent(rows: Rows, mean_P: Tensor, spread_P: Tensor, at_P: Tensor) -> tupl
     weights_N = inverse_NN @ rows.value_N
     value = rows.value_N @ weights_N / 2 + cholesky_NN.diagonal().log().sum() + at_P @ at_P / 2
     outer_NN = (inverse_NN - torch.outer(weights_N, weights_N)) / 2
-    of_lengths_F = torch.einsum("nm,nmf->f", outer_NN * parts.slope_NM, parts.squares_NMF)
+    slope_NN, x_NF = outer_NN * parts.slope_NM, rows.x_NF / parameters_P[:-5].exp()
+    # The sum over pairs of slope (x - x')^2.
+    of_lengths_F = 2 * (slope_NN.sum(dim=1) @ x_NF**2 - (x_NF * (slope_NN @ x_NF)).sum(dim=0))
     varied_NN = outer_NN * (parts.of_settings_NM + parts.of_trial_NM)
     others = (
         (outer_NN * parts.of_settings_NM).sum(),

@@ -42,19 +42,17 @@ def _columns(distribution: BaseDistribution, values: Sequence[Any]) -> np.ndarra
         high = 1.0 if len(choices) == 1 else 2**-0.5
         rows = [[_NOT_DRAWN if value is _ABSENT else high * (value == choice) for choice in choices] for value in values]
         return np.array(rows).reshape(len(values), len(choices))
-    return np.array([[_to_unit(distribution, value) if _is_number(value) else _NOT_DRAWN] for value in values]).reshape(-1, 1)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _to_unit(distribution: BaseDistribution, value: float) -> float:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
+    # A name may have been that of a choice in another sweep: only numbers have a place.
+    numbers = np.array([value if type(value) in (float, int) else np.nan for value in values], dtype=float)
+    return np.where(np.isnan(numbers), _NOT_DRAWN, _to_unit(distribution, numbers))[:, None]
+
+
+def _to_unit(distribution: FloatDistribution | IntDistribution, values: np.ndarray) -> np.ndarray:
     low, high = distribution.low, distribution.high
     if distribution.log:
-        return float(np.log(max(value, 1e-300) / low) / np.log(high / low))
-    return float((value - low) / (high - low))
+        return np.log(np.maximum(values, 1e-300) / low) / np.log(high / low)
+    return (values - low) / (high - low)
 
 
 def varied(
@@ -72,7 +70,7 @@ def _moved(value: Any, distribution: BaseDistribution, generator: np.random.Gene
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if distribution.single():
         return value
-    place = float(np.clip(_to_unit(distribution, value) + step, 0, 1))
+    place = float(np.clip(_to_unit(distribution, np.array(value)) + step, 0, 1))
     return _from_unit(distribution, place)
 
 
@@ -98,7 +96,8 @@ def default_points(
         choices: its values.
     """
     points = []
-    for fixed in ({parameter: choice} for choice in choices) if parameter is not None else ({},):
+    every: list[dict[str | None, Any]] = [{}] if parameter is None else [{parameter: choice} for choice in choices]
+    for fixed in every:
         trial = optuna.create_study(sampler=_Middle(fixed)).ask()
         draw(trial)
         points.append(dict(trial.params))

@@ -1,4 +1,4 @@
-"""The simulated clock of the benchmarks, on curves small enough to count by hand."""
+"""The benchmarks: what they count, on figures small enough to count by hand."""
 
 import csv
 import os
@@ -6,83 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.resilience import lose_machine, started_processes
-from benchmarks.search import published_asha, search_replay, search_table
+from benchmarks.search import search_table
 from benchmarks.speed import gpu, plan_beside_fact, t4_plans
 from fashionclip_tune.files import write_json
 from fashionclip_tune.training.history import TIMING
-
-
-class Curves:
-    """In the place of a surrogate: setting n has the curve (0.1, n / 10, n / 5), two seconds a stage."""
-
-    table = SimpleNamespace(examples_seen_S=[0, 100, 200])
-    noise_S = np.zeros(3)
-
-    def curves(self, parameters: Any) -> Any:
-        return np.array([[0.1, point["n"] / 10, point["n"] / 5] for point in parameters])
-
-    def stage_seconds(self, point: Any) -> Any:
-        return np.full(3, 2.0)
-
-
-class InOrder:
-    """Tries 1, 2, 3 and stops the second at its second report."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.told = list[Any]()
-
-    def ask(self) -> Any:
-        self.asked += 1
-        return str(self.asked), {"n": self.asked}
-
-    def tell(self, key: Any, stage: Any, examples_seen: Any, value: Any) -> Any:
-        self.told.append((key, examples_seen, value))
-        return examples_seen < 200 and not (key == "2" and stage == 1)
-
-
-def test_a_replay_counts_what_each_trial_cost_when_it_ended() -> None:
-    search = InOrder()
-    replay = search_replay.replay(Curves(), search, num_trials=3, num_workers=2, seed=0)
-    # Both workers report at 2 and 4 s; the second trial ends there and makes room for the third, the first one ends at 6 s.
-    assert [key for key, *_ in search.told] == ["1", "2", "1", "2", "1", "3", "3", "3"]
-    assert replay.examples.tolist() == [200, 300, 500]
-    assert replay.device_s.tolist() == [8.0, 10.0, 16.0]
-    assert replay.recall == pytest.approx([0.2, 0.2, 0.6])
-    spent = search_replay.at([replay], "examples", np.array([199, 200, 499, 500, 1000]))
-    assert spent[0] == pytest.approx([0.0, 0.2, 0.2, 0.6, 0.6])
-
-
-@pytest.mark.parametrize("arm", search_replay.ARMS)
-def test_the_real_searchers_and_schedulers_are_driven_to_the_end(arm: Any, tmp_path: Path) -> None:
-    make, _ = search_replay.ARMS[arm]
-    search = make(0, [0, 100, 200, 300, 900], 4, tmp_path)
-    whole = 0
-    for _ in range(4):
-        key, parameters = search.ask()
-        assert 1e-4 <= parameters["learning_rate"] <= 1e-2
-        seen = [0]
-        while search.tell(key, len(seen) - 1, seen[-1], parameters["learning_rate"]):
-            seen.append([0, 100, 200, 300, 900][len(seen)])
-        whole += seen[-1] == 900
-        assert seen[-1] in ((900,) if arm == "random, no stopping" else (100, 300, 900))
-    assert whole >= 1
-
-
-def test_published_curves_are_judged_by_the_values_at_the_rungs() -> None:
-    curves = {"a": {1: 0.5, 3: 0.6}, "b": {1: 0.4, 3: 0.9}, "c": {1: 0.6, 3: 0.7}}
-    own = dict.fromkeys(curves, "m")
-    assert published_asha.replay(("a", "b", "c"), [1, 3], curves, own, shared=False) == {"b": 1}
-    assert published_asha.replay(("b", "a", "c"), [1, 3], curves, own, shared=False) == {"a": 2, "c": 2}
-    assert published_asha.replay(("a", "b", "c"), [1, 3], curves, {**own, "b": "other"}, shared=False) == {}
-    assert published_asha.replay(("a", "b", "c"), [1, 3], curves, {**own, "b": "other"}, shared=True) == {"b": 1}
 
 
 def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 What counts is what a user would get at any time: of all trials so far, ended, paused or running, the one whose last (noisy)
 report is highest, valued by its curve without an evaluation's noise at the stage where it is. Time is device seconds, in
-whole trials' worth: the mean over random settings. All arms share seeds, rungs, reduction factor and budget; noise is drawn by a
-trial's number, so that the first trials of all arms have the same luck.
+whole trials' worth: the mean over random settings. All arms share seeds, rungs, reduction factor and budget; noise is drawn by
+a trial's number, so that the first trials of all arms have the same luck.
 """
 
 import heapq

@@ -1,22 +1,22 @@
 #!/usr/bin/env python
-"""How soon a search finds what is worth finding: whole sweeps replayed over learning curves, this search beside Ray's stock parts.
+"""How soon a search finds what is worth finding: whole sweeps replayed over learning curves, beside Ray's stock parts.
 
     pip install -e '.[benchmarks]'
     python -m benchmarks search --seeds 6
     python -m benchmarks search --record search.jsonl --plot results/search.svg
 
-Worlds are the two recorded tables under three families of surrogates (table_worlds.py), random families of crossing curves and the
-five published runs with other rates (worlds.py; where their curves are beside the repository). How a sweep is replayed and what counts: replay.py. The level is what 32 random trials without stopping end at.
-``--record`` keeps what is done: started again, the command goes on after it.
+Worlds are the two recorded tables under three families of surrogates (table_worlds.py), random families of crossing curves
+and the five published runs with other rates (worlds.py; where their curves are beside the repository). How a sweep is replayed
+and what counts: replay.py. The level is what 32 random trials without stopping end at. ``--record`` keeps what is done: started
+again, the command goes on after it.
 """
 
 import argparse
 import itertools
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.search.replay import PausingSearch, Search, StockSearch, random_level, replay
 from benchmarks.search.search_plot import plot
 from benchmarks.search.table_worlds import SURROGATES, TABLES, table_world
-from benchmarks.search.worlds import FAMILIES, PUBLISHED, STAGES, World, family, published, published_as_run, published_runs
+from benchmarks.search.worlds import FAMILIES, PUBLISHED, World, family, published, published_as_run, published_runs
 
 RANDOM_TRIALS, HORIZON = 32, 16.0
 GRID = np.arange(1, 4 * int(HORIZON) + 1) / 4
@@ -51,18 +51,22 @@ def worlds(folder: Path) -> dict[str, Callable[[int], World]]:
     return made | {f"family: {kind}": partial(family, kind) for kind in FAMILIES}
 
 
+@lru_cache(maxsize=16)
+def _world(folder: Path, name: str, seed: int) -> tuple[World, float]:
+    """And what ``RANDOM_TRIALS`` random trials end at in it."""
+    world = worlds(folder)[name](seed)
+    return world, random_level(world, RANDOM_TRIALS)
+
+
 Job = tuple[str, str, int]
 
 
 def run(folder: Path, job: Job) -> dict[str, Any]:
     """One sweep: the winner's true value on the grid, against the level of its world."""
     name, arm, seed = job
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a surrogate's fit: a parameter without influence
-        world = worlds(folder)[name](seed)
-        search = ARMS[arm](world, seed)
-        found = replay(world, search, seed, horizon=HORIZON)
-        level = random_level(world, RANDOM_TRIALS)
+    world, level = _world(folder, name, seed)
+    search = ARMS[arm](world, seed)
+    found = replay(world, search, seed, horizon=HORIZON)
     index = np.searchsorted(found.spent, GRID, side="right") - 1
     true = np.where(index >= 0, found.true[index], 0.0)
     seconds = search.seconds if isinstance(search, PausingSearch) else []
@@ -98,8 +102,8 @@ def time_to_level(rows: list[dict[str, Any]]) -> float:
 
 
 def ahead(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
-    """At each of ``COMPARED``: the share of seeds in which the first are ahead (level ones count half), and its Wilson interval."""
-    at = [int(np.flatnonzero(GRID == time)[0]) for time in COMPARED]
+    """At each of ``COMPARED``: the share of seeds in which the first are ahead, level ones by halves, and its interval."""
+    at = [int(np.searchsorted(GRID, time)) for time in COMPARED]
     mine, theirs = (np.array([row["true"] for row in each])[:, at] for each in (rows, others))
     share = ((mine > theirs) + (mine == theirs) / 2).mean(axis=0)
     return [(float(each), *wilson(float(each), len(rows))) for each in share]
@@ -171,16 +175,15 @@ def main() -> None:
         if row["seed"] < arguments.seeds:
             rows.setdefault((row["world"], row["arm"]), []).append(row)
     print(
-        f"whole trials' device time until half of {arguments.seeds} seeds have the level of {RANDOM_TRIALS} random trials, and paired seeds:\n"
+        f"{arguments.seeds} seeds; whole trials' device time until half of them have the {RANDOM_TRIALS} random trials' level\n"
     )
     print(*table(rows, [name for name in names if any(world == name for world, _ in rows)]), sep="\n")
     slowest = max((row["suggestion_s"] for row in done), default=0.0)
     print(f"\nslowest suggestion: {slowest:.2f} s, the space's draws by a stand-in of Optuna's trial")
     if published_runs(folder):
         wins, ends = orders_kept(folder)
-        print(
-            f"published runs as they are, at half of all examples: the best one is the winner in {wins:.0%} of orders, at its end in {ends:.0%}"
-        )
+        print("the five published runs as they are, all orders of arrival, at half of all their examples:")
+        print(f"the best one is the winner in {wins:.0%}, and has come to its end in {ends:.0%}")
     else:
         print(f"published runs: skipped, {folder} does not have them")
     if arguments.plot:

@@ -22,9 +22,8 @@ def plot(path: Path, grid: np.ndarray, panels: Mapping[str, Mapping[str, np.ndar
         parts.append(f'<text x="{left}" y="{top - 8}" font-weight="bold">{label}</text>')
         for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
             y = top + height * (1 - tick)
-            parts.append(
-                f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="{"#999" if tick == 0.5 else "#ddd"}"/>'
-            )
+            colour = "#999" if tick == 0.5 else "#ddd"
+            parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}"/>')
             parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
         for tick in (0.25, 0.5, 1, 2, 4, 8, 16):
             x = float(np.interp(tick, grid, x_G))

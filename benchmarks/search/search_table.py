@@ -79,8 +79,6 @@ class Surrogate:
         self._process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
         self._process.fit(features, table.recall_NS)
         self.noise_S = _stage_noise(table.recall_NS)
-        # What a stage costs depends on the model and on augmentation: the mean over the settings that share both.
-        self._stage_s_NS = np.diff(table.device_s_NS, axis=1, prepend=0.0)
 
     def features(self, parameters: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """[N, F], each between 0 and 1; a parameter that a setting does not have counts as its lowest value."""
@@ -99,33 +97,8 @@ class Surrogate:
         """[N, S] recall_at_10 at each stage, without noise."""
         return np.clip(self._process.predict(self.features(parameters)), 0.0, 1.0)
 
-    def stage_seconds(self, point: Mapping[str, Any]) -> np.ndarray:
-        """[S] device seconds of each stage."""
-        alike = [
-            all(other.get(name) == point.get(name) for name in ("clip_model", "augment_images"))
-            for other in self.table.parameters
-        ]
-        return self._stage_s_NS[alike].mean(axis=0)
-
 
 def _stage_noise(recall_NS: np.ndarray) -> np.ndarray:
     bends = recall_NS[:, :-2] - 2 * recall_NS[:, 1:-1] + recall_NS[:, 2:]
     spread = 1.4826 * np.median(np.abs(bends - np.median(bends, axis=0)), axis=0) / np.sqrt(6)
     return np.array([0.0, *spread, spread[-1]])  # the zero-shot model is the same for all
-
-
-def cross_validate(table: Table, distributions: Mapping[str, BaseDistribution], folds: int = 10) -> dict[str, np.ndarray]:
-    """Predictions [N, S] of settings left out: fitted, and of the nearest recorded setting."""
-    fold_N = np.arange(len(table.parameters)) % folds
-    fitted, nearest = np.empty_like(table.recall_NS), np.empty_like(table.recall_NS)
-    for fold in range(folds):
-        rest, out = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
-        known = Table(
-            [table.parameters[n] for n in rest], table.examples_seen_S, table.recall_NS[rest], table.device_s_NS[rest]
-        )
-        surrogate = Surrogate(known, distributions)
-        points = [table.parameters[n] for n in out]
-        fitted[out] = surrogate.curves(points)
-        distance = np.abs(surrogate.features(points)[:, None] - surrogate.features(known.parameters)[None]).sum(axis=2)
-        nearest[out] = known.recall_NS[distance.argmin(axis=1)]
-    return {"fitted": fitted, "nearest": nearest}

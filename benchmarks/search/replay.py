@@ -25,6 +25,7 @@ REDUCTION_FACTOR = 3
 THAW_COST = 0.02
 KEPT_PAUSED = 3
 METRIC = "recall_at_10"
+_POOL = 3000
 
 
 class Search(Protocol):
@@ -46,6 +47,9 @@ class PausingSearch:
     def __init__(self, world: World, seed: int, points: Sequence[Mapping[str, Any]] = (), *, only_points: bool = False) -> None:
         self._world, self._seed, self._only_points = world, seed, only_points
         self._points = list(points)
+        generator = np.random.default_rng([seed, 3])
+        # Random settings are taken from these: drawing them anew for each decision would take most of a replay's time.
+        self._pool = [] if only_points else [self._fresh_point(generator, {}) for _ in range(_POOL)]
         self._known: dict[int, KnownTrial] = {}
         self._next: Choice | None = None
         self._num_decisions = 0
@@ -108,8 +112,12 @@ class PausingSearch:
 
     def _fresh(self, seed: int, given: Sequence[Mapping[str, Any]], count: int) -> list[FreshPoint]:
         generator = np.random.default_rng([seed, 1])
-        drawn = [self._world.draw(generator, each) for each in [*given, *({} for _ in range(count))]]
-        return [FreshPoint(each.params, each.distributions, self._world.start(each.params)) for each in drawn]
+        completed = [self._fresh_point(generator, each) for each in given]
+        return completed + [self._pool[place] for place in generator.choice(_POOL, count, replace=False)]
+
+    def _fresh_point(self, generator: np.random.Generator, given: Mapping[str, Any]) -> FreshPoint:
+        drawn = self._world.draw(generator, given)
+        return FreshPoint(drawn.params, drawn.distributions, self._world.start(drawn.params))
 
     def _end_all_but_the_best(self, choice: Choice) -> None:
         """Of the paused the best predicted of each start stay."""

@@ -4,7 +4,7 @@ Settings are a point x [F] of about the unit cube, a stage is u = 1 + log9(share
 The values of two stages, of any two trials, covary by
 
     k = exp(-a (1 - u)) exp(-a (1 - u')) RBF(u - u'; l_u) [v_x Matern52(x, x'; l) c + v_t (of the same trial)]
-        + (of the same data) 4 (1 + RBF(u - u'; 0.7)) + (of the same stage) variance of the evaluation + 0.05 v_n
+        + (of the same data) 4 (1 + RBF(u - u'; 1.5)) + (of the same stage) variance of the evaluation + 0.05 v_n
 
 The first line is how settings differ: less at early stages (a), and not quite in the order of the end (l_u), so that a late
 starter is not written off; v_t is what settings do not explain, c is 1 within a data set and 0.7 between two. The second
@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 _MOST_FITTED = 120  # rows that the kernel's parameters are fitted to: a fit's cost is cubic
-_ITERATIONS, _HALVINGS, _CONVERGED = 40, 8, 1e-3
+_ITERATIONS, _HALVINGS, _CONVERGED = 30, 8, 1e-2
 _OTHER_DATA = 0.7
-_COMMON, _COMMON_LENGTH = 4.0, 0.7
+_COMMON, _COMMON_LENGTH = 4.0, 1.5
 _NOISE = 0.05
 _SMALLEST = 1e-6
 # Median and spread of the logarithm of each parameter; of a, which may be negative, mean and spread.
-_LENGTH, _V_X, _V_T, _V_N, _L_U = (0.7, 0.7), (1.0, 0.7), (0.1, 0.7), (1.0, 0.7), (1.5, 0.5)
-_A = (0.5, 0.5)
+_LENGTH, _V_X, _V_T, _V_N, _L_U = (0.7, 1.0), (2.0, 0.7), (0.2, 0.7), (1.0, 0.7), (1.5, 0.5)
+_A = (0.7, 1.0)
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,7 @@ def test_the_published_runs_are_worlds_where_their_curves_are(tmp_path: Path, mo
 def rows_of(*curves: list[float], level: float = 0.5) -> list[dict[str, Any]]:
     """Each with as many values, repeated over the grid."""
     return [
-        {"level": level, "true": np.repeat(curve, len(search.GRID) // len(curve)).tolist(), "seed": seed}
-        for seed, curve in enumerate(curves)
+        {"level": level, "true": np.repeat(curve, 64 // len(curve)).tolist(), "seed": seed} for seed, curve in enumerate(curves)
     ]
 
 
@@ -198,6 +197,8 @@ def test_the_command_goes_on_after_what_is_recorded(
 ) -> None:
     done = tmp_path / "done.jsonl"
     flags = [
+        "--trials",
+        "2",
         "--seeds",
         "2",
         "--worlds",
@@ -209,7 +210,6 @@ def test_the_command_goes_on_after_what_is_recorded(
         "--record",
         str(done),
     ]
-    monkeypatch.setattr(search, "HORIZON", 2.0)
     monkeypatch.setattr(search, "ProcessPoolExecutor", InProcess)
     monkeypatch.setattr(sys, "argv", ["search", *flags])
     search.main()

@@ -27,9 +27,8 @@ from benchmarks.search.search_plot import plot
 from benchmarks.search.table_worlds import SURROGATES, TABLES, table_world
 from benchmarks.search.worlds import FAMILIES, PUBLISHED, World, family, published, published_as_run, published_runs
 
-RANDOM_TRIALS, HORIZON = 32, 16.0
-GRID = np.arange(1, 4 * int(HORIZON) + 1) / 4
-COMPARED = (4.0, 8.0, 16.0)
+RANDOM_TRIALS = 32
+COMPARED = (4, 8, 16)  # whole trials' device time
 STOCK, STOCK_POINTS, OURS, BLIND = "stock", "stock, points", "this search", "this search, blind"
 ARMS: dict[str, Callable[[World, int], Search]] = {
     "random": lambda world, seed: StockSearch(world, seed, is_random=True, is_stopping=False),
@@ -61,13 +60,18 @@ def _world(folder: Path, name: str, seed: int) -> tuple[World, float]:
 Job = tuple[str, str, int]
 
 
-def run(folder: Path, job: Job) -> dict[str, Any]:
+def grid(num_trials: int) -> np.ndarray:
+    """Quarters of whole trials' device time, from 0.25 on."""
+    return np.arange(1, 4 * num_trials + 1) / 4
+
+
+def run(folder: Path, num_trials: int, job: Job) -> dict[str, Any]:
     """One sweep: the winner's true value on the grid, against the level of its world."""
     name, arm, seed = job
     world, level = _world(folder, name, seed)
     search = ARMS[arm](world, seed)
-    found = replay(world, search, seed, horizon=HORIZON)
-    index = np.searchsorted(found.spent, GRID, side="right") - 1
+    found = replay(world, search, seed, horizon=num_trials)
+    index = np.searchsorted(found.spent, grid(num_trials), side="right") - 1
     true = np.where(index >= 0, found.true[index], 0.0)
     seconds = search.seconds if isinstance(search, PausingSearch) else []
     row = {"world": name, "arm": arm, "seed": seed, "level": round(level, 5), "true": true.round(5).tolist()}
@@ -96,14 +100,19 @@ Rows = Mapping[tuple[str, str], list[dict[str, Any]]]
 
 def time_to_level(rows: list[dict[str, Any]]) -> float:
     """Whole trials' device time until half of the seeds have the level; infinite where they never have."""
-    share_G = np.mean([np.array(row["true"]) >= row["level"] for row in rows], axis=0)
-    there = np.flatnonzero(share_G >= 0.5)
-    return float(GRID[there[0]]) if len(there) else float("inf")
+    there = np.flatnonzero(share_there(rows) >= 0.5)
+    return float(there[0] + 1) / 4 if len(there) else float("inf")
+
+
+def share_there(rows: list[dict[str, Any]]) -> np.ndarray:
+    """[G] of the seeds that have the level."""
+    share_G: np.ndarray = np.mean([np.array(row["true"]) >= row["level"] for row in rows], axis=0)
+    return share_G
 
 
 def ahead(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
     """At each of ``COMPARED``: the share of seeds in which the first are ahead, level ones by halves, and its interval."""
-    at = [int(np.searchsorted(GRID, time)) for time in COMPARED]
+    at = [4 * time - 1 for time in COMPARED if 4 * time <= min(len(row["true"]) for row in [*rows, *others])]
     mine, theirs = (np.array([row["true"] for row in each])[:, at] for each in (rows, others))
     share = ((mine > theirs) + (mine == theirs) / 2).mean(axis=0)
     return [(float(each), *wilson(float(each), len(rows))) for each in share]
@@ -118,11 +127,12 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def table(rows: Rows, names: Iterable[str]) -> list[str]:
     """Markdown."""
-    head = [*ARMS, *(f"{arm}: ahead of {than} after 4 / 8 / 16, % (interval)" for arm, than in _PAIRS)]
+    after = " / ".join(map(str, COMPARED))
+    head = [*ARMS, *(f"{arm}: ahead of {than} after {after}, % (interval)" for arm, than in _PAIRS)]
     lines = ["| world | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
     for name in names:
         times = [time_to_level(rows[name, arm]) if (name, arm) in rows else float("nan") for arm in ARMS]
-        cells = ["-" if np.isnan(time) else f"> {HORIZON:g}" if np.isinf(time) else f"{time:.1f}" for time in times]
+        cells = ["-" if np.isnan(time) else "later" if np.isinf(time) else f"{time:.1f}" for time in times]
         for arm, than in _PAIRS:
             pairs = ahead(rows[name, arm], rows[name, than]) if (name, arm) in rows and (name, than) in rows else []
             cells.append(
@@ -148,6 +158,7 @@ def recorded(path: Path | None) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=60, help="sweeps of each arm in each world (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=16, help="device time of a sweep, in whole trials (default: %(default)s)")
     parser.add_argument("--worlds", default="", metavar="TEXT", help="only those whose name holds it; several with |")
     parser.add_argument("--arms", default="", metavar="NAMES", help="only these, with |")
     parser.add_argument("--processes", type=int, default=1, help="replays side by side (default: %(default)s)")
@@ -161,11 +172,12 @@ def main() -> None:
     names = [name for name in worlds(folder) if any(part in name for part in arguments.worlds.split("|"))]
     arms = [arm for arm in ARMS if not arguments.arms or arm in arguments.arms.split("|")]
     done = recorded(arguments.record)
+    done = [{**row, "true": row["true"][: 4 * arguments.trials]} for row in done if len(row["true"]) >= 4 * arguments.trials]
     known = {(row["world"], row["arm"], row["seed"]) for row in done}
     jobs = [(name, arm, seed) for seed in range(arguments.seeds) for name in names for arm in arms]
     jobs = [job for job in jobs if job not in known]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        for row in pool.map(partial(run, folder), jobs):
+        for row in pool.map(partial(run, folder, arguments.trials), jobs):
             done.append(row)
             if arguments.record is not None:
                 with open(arguments.record, "a") as file:
@@ -187,13 +199,8 @@ def main() -> None:
     else:
         print(f"published runs: skipped, {folder} does not have them")
     if arguments.plot:
-        panels = {name: {arm: _share_there(rows[name, arm]) for arm in ARMS if (name, arm) in rows} for name in names}
-        plot(arguments.plot, GRID, panels)
-
-
-def _share_there(rows: list[dict[str, Any]]) -> np.ndarray:
-    """[G] of the seeds that have the level."""
-    return np.mean([np.array(row["true"]) >= row["level"] for row in rows], axis=0)
+        panels = {name: {arm: share_there(rows[name, arm]) for arm in ARMS if (name, arm) in rows} for name in names}
+        plot(arguments.plot, grid(arguments.trials), panels)
 
 
 if __name__ == "__main__":

@@ -211,6 +211,7 @@ class _Ends:
     def __init__(self, known: Sequence[KnownTrial]) -> None:
         """``known``: sorted, one of them with a value at least."""
         self._encoding = Encoding(trial.distributions for trial in known)
+        self._x_TF = self._encoding([trial.params for trial in known])
         self._place = {(trial.data, trial.number): place for place, trial in enumerate(known)}
         self._data = {data: number for number, data in enumerate(dict.fromkeys([OWN, *(trial.data for trial in known)]))}
         values, levels = list[list[_Value]](), dict[str, _Level]()
@@ -234,7 +235,7 @@ class _Ends:
         going_on = [trial for trial in own if trial.state != "ended"]
         reached = [*(_last_share(trial) or 1.0 for trial in over), *(1.0 for _ in going_on)]
         self.best = max(self._predicted(self._rows([*over, *going_on], reached))[0], default=self._level.centre)
-        self._tried_TF = self._encoding([trial.params for trial in known if trial.data == OWN])
+        self._tried_TF = self._x_TF[[trial.data == OWN for trial in known]]
 
     def of(self, trials: Sequence[KnownTrial]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation [N] of the ends of known trials; of one on other data, of its settings on this sweep's."""
@@ -259,9 +260,10 @@ class _Ends:
         return (self._level.centre + self._level.spread * mean_N).numpy(), (self._level.spread * variance_N.sqrt()).numpy()
 
     def _rows(self, trials: Sequence[KnownTrial], shares: Sequence[float], on_own_data: bool = False) -> Rows:
-        places = [self._place[trial.data, trial.number] if trial.data == OWN or not on_own_data else -1 for trial in trials]
+        places = [self._place[trial.data, trial.number] for trial in trials]
+        numbers = [-1 if on_own_data and trial.data != OWN else place for trial, place in zip(trials, places, strict=True)]
         data = [0 if on_own_data else self._data[trial.data] for trial in trials]
-        return self._at(self._encoding([trial.params for trial in trials]), shares, places, data)
+        return self._at(self._x_TF[np.array(places, dtype=int)], shares, numbers, data)
 
     def _at(self, x_NF: np.ndarray, shares: Sequence[float], trials: Sequence[int], data: Sequence[int]) -> Rows:
         u_N = 1 + torch.tensor(shares, dtype=torch.float64).log() / math.log(9)

@@ -64,7 +64,7 @@ class CurveModel:
         """``parameters``: of a fitted model; None: they are fitted, to the first 120 rows where there are more."""
         self._rows = rows
         self.parameters = _fitted(rows[:_MOST_FITTED]) if parameters is None else parameters
-        covariance_NN = _covariance(rows, rows, self.parameters) + torch.diag(_noise(rows, self.parameters))
+        covariance_NN = _Pairs(rows, rows).covariance(self.parameters).total_NM + torch.diag(_noise(rows, self.parameters))
         self._cholesky_NN = torch.linalg.cholesky(covariance_NN)
         self._weights_N1 = torch.cholesky_solve(rows.value_N[:, None], self._cholesky_NN)
 
@@ -73,7 +73,7 @@ class CurveModel:
 
         Of a trial that is -1 the variance leaves out v_t: what settings do not explain is no reason to try them.
         """
-        across_MN = _covariance(rows, self._rows, self.parameters)
+        across_MN = _Pairs(rows, self._rows).covariance(self.parameters).total_NM
         solved_NM = torch.linalg.solve_triangular(self._cholesky_NN, across_MN.T, upper=False)
         own_M = _own_variance(rows, self.parameters)
         return (across_MN @ self._weights_N1)[:, 0], (own_M - (solved_NM**2).sum(dim=0)).clamp(min=_SMALLEST)
@@ -90,34 +90,44 @@ def _prior(num_features: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(means, dtype=torch.float64), torch.tensor([*spreads, _A[1]], dtype=torch.float64)
 
 
-def _covariance(rows: Rows, others: Rows, parameters: Tensor) -> Tensor:
-    """[N, M], without noise."""
-    covariance_NM: Tensor = _Parts(rows, others, parameters).covariance_NM
-    return covariance_NM
+class _Pairs:
+    """Of N rows with M others: what covariances [N, M] are made of, as far as it does not depend on the parameters."""
 
-
-class _Parts:
-    """What the covariance is made of, [N, M] each: its gradient needs them too."""
-
-    def __init__(self, rows: Rows, others: Rows, parameters: Tensor) -> None:
-        length_F, (v_x, v_t, _, l_u) = parameters[:-5].exp(), parameters[-5:-1].exp()
-        root_NM = math.sqrt(5) * torch.cdist(
-            rows.x_NF / length_F, others.x_NF / length_F, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        decay_NM = (-root_NM).exp()
+    def __init__(self, rows: Rows, others: Rows) -> None:
+        self.rows, self.others = rows, others
         is_same_data_NM = rows.data_N[:, None] == others.data_N[None]
-        is_same_trial_NM = (rows.trial_N[:, None] == others.trial_N[None]) & (rows.trial_N[:, None] >= 0)
-        apart_NM = (rows.u_N[:, None] - others.u_N[None]) ** 2
-        reach_NM = _reach(rows, parameters)[:, None] * _reach(others, parameters)[None] * (-apart_NM / (2 * l_u**2)).exp()
-        scale_NM = reach_NM * v_x * torch.where(is_same_data_NM, 1.0, _OTHER_DATA)
-        self.of_settings_NM = scale_NM * (1 + root_NM + root_NM**2 / 3) * decay_NM
-        # By the logarithm of a parameter's length, but for the square of how far they are apart in it.
-        self.slope_NM = scale_NM * (1 + root_NM) * decay_NM * 5 / 3
-        self.of_trial_NM = reach_NM * v_t * is_same_trial_NM
-        self.by_length_u_NM = apart_NM / l_u**2
-        self.by_reach_NM = rows.u_N[:, None] + others.u_N[None] - 2
-        common_NM = _COMMON * (1 + (-apart_NM / (2 * _COMMON_LENGTH**2)).exp()) * is_same_data_NM
-        self.covariance_NM = self.of_settings_NM + self.of_trial_NM + common_NM
+        self.likeness_NM = torch.where(is_same_data_NM, 1.0, _OTHER_DATA).double()
+        self.is_same_trial_NM = (rows.trial_N[:, None] == others.trial_N[None]) & (rows.trial_N[:, None] >= 0)
+        self.apart_NM = (rows.u_N[:, None] - others.u_N[None]) ** 2
+        self.both_NM = rows.u_N[:, None] + others.u_N[None] - 2
+        self.common_NM = _COMMON * (1 + (-self.apart_NM / (2 * _COMMON_LENGTH**2)).exp()) * is_same_data_NM
+
+    def covariance(self, parameters: Tensor) -> "_Covariance":
+        length_F, (v_x, v_t, _, l_u) = parameters[:-5].exp(), parameters[-5:-1].exp().tolist()
+        scaled = self.rows.x_NF / length_F, self.others.x_NF / length_F
+        root_NM = math.sqrt(5) * torch.cdist(*scaled, compute_mode="donot_use_mm_for_euclid_dist")
+        reach_NM = (float(parameters[-1]) * self.both_NM - self.apart_NM / (2 * l_u**2)).exp()
+        scale_NM = v_x * reach_NM * self.likeness_NM * (-root_NM).exp()
+        return _Covariance(
+            of_settings_NM=scale_NM * (1 + root_NM + root_NM**2 / 3),
+            slope_NM=scale_NM * (1 + root_NM) * (5 / 3),
+            of_trial_NM=v_t * reach_NM * self.is_same_trial_NM,
+            common_NM=self.common_NM,
+        )
+
+
+@dataclass(frozen=True)
+class _Covariance:
+    of_settings_NM: Tensor
+    slope_NM: Tensor
+    """Of it by the logarithm of a parameter's length, but for the square of how many lengths they are apart in it."""
+    of_trial_NM: Tensor
+    common_NM: Tensor
+
+    @property
+    def total_NM(self) -> Tensor:
+        """Without noise."""
+        return self.of_settings_NM + self.of_trial_NM + self.common_NM
 
 
 def _own_variance(rows: Rows, parameters: Tensor) -> Tensor:
@@ -137,14 +147,15 @@ def _fitted(rows: Rows) -> Tensor:
     """The parameters of the highest posterior density, downhill from the prior's middle by BFGS."""
     mean_P, spread_P = _prior(rows.x_NF.shape[1])
     at_P = torch.zeros_like(mean_P)  # in spreads of the prior
-    value, gradient_P = _descent(rows, mean_P, spread_P, at_P)
+    pairs = _Pairs(rows, rows)
+    value, gradient_P = _descent(pairs, mean_P, spread_P, at_P)
     inverse_PP = identity_PP = torch.eye(len(at_P), dtype=torch.float64)
     for _ in range(_ITERATIONS):
         step_P = -inverse_PP @ gradient_P
         step_P /= max(1.0, float(step_P.abs().max()))
         slope = float(step_P @ gradient_P)
         for _ in range(_HALVINGS):
-            new_value, new_gradient_P = _descent(rows, mean_P, spread_P, at_P + step_P)
+            new_value, new_gradient_P = _descent(pairs, mean_P, spread_P, at_P + step_P)
             if new_value <= value + 1e-4 * slope:
                 break
             step_P, slope = step_P / 2, slope / 2
@@ -161,27 +172,27 @@ def _fitted(rows: Rows) -> Tensor:
     return mean_P + spread_P * at_P
 
 
-def _descent(rows: Rows, mean_P: Tensor, spread_P: Tensor, at_P: Tensor) -> tuple[float, Tensor]:
+def _descent(pairs: _Pairs, mean_P: Tensor, spread_P: Tensor, at_P: Tensor) -> tuple[float, Tensor]:
     """The negative logarithm of the posterior density, and its gradient [P]."""
-    parameters_P = mean_P + spread_P * at_P
-    parts, noise_N = _Parts(rows, rows, parameters_P), _noise(rows, parameters_P)
-    cholesky_NN, info = torch.linalg.cholesky_ex(parts.covariance_NM + torch.diag(noise_N))
+    rows, parameters_P = pairs.rows, mean_P + spread_P * at_P
+    covariance = pairs.covariance(parameters_P)
+    cholesky_NN, info = torch.linalg.cholesky_ex(covariance.total_NM + torch.diag(_noise(rows, parameters_P)))
     if info or not cholesky_NN.isfinite().all():
         return math.inf, at_P
     inverse_NN = torch.cholesky_inverse(cholesky_NN)
     weights_N = inverse_NN @ rows.value_N
     value = rows.value_N @ weights_N / 2 + cholesky_NN.diagonal().log().sum() + at_P @ at_P / 2
     outer_NN = (inverse_NN - torch.outer(weights_N, weights_N)) / 2
-    slope_NN, x_NF = outer_NN * parts.slope_NM, rows.x_NF / parameters_P[:-5].exp()
+    slope_NN, x_NF = outer_NN * covariance.slope_NM, rows.x_NF / parameters_P[:-5].exp()
     # The sum over pairs of slope (x - x')^2.
     of_lengths_F = 2 * (slope_NN.sum(dim=1) @ x_NF**2 - (x_NF * (slope_NN @ x_NF)).sum(dim=0))
-    varied_NN = outer_NN * (parts.of_settings_NM + parts.of_trial_NM)
+    varied_NN = outer_NN * (covariance.of_settings_NM + covariance.of_trial_NM)
     others = (
-        (outer_NN * parts.of_settings_NM).sum(),
-        (outer_NN * parts.of_trial_NM).sum(),
+        (outer_NN * covariance.of_settings_NM).sum(),
+        (outer_NN * covariance.of_trial_NM).sum(),
         outer_NN.diagonal().sum() * _NOISE * parameters_P[-3].exp(),
-        (varied_NN * parts.by_length_u_NM).sum(),
-        (varied_NN * parts.by_reach_NM).sum(),
+        (varied_NN * pairs.apart_NM).sum() * (-2 * parameters_P[-2]).exp(),
+        (varied_NN * pairs.both_NM).sum(),
     )
     return float(value), spread_P * torch.cat([of_lengths_F, torch.stack(others)]) + at_P
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 _NOT_DRAWN = 0.5
 _ABSENT = object()
-_STEP = 0.15  # of a variation, in the range's width
+_STEP, _REDRAWN = 0.15, 1 / 6  # of a variation: in the range's width, and the chance of another choice
 
 
 class Encoding:
@@ -58,20 +58,20 @@ def _to_unit(distribution: FloatDistribution | IntDistribution, values: np.ndarr
 def varied(
     params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution], generator: np.random.Generator
 ) -> dict[str, Any]:
-    """Each number moved by about a seventh of its range, each choice drawn anew with a chance of one over the parameters."""
-    return {name: _moved(value, distributions[name], generator, 1 / len(params)) for name, value in params.items()}
+    """Each number moved by about a seventh of its range, each choice drawn anew with a chance of one in six."""
+    steps, shares = generator.normal(size=len(params)).tolist(), generator.random((len(params), 2)).tolist()
+    drawn = zip(params.items(), steps, shares, strict=True)
+    return {name: _moved(value, distributions[name], step, *each) for (name, value), step, each in drawn}
 
 
-def _moved(value: Any, distribution: BaseDistribution, generator: np.random.Generator, redrawn: float) -> Any:
-    step, is_redrawn = generator.normal() * _STEP, generator.random() < redrawn
+def _moved(value: Any, distribution: BaseDistribution, step: float, redrawn: float, choice: float) -> Any:
     if isinstance(distribution, CategoricalDistribution):
-        drawn = distribution.choices[generator.integers(len(distribution.choices))]
-        return drawn if is_redrawn else value
+        return distribution.choices[int(choice * len(distribution.choices))] if redrawn < _REDRAWN else value
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if distribution.single():
         return value
-    place = float(np.clip(_to_unit(distribution, np.array(value)) + step, 0, 1))
-    return _from_unit(distribution, place)
+    place = float(_to_unit(distribution, np.array(value))) + _STEP * step
+    return _from_unit(distribution, min(max(place, 0.0), 1.0))
 
 
 def _from_unit(distribution: FloatDistribution | IntDistribution, place: float) -> float | int:

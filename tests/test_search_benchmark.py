@@ -110,8 +110,8 @@ def test_stock_is_given_the_same_points() -> None:
 
 def test_families_are_what_their_names_say() -> None:
     """Correlation of first rung and end over random settings, and where the default rate is."""
-    found = {kind: [] for kind in FAMILIES}
-    off = {kind: [] for kind in FAMILIES}
+    found: dict[str, list[Any]] = {kind: [] for kind in FAMILIES}
+    off: dict[str, list[Any]] = {kind: [] for kind in FAMILIES}
     for kind, seed in itertools.product(FAMILIES, range(12)):
         world, generator = family(kind, seed), np.random.default_rng(seed)
         curves = world.curves([world.draw(generator).params for _ in range(200)])

@@ -123,7 +123,7 @@ def choose(
         names: list[tuple[int | None, Mapping[str, Any]]] = [(trial.number, trial.params) for trial in open_]
         names += [(None, point.params) for point in new]
         order = np.argsort(-score_C, kind="stable")[:2]
-        judged = [Judged(*names[c], float(mean_C[c]), float(deviation_C[c]), float(score_C[c])) for c in order]
+        judged = [Judged(*names[c], *(float(each[c]) for each in (mean_C, deviation_C, score_C))) for c in order]
         return Choice(judged[0], judged[1] if len(judged) > 1 else None, predicted)
 
 
@@ -186,8 +186,9 @@ class _Level:
                     stages.setdefault(share, []).append(value)
         middle = {share: float(np.median(values)) for share, values in stages.items()}
         self._floors = {share: middle[share] - _FLOOR * (max(values) - middle[share]) for share, values in stages.items()}
-        shares = [(trial, share) for trial in trials if (share := _last_share(trial)) is not None]
-        self.centre = float(np.median([max(trial.curve[share], self._floors[share]) for trial, share in shares]))
+        last = [(trial, _last_share(trial)) for trial in trials]
+        of_last = [max(trial.curve[at], self._floors[at]) for trial, at in last if at is not None]
+        self.centre = float(np.median(of_last))
         raised = [max(value, self._floors[share]) for share, values in stages.items() for value in values]
         self.spread = max(float(np.std(raised)), _SMALLEST_SPREAD * abs(self.centre), 1e-9)
         self._worthless = {share: min(floor, middle[share] - self.spread) for share, floor in self._floors.items()}

@@ -51,7 +51,7 @@ def _columns(distribution: BaseDistribution, values: Sequence[Any]) -> np.ndarra
 def _to_unit(distribution: FloatDistribution | IntDistribution, values: np.ndarray) -> np.ndarray:
     low, high = distribution.low, distribution.high
     if distribution.log:
-        return np.log(np.maximum(values, 1e-300) / low) / np.log(high / low)
+        return np.asarray(np.log(np.maximum(values, 1e-300) / low) / np.log(high / low))
     return (values - low) / (high - low)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from fashionclip_tune.tuning.study import choice
 from fashionclip_tune.tuning.study.choice import Choice, FreshPoint, KnownTrial, choose, expected_improvement
+from fashionclip_tune.tuning.study.curve_model import CurveModel
 from fashionclip_tune.tuning.study.points import Encoding, default_points, varied
 from fashionclip_tune.tuning.study.study import draw_points
 
@@ -229,7 +230,7 @@ def test_any_number_of_trials_is_bounded_to_300_values(
 ) -> None:
     known, sizes = sweep_of(num_trials), []
 
-    class Counted(choice.CurveModel):
+    class Counted(CurveModel):
         def __init__(self, rows: Any, parameters: Any = None) -> None:
             sizes.append(len(rows.u_N))
             super().__init__(rows, parameters)

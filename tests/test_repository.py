@@ -73,7 +73,7 @@ for name in found:
 print(json.dumps(imported))
 """
     # The page reads the study; the others by way of the first.
-    parts = ("sweep_view", "figures", "sections", "costs", "page")
+    parts = ("sweep_view", "figures", "decisions", "sections", "costs", "page")
     with_optuna = [f"fashionclip_tune.reporting.{part}" for part in parts]
     imported = json.loads(python(code % with_optuna))
     rooms = {"fashionclip_tune.training.train", "fashionclip_tune.cli.main", "fashionclip_tune.reporting.sweep_files"}

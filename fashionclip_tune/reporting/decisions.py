@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fashionclip_tune.reporting.html import table, text
-from fashionclip_tune.reporting.sweep_files import TrialRow, end_of, loss_label, paused_at, start_of, waiting_rungs
+from fashionclip_tune.reporting.sweep_files import (
+    TrialRow,
+    end_of,
+    figure_or_nothing,
+    loss_label,
+    paused_at,
+    start_of,
+    waiting_rungs,
+)
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 _MOST_UNFOLDED = 20
@@ -100,7 +108,16 @@ def why(view: SweepView) -> Iterator[str]:
     yield "<h3>What became of each trial</h3>"
     ways = ("trial", "settings", "expected when it went on last", "reached", "its way, with the numbers of decisions")
     yield table(ways, [(cells, "") for cells in story.trials()], numbers=(2, 3))
-    headers = ("", "at a rung", "value there", "ran next", "expected of it", "expected", "score", "instead of (the runner-up)")
+    headers = (
+        "",
+        "at a rung",
+        f"{view.metric.short} there",
+        "ran next",
+        "expected of it",
+        "expected",
+        "score",
+        "instead of (the runner-up)",
+    )
     rows = [(cells, "") for cells in story.decisions()]
     title = f"{len(rows)} decisions, one a row; the runner-up's score in parts of that of what ran"
     is_open = " open" if len(rows) <= _MOST_UNFOLDED else ""
@@ -130,9 +147,9 @@ class _Story:
 
     def trials(self) -> Iterator[list[str]]:
         for row in self._rows.values():
-            number = int(row["trial_id"]) if row["trial_id"].isdecimal() else -1
+            number = _number(row)
             expected = self._last_expected.get(number)
-            reached = f"{row['recall_at_10']:.4f}" if row["state"] == "COMPLETE" and row["recall_at_10"] is not None else ""
+            reached = figure_or_nothing(self._reached(row), ".4f")
             way = [*self._ways.get(number, []), *self._end(row, number)]
             yield [text(row["trial_id"]), text(_settings_of(row)), _expected(expected), reached, text(" · ".join(way))]
 
@@ -143,10 +160,10 @@ class _Story:
         if self._kinds["nothing more"]:
             said += " Nothing more: no candidate fitted what all trials together may cost, or the time."
         ends = [
-            abs(row["recall_at_10"] - found.expected) <= 2 * found.deviation
+            abs(reached - found.expected) <= 2 * found.deviation
             for row in self._rows.values()
-            if row["state"] == "COMPLETE" and row["recall_at_10"] is not None and row["trial_id"].isdecimal()
-            if (found := self._last_expected.get(int(row["trial_id"]))) is not None
+            if (reached := self._reached(row)) is not None
+            if (found := self._last_expected.get(_number(row))) is not None
             if found.expected is not None and found.deviation is not None
         ]
         if ends:
@@ -227,7 +244,11 @@ class _Story:
 
     def _value(self, number: int, examples_seen: int) -> str:
         found = (each for each in self._view.curves.get(_id(number), ()) if each["examples_seen"] == examples_seen)
-        return "".join(f"{each['recall_at_10']:.4f}" for each in found)
+        return "".join(figure_or_nothing(self._view.metric.of(each), ".4f") for each in found)
+
+    def _reached(self, row: TrialRow) -> float | None:
+        """With the whole budget."""
+        return self._view.metric.of(row) if row["state"] == "COMPLETE" else None
 
     def _named(self, number: int) -> str:
         row = self._rows.get(_id(number))
@@ -266,6 +287,10 @@ def _expected(candidate: Candidate | None) -> str:
 
 def _ratio(score: float | None, of: float | None) -> str:
     return "" if score is None or not of else f"{score / of:.2f}"
+
+
+def _number(row: TrialRow) -> int:
+    return int(row["trial_id"]) if row["trial_id"].isdecimal() else -1
 
 
 def _id(number: int) -> str:

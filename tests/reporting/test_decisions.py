@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
+from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.reporting import figures
 from fashionclip_tune.reporting.decisions import read_decisions
 from fashionclip_tune.reporting.page import write_report
@@ -152,6 +153,15 @@ def test_each_trial_has_its_way_and_what_was_expected_beside_what_came(finished:
     assert "Of 1 trials with their whole budget, 1 came within two deviations" in page.text
 
 
+def test_the_values_are_those_of_the_metric(finished: Path) -> None:
+    sweep = read_sweep(finished)
+    trials = [{**row, "recall_at_5": 0.225} if row["trial_id"] == "0000" else row for row in sweep["trials"]]
+    change_sweep(finished, metric="recall_at_5", trials=trials)
+    page = page_of(finished)
+    assert [cells[2] for cells in rows_below(page, "", "at a rung")] == ["0.1000", "0.0750", "0.0900", "0.1500", ""]
+    assert rows_below(page, "trial", "settings")[0][3] == "0.2250"
+
+
 def test_without_the_journal_new_trials_are_told_by_their_settings(finished: Path) -> None:
     (finished / "study.journal").unlink()
     page = page_of(finished)
@@ -285,5 +295,5 @@ def test_what_waits_has_no_end_in_figures_yet(finished: Path, running: Path) -> 
 
 def test_a_trial_has_its_row_of_hparams_when_it_has_ended(running: Path) -> None:
     rows = read_sweep(running)["trials"]
-    HParamsTab(running, [row["config"] for row in rows]).add(rows)
+    HParamsTab(running, [row["config"] for row in rows], DEFAULT_METRIC).add(rows)
     assert sorted(path.parent.name[:4] for path in running.glob("trials/*/*.hparams")) == ["0000", "0001"]

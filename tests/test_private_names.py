@@ -22,7 +22,7 @@ ALLOWED = [
     ),
     ("data/loader.py", "iterator._shutdown_workers", "workers live until the garbage collector runs otherwise"),
     ("data/loader.py", "iterator._workers", "a stuck worker is named and ended"),
-    ("tuning/study/study.py", "self._file_path", "the journal's own path, for its records"),
+    ("tuning/study/journal.py", "self._file_path", "the journal's own path, for its records"),
     (
         "tuning/backend/guarded_ray.py",
         "ray._private.ray_constants",

@@ -23,6 +23,7 @@ from fashionclip_tune.data.dataset import RunShards
 from fashionclip_tune.data.index import ShardIndex
 from fashionclip_tune.machine.hardware import Machine
 from fashionclip_tune.tuning.console.plan_text import plan_lines
+from fashionclip_tune.tuning.planning import found
 from fashionclip_tune.tuning.planning import plan as planning
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 
@@ -64,9 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip-rows", type=int, default=8_149, help="distinct tokens of the captions (default: %(default)s)")
     given = parser.parse_args(arguments)
     data = photos(given.train), photos(given.valid)
-    planner: Any = planning
-    planner.run_shards, planner.load_data = lambda config: RunShards((), (), ()), lambda *about: data
-    planner.rows_of_captions = lambda *about: given.clip_rows
+    finder: Any = found
+    finder.run_shards, finder.load_data = lambda config: RunShards((), (), ()), lambda *about: data
+    for planner in (finder, planning):
+        planner.rows_of_captions = lambda *about: given.clip_rows
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FASHIONCLIP_CACHE"] = str(Path(folder) / "cache")  # no rates of sweeps before
         settings = SweepSettings(

@@ -80,7 +80,13 @@ class _Bookkeeping:
         self._location = location
         self._stop = stop
         self._record = SweepRecord(location.run_dir, study, header)
-        self._retention = Retention(location.run_dir, plan.build, location.mirror, plan.settings.maximised)
+        self._retention = Retention(
+            location.run_dir,
+            plan.build,
+            location.mirror,
+            plan.settings.maximised,
+            keeps_paused_states=plan.disk.keeps_paused_states,
+        )
         self._hparams = HParamsTab(location.run_dir, plan.check.settings, plan.settings.maximised)
 
     def record(self, state: str) -> dict[str, Any]:

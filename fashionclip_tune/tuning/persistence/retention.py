@@ -33,8 +33,15 @@ class Retention:
     """Removes what is not needed any more, once the worker has let go of a trial's folder; both on disk and durable."""
 
     def __init__(
-        self, sweep_dir: Path, build: Callable[[dict[str, Any]], ProjectConfig], mirror: SweepMirror | None, metric: Metric
+        self,
+        sweep_dir: Path,
+        build: Callable[[dict[str, Any]], ProjectConfig],
+        mirror: SweepMirror | None,
+        metric: Metric,
+        *,
+        keeps_paused_states: bool = True,
     ) -> None:
+        """``keeps_paused_states``: on the durable side, of trials that wait."""
         self.freed_bytes = 0
         """Where the sweep runs; and, beside that, on its durable side."""
         self.freed_durable_bytes = 0
@@ -42,6 +49,7 @@ class Retention:
         self._build = build
         self._mirror = mirror
         self._metric = metric
+        self._keeps_paused_states = keeps_paused_states
         self._stripped: set[str] = set()
         self._emptied: set[str] = set()
         self._paused: set[tuple[str, int]] = set()
@@ -73,8 +81,10 @@ class Retention:
         if stands in self._paused or not folder.is_dir():
             return
         before = _num_bytes(folder)
-        with suppress(Timeout), FileLock(folder / ".lock", timeout=0):
+        with suppress(Timeout), FileLock(folder / ".lock", timeout=0):  # else its worker is still there
             keep_newest(folder)
+            if self._mirror is not None and not self._keeps_paused_states:
+                self.freed_durable_bytes += durable_run(self._mirror, folder, self._build(row["config"])).forget_state()
             self._paused.add(stands)
         self.freed_bytes += before - _num_bytes(folder)
 

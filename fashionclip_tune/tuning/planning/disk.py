@@ -63,7 +63,8 @@ class ModelBytes:
 class DiskPlan:
     """Bytes at the most, of a sweep with these architectures.
 
-    ``keep_paused``: of each as many may wait with their state.
+    ``keep_paused``: of each as many may wait with their state; in the durable folder with the one that was synced, if any, or,
+    without ``keeps_paused_states``, with their weights alone.
     ``at_a_time``: how many trials of each run side by side. Each has its part of the machine, so that no mix of architectures
     takes more than as many as fit of the one whose trials take most together.
     """
@@ -71,6 +72,7 @@ class DiskPlan:
     models: dict[str, ModelBytes]
     num_trials: int
     keep_paused: int = 0
+    keeps_paused_states: bool = True
 
     def local_bytes(self, at_a_time: Mapping[str, int]) -> int:
         """Where the sweep runs: whole states of trials that run or wait, weights of the best, the winner twice while it is
@@ -86,7 +88,9 @@ class DiskPlan:
         One trial at a time has its next state beside its last, while it writes it. The winner is written when none runs.
         """
         kept = sum(KEPT_PER_MODEL * each.durable_weights for each in self.models.values())
-        kept += sum(self.keep_paused * each.durable_run for each in self.models.values())
+        kept += self.keep_paused * sum(
+            each.durable_run if self.keeps_paused_states else each.durable_weights for each in self.models.values()
+        )
         models = self.models.items()
         grown = max(at_a_time[name] * each.durable_run for name, each in models) + max(each.durable_state for _, each in models)
         ended = max(at_a_time[name] * each.durable_weights for name, each in models) + self._winner_bytes

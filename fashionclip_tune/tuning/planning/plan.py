@@ -267,7 +267,7 @@ def _sized(settings: SweepSettings, flags: CheckedFlags, found: Found, *, goes_o
 def _within_disk(settings: SweepSettings, found: Found, num_trials: int, disk: DiskPlan) -> tuple[Allotment, DiskPlan]:
     """The machine divided among as many trials at a time as fit ``--disk-budget-gb``, with those that wait beside them.
 
-    Fewer wait before fewer run, where it is not said how many.
+    In the durable folder they wait without their states before fewer do, and fewer wait before fewer run.
 
     Raises:
         UserError: not even one trial fits.
@@ -281,6 +281,8 @@ def _within_disk(settings: SweepSettings, found: Found, num_trials: int, disk: D
         needed = disk.local_bytes if settings.scratch is None else disk.durable_bytes
         return needed(allotment.most_at_a_time(configs)) / GB
 
+    if settings.scratch is not None and needed_gb() > settings.disk_budget_gb:
+        disk = replace(disk, keeps_paused_states=False)
     while settings.keep_paused is None and disk.keep_paused and needed_gb() > settings.disk_budget_gb:
         disk = replace(disk, keep_paused=disk.keep_paused - 1)
     while needed_gb() > settings.disk_budget_gb:

@@ -4,14 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from fashionclip_tune.errors import StorageError
 
 
-class AnnouncedBackend(JournalFileBackend):
-    """Calls ``on_append`` when the journal has grown, before that takes effect."""
+def open_storage(journal: Path, on_append: Callable[[], None]) -> JournalStorage:
+    """Of a study in a file, which is made if it is not there.
 
+    Args:
+        on_append: called when the journal has grown, before that takes effect.
+    """
+    _drop_torn_line(journal)
+    return JournalStorage(_AnnouncedBackend(journal, on_append))
+
+
+class _AnnouncedBackend(JournalFileBackend):
     def __init__(self, journal: Path, on_append: Callable[[], None]) -> None:
         super().__init__(str(journal))
         self._on_append = on_append
@@ -24,7 +33,7 @@ class AnnouncedBackend(JournalFileBackend):
         self._on_append()
 
 
-def drop_torn_line(journal: Path) -> None:
+def _drop_torn_line(journal: Path) -> None:
     """Cuts off what a process wrote when it was killed in the middle of a line: the next append would ruin both lines."""
     if not journal.exists():
         return

@@ -15,13 +15,12 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fashionclip_tune.errors import SCORES_NOTHING, StopReason
 from fashionclip_tune.tuning.study.decisions import Decision, Decisions
 from fashionclip_tune.tuning.study.draws import Space
-from fashionclip_tune.tuning.study.journal import AnnouncedBackend, drop_torn_line
+from fashionclip_tune.tuning.study.journal import open_storage
 from fashionclip_tune.tuning.study.policy import ModelQuota
 
 STUDY_NAME = "sweep"
@@ -62,8 +61,7 @@ class SweepStudy:
         self._num_startup_trials = num_startup_trials
         self._quota = quota
         self._points = points
-        drop_torn_line(journal)
-        self._storage = JournalStorage(AnnouncedBackend(journal, on_append))
+        self._storage = open_storage(journal, on_append)
         self._study = optuna.create_study(
             study_name=STUDY_NAME, storage=self._storage, direction="maximize", load_if_exists=True
         )

@@ -23,18 +23,19 @@ WEIGHTS = {"weights/step_00000008.safetensors": 300}
 
 
 class Sweep:
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, **more: Any) -> None:
         self.run_dir, self.rows = tmp_path / "run", list[Any]()
         self.drive = RemoteFolder(tmp_path / "drive")
         mirror = SweepMirror(self.drive, self.run_dir)
         self.retention = Retention(
-            self.run_dir, lambda settings: ProjectConfig().with_overrides(settings), mirror, DEFAULT_METRIC
+            self.run_dir, lambda settings: ProjectConfig().with_overrides(settings), mirror, DEFAULT_METRIC, **more
         )
 
     def add(self, recall: float | None, state: str = "COMPLETE") -> None:
         """A trial with its last two checkpoints here, a state and weights on the drive."""
         number = len(self.rows)
-        self.rows.append({"trial_id": f"{number:04d}", "state": state, "config": SETTINGS, "recall_at_10": recall})
+        row = {"trial_id": f"{number:04d}", "state": state, "config": SETTINGS, "recall_at_10": recall, "examples_seen": 16}
+        self.rows.append(row)
         folder = self.folder(number)
         for name, size in ((f"checkpoints/step_{step:08d}/{name}", size) for step in (4, 8) for name, size in LOCAL.items()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,27 @@ def test_one_that_is_among_them_no_more_keeps_its_figures_which_are_written_once
     assert written == [f"trials/{sweep.folder(3).name}/config.json"]
     sweep.retention.apply(sweep.rows)
     assert freed(sweep) == (4 * FREED + 1010, 4 * FREED_DURABLE + 300)
+
+
+@pytest.mark.parametrize("keeps_states", [True, False])
+def test_a_trial_that_waits_keeps_its_last_state_here_and_on_the_drive_if_there_is_room(
+    tmp_path: Path, keeps_states: bool
+) -> None:
+    """Its best rivals have ended: it is no keeper, and keeps its weights nevertheless."""
+    sweep = Sweep(tmp_path, keeps_paused_states=keeps_states)
+    for recall in (0.5, 0.6, 0.7):
+        sweep.add(recall)
+    sweep.add(0.1, "PAUSED")
+    with FileLock(sweep.folder(3) / ".lock"):  # its worker is about to let go
+        sweep.retention.apply(sweep.rows)
+        assert len(sweep.here(3)) == 6
+    sweep.retention.apply(sweep.rows)
+    assert sweep.here(3) == {f"step_00000008/{name}": size for name, size in LOCAL.items()}
+    assert sweep.there(3) == ({**DURABLE, **WEIGHTS} if keeps_states else WEIGHTS)
+    assert freed(sweep) == (3 * FREED + 3010, (3 if keeps_states else 4) * FREED_DURABLE)
+    sweep.rows[3]["state"] = "PRUNED"
+    sweep.retention.apply(sweep.rows)
+    assert (sweep.here(3), sweep.there(3)) == ({}, {"config.json": 2})
 
 
 def test_a_folder_that_its_worker_still_holds_is_left_for_later(sweep: Any) -> None:

@@ -85,4 +85,5 @@ def stop_at_rung(rung: int) -> str:
 
 def rung_of(stop_reason: str | None) -> int | None:
     """At which rung a trial was stopped; None: for another reason, or not at all."""
-    return int(stop_reason.removeprefix(_RUNG)) if stop_reason is not None and stop_reason.startswith(_RUNG) else None
+    number = stop_reason.removeprefix(_RUNG) if stop_reason is not None and stop_reason.startswith(_RUNG) else ""
+    return int(number) if number.isdecimal() else None

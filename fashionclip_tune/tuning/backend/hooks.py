@@ -28,6 +28,7 @@ from fashionclip_tune.tuning.study.study import SweepStudy
 from fashionclip_tune.tuning.trial import DurablePlan, Share, TrialPlan, trial_dir
 
 _NORMAL_95 = 1.96  # deviations on either side
+_NO_TIME = "no more trials were thawed: the time that is left ends before their next rungs"
 _ROUNDING = 0.01  # of shares: three thirds are a whole
 
 
@@ -69,18 +70,22 @@ class StudySearcher(_NotPickled, Searcher):
         self._stop = stop
         self._ended_before = {trial.number for trial in study.trials() if trial.state.is_finished()}
         self._running: dict[str, int] = {}
+        self._is_waiting = False
+        """There is nothing to do for a free slot until a trial that runs has ended, or stands at a rung and waits."""
         self._gpus: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         # Ray asks ahead of need; a suggestion is to know the results of all trials before it.
-        if len(self._running) >= self._job.slots.count or self._gpus_are_taken():
+        if len(self._running) >= self._job.slots.count or self._gpus_are_taken() or self._is_waiting:
             return None
         with self._stop.on_storage_error():
             number, settings = self._next() if self._may_start() else (-1, None)
-            if settings is None and self._running and not self._stop.received:
-                return None  # when one of them stands at a rung, there may be something to thaw
-            if settings is None and self._job.time_budget is not None and not self._search.is_over():
-                self._job.time_budget.refuse("no more trials were thawed: the time that is left ends before their next rungs")
+            if settings is None and not self._stop.received:
+                self._is_waiting = bool(self._running)
+                if self._is_waiting:
+                    return None
+                if self._job.time_budget is not None and not self._search.is_over():
+                    self._job.time_budget.refuse(_NO_TIME)
             config = self._job.build(settings) if settings is not None else None
             # One whose first rung is too far stays as it is, unfinished: a resumed sweep begins with it.
             if settings is None or config is None or not self._may_start(config.model_name):
@@ -125,6 +130,7 @@ class StudySearcher(_NotPickled, Searcher):
         return -1, None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._is_waiting = False
         number = self._running.pop(trial_id, None)
         self._gpus.pop(trial_id, None)
         if number is None or (result or {}).get("stop_reason") == StopReason.INTERRUPTED or self._stop.cannot_record:

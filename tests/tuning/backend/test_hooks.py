@@ -105,7 +105,8 @@ def drive(
                 plan = TrialPlan.from_ray(suggested)
                 first = max(study.curve(plan.number), default=0)
                 running[name] = (SimpleNamespace(config=suggested), iter(range(first, BUDGET + 1, STAGE)))
-            continue
+            if suggested is not None or not running:
+                continue
         name = order.choice(sorted(running)) if order else next(iter(running))
         trial, stages = running[name]
         stage = next(stages, None)

@@ -253,7 +253,7 @@ def test_tables_say_what_was_trained_not_what_the_space_drew(
         "def space(trial):\n"
         "    return {'training.learning_rate': trial.suggest_float('learning_rate', 1e-5, 1e-2, log=True)}\n"
     )
-    fixed = ("--set", "training.learning_rate=0.001", "--budget-examples", "48", "--grace-examples", "16", "--scheduler", "none")
+    fixed = ("--set", "training.learning_rate=0.001", "--budget-examples", "48", "--scheduler", "none")
     arguments = ("--data", garments, "--results", tmp_path, "--name", "mine", "--space", file, "--num-trials", "3")
     code, out, err = run_sweep(*arguments, *SETTINGS[:4], *fixed)
     assert code == 0, err

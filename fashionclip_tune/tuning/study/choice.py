@@ -19,6 +19,7 @@ from fashionclip_tune.tuning.study.points import Encoding, varied
 
 MOST_ROWS = 300
 _BEST_KEPT = 50  # ended trials whose rows enter before those of newer ones
+_AT_RANDOM = 4  # trials that are known, points among them, before the model decides: sooner it tries the first one's likes
 _DRAWN, _VARIED, _VARIATIONS = 240, 3, 6
 _TOO_NEAR = 0.02  # in the unit cube
 _FLOOR = 1.5
@@ -95,8 +96,9 @@ def choose(
 ) -> Choice | None:
     """What a free slot does next; None: nothing may. A function of its arguments only.
 
-    At most 300 values enter the model: every trial's latest one before any earlier one, and of these first this sweep's
-    trials that are not over, then its 50 best, then its newest, then those of other data sets, newest first.
+    While fewer than four trials are known, a new one is drawn at random. At most 300 values enter the model: every trial's
+    latest one before any earlier one, and of these first this sweep's trials that are not over, then its 50 best, then its
+    newest, then those of other data sets, newest first.
 
     Args:
         fresh: draws new settings; None: no new trial may be started.
@@ -106,19 +108,20 @@ def choose(
     """
     with one_thread():
         known = sorted(known, key=lambda trial: (trial.data, trial.number))
+        is_early = len(known) < _AT_RANDOM and fresh is not None
         if all(_last_share(trial) is None for trial in known):
             points = [] if fresh is None else fresh(seed, [], 1)
             return Choice(Judged(None, points[0].params, math.nan, math.nan, math.nan), None, {}) if points else None
         ends = _Ends(known)
         waiting = [trial for trial in known if trial.state == "waiting" and trial.data == OWN]
         predicted = dict(zip([trial.number for trial in waiting], ends.of(waiting)[0].tolist(), strict=True))
-        open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial)]
-        new, x_PF = ([], ends.encoded([])) if fresh is None else _new_points(known, ends, fresh, seed)
+        open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial) and not is_early]
+        new = [] if fresh is None else fresh(seed, [], 1) if is_early else _new_points(known, ends, fresh, seed)
         if not open_ and not new:
             return None
         costs = [(trial.cost or 0.0) + thaw_cost * cost_of_start.get(trial.start, 0.0) for trial in open_]
         costs += [cost_of_start[point.start] for point in new]
-        mean_C, deviation_C = (np.concatenate(pair) for pair in zip(ends.of(open_), ends.of_settings(x_PF), strict=True))
+        mean_C, deviation_C = (np.concatenate(pair) for pair in zip(ends.of(open_), ends.of_new(new), strict=True))
         score_C = expected_improvement(mean_C, deviation_C, ends.best) / np.sqrt(np.maximum(costs, 1e-9))
         names: list[tuple[int | None, Mapping[str, Any]]] = [(trial.number, trial.params) for trial in open_]
         names += [(None, point.params) for point in new]
@@ -135,8 +138,8 @@ def expected_improvement(mean_C: np.ndarray, deviation_C: np.ndarray, best: floa
     return np.asarray(np.maximum(deviation_C * (z_C * below_C + density_C), 0.0))
 
 
-def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: int) -> tuple[list[FreshPoint], np.ndarray]:
-    """Variations of the best and random ones, without those that are too near to what was tried; and their encoding [P, F]."""
+def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: int) -> list[FreshPoint]:
+    """Variations of the best and random ones, without those that are too near to what was tried."""
     generator = np.random.default_rng(seed)
     working = [trial for trial in known if not _has_failed(trial)]
     order = np.argsort(-ends.of(working)[0], kind="stable")[:_VARIED]
@@ -145,9 +148,7 @@ def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: 
         trial = working[place]
         given += [varied(trial.params, trial.distributions, generator) for _ in range(_VARIATIONS)]
     points = fresh(seed, given, _DRAWN)
-    x_PF = ends.encoded([point.params for point in points])
-    kept_P = ends.distance(x_PF) > _TOO_NEAR
-    return [point for point, is_kept in zip(points, kept_P, strict=True) if is_kept], x_PF[kept_P]
+    return [point for point, distance in zip(points, ends.distance(points), strict=True) if distance > _TOO_NEAR]
 
 
 def _last_share(trial: KnownTrial) -> float | None:
@@ -242,17 +243,14 @@ class _Ends:
         """Mean and deviation [N] of the ends of known trials; of one on other data, of its settings on this sweep's."""
         return self._predicted(self._rows(trials, [1.0] * len(trials), on_own_data=True))
 
-    def encoded(self, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """[N, F]"""
-        return self._encoding(params)
-
-    def of_settings(self, x_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def of_new(self, points: Sequence[FreshPoint]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation [N] of what settings are worth that no trial has had."""
-        count = len(x_NF)
+        x_NF, count = self._encoding([point.params for point in points]), len(points)
         return self._predicted(self._at(x_NF, [1.0] * count, [-1] * count, [0] * count))
 
-    def distance(self, x_NF: np.ndarray) -> np.ndarray:
+    def distance(self, points: Sequence[FreshPoint]) -> np.ndarray:
         """[N] to the nearest trial of this sweep."""
+        x_NF = self._encoding([point.params for point in points])
         apart_NT = torch.cdist(torch.from_numpy(x_NF), torch.from_numpy(self._tried_TF))
         return np.asarray(apart_NT.numpy().min(axis=1, initial=np.inf))
 

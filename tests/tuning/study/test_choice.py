@@ -18,6 +18,12 @@ from fashionclip_tune.tuning.study.study import draw_points
 COSTS = {"small": 90.0, "large": 900.0}
 
 
+@pytest.fixture(autouse=True)
+def decided_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first value on."""
+    monkeypatch.setattr(choice, "_AT_RANDOM", 0)
+
+
 def space(trial: optuna.Trial) -> dict[str, Any]:
     drawn: dict[str, Any] = {
         "model": trial.suggest_categorical("model", ["small", "large"]),
@@ -31,6 +37,10 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
 def fresh(seed: int, given: Sequence[Mapping[str, Any]], count: int) -> list[FreshPoint]:
     points = draw_points(space, count, seed, given)
     return [FreshPoint(point.params, point.distributions, point.params["model"]) for point in points]
+
+
+def plain(*rates: float, model: str = "small") -> list[FreshPoint]:
+    return fresh(0, [{"model": model, "rate": rate, "augment": False} for rate in rates], 0)
 
 
 def none_drawn(seed: int, given: Any, count: int) -> list[FreshPoint]:
@@ -67,6 +77,19 @@ def test_nothing_may_and_the_first_trial() -> None:
         assert first.runner_up is None
 
 
+def test_the_first_four_are_points_or_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is known of them is said all the same; where no new one may be begun, the model decides."""
+    monkeypatch.undo()
+    known = [trial(0, 1e-4, rising(0.6)), trial(1, 2e-4, {1 / 9: 0.5}, "waiting"), trial(2, 9e-4, {}, "running")]
+    found = chosen(known, seed=5)
+    assert found.chosen.params == fresh(5, [], 1)[0].params
+    assert found.runner_up is None
+    assert found.predicted.keys() == {1}
+    assert math.isfinite(found.chosen.score)
+    assert chosen(known, fresh=None).chosen.trial == 1
+    assert chosen([*known, trial(3, 1e-5, {1 / 9: 0.1}, "waiting")]).runner_up is not None
+
+
 def test_of_waiting_trials_the_one_that_is_ahead_goes_on() -> None:
     known = [
         trial(0, 1e-4, rising(0.6)),
@@ -99,11 +122,12 @@ def test_a_late_starter_goes_on_where_late_starters_have_won() -> None:
 
 
 def test_at_equal_promise_the_cheap_start_is_preferred() -> None:
+    both = [*plain(1.5e-4), *plain(1.5e-4, model="large")]
     like = [trial(0, 1e-4, rising(0.6)), trial(1, 1e-4, rising(0.6), params={"model": "large"})]
-    assert chosen(like).chosen.params["model"] == "small"
+    assert chosen(like, fresh=lambda *_: both).chosen.params["model"] == "small"
     ahead = [trial(n, 1e-5 * 3**n, rising(0.4)) for n in range(5)]
     ahead += [trial(n, n * 1e-5, rising(0.6 + n / 30), params={"model": "large"}) for n in (5, 7, 9)]
-    assert chosen(ahead).chosen.params["model"] == "large"
+    assert chosen(ahead, fresh=lambda *_: both).chosen.params["model"] == "large"
 
 
 def test_a_waiting_trial_beats_a_copy_of_itself() -> None:
@@ -135,7 +159,7 @@ def test_a_failure_repels(how: str) -> None:
     curve = {"is_failure": {1 / 9: 0.6}, "nan": {1 / 9: 0.6, 1 / 3: math.nan}, "nan_at_once": {1 / 9: math.nan}}[how]
     known = [trial(0, 1e-5, rising(0.45)), trial(1, 5e-5, rising(0.5)), trial(2, 2e-4, rising(0.55))]
     failed = trial(3, 1e-3, curve, is_failure=how == "is_failure")
-    near = fresh(0, [{"model": "small", "rate": 9e-4, "augment": False}], 0)
+    near = plain(9e-4)
 
     def expected(known: Sequence[KnownTrial]) -> float:
         return chosen(known, fresh=lambda *_: near).chosen.predicted
@@ -181,12 +205,13 @@ def test_other_datas_level_is_taken_out_and_its_best_settings_are_tried() -> Non
         trial(n, rate, rising(0.9 - 0.1 * abs(math.log10(rate / 3e-4))), data="last season") for n, rate in enumerate(rates)
     ]
     here = [trial(0, 1e-5, rising(0.45)), trial(1, 3e-5, rising(0.5))]
-    found = chosen([*there, *here]).chosen
-    assert found.params["rate"] == pytest.approx(3e-4, rel=1.2)
+    every = [10 ** (-5 + n / 20) for n in range(41)]
+    found = chosen([*there, *here], fresh=lambda *_: plain(*every)).chosen
+    assert found.params["rate"] == pytest.approx(3e-4, rel=1)
     assert 0.4 < found.predicted < 0.75
     assert any(point["rate"] == 3e-4 for point in given_of([*there, *here]))
     # Before this sweep has a value of its own, what is known is theirs.
-    assert chosen(there).chosen.params["rate"] == pytest.approx(3e-4, rel=1.2)
+    assert chosen(there, fresh=lambda *_: plain(*every)).chosen.params["rate"] == pytest.approx(3e-4, rel=1)
 
 
 def given_of(known: Sequence[KnownTrial]) -> Sequence[Mapping[str, Any]]:

@@ -205,13 +205,15 @@ def test_other_datas_level_is_taken_out_and_its_best_settings_are_tried() -> Non
         trial(n, rate, rising(0.9 - 0.1 * abs(math.log10(rate / 3e-4))), data="last season") for n, rate in enumerate(rates)
     ]
     here = [trial(0, 1e-5, rising(0.45)), trial(1, 3e-5, rising(0.5))]
-    every = [10 ** (-5 + n / 20) for n in range(41)]
-    found = chosen([*there, *here], fresh=lambda *_: plain(*every)).chosen
-    assert found.params["rate"] == pytest.approx(3e-4, rel=1)
-    assert 0.4 < found.predicted < 0.75
+    expected = [
+        chosen([*there, *here], fresh=lambda *_, rate=rate: plain(rate)).chosen.predicted for rate in (2e-5, 9e-5, 2.5e-4)
+    ]
+    assert expected == sorted(expected), "as it was there"
+    assert 0.5 < expected[-1] < 0.75, "at this sweep's level"
     assert any(point["rate"] == 3e-4 for point in given_of([*there, *here]))
     # Before this sweep has a value of its own, what is known is theirs.
-    assert chosen(there, fresh=lambda *_: plain(*every)).chosen.params["rate"] == pytest.approx(3e-4, rel=1)
+    every = plain(*(10 ** (-5 + n / 20) for n in range(41)))
+    assert 1e-4 < chosen(there, fresh=lambda *_: every).chosen.params["rate"] < 1e-3
 
 
 def given_of(known: Sequence[KnownTrial]) -> Sequence[Mapping[str, Any]]:

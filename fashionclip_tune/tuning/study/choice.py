@@ -19,7 +19,7 @@ from fashionclip_tune.tuning.study.points import Encoding, varied
 
 MOST_ROWS = 300
 _BEST_KEPT = 50  # ended trials whose rows enter before those of newer ones
-_AT_RANDOM = 4  # trials that are known, points among them, before the model decides: sooner it tries the first one's likes
+_AT_RANDOM = 6  # trials that are known, points among them, before the model decides: sooner it tries the first one's likes
 _DRAWN, _VARIED, _VARIATIONS = 240, 3, 6
 _TOO_NEAR = 0.02  # in the unit cube
 _FLOOR = 1.5
@@ -96,7 +96,7 @@ def choose(
 ) -> Choice | None:
     """What a free slot does next; None: nothing may. A function of its arguments only.
 
-    While fewer than four trials are known, a new one is drawn at random. At most 300 values enter the model: every trial's
+    While fewer than six trials are known, a new one is drawn at random. At most 300 values enter the model: every trial's
     latest one before any earlier one, and of these first this sweep's trials that are not over, then its 50 best, then its
     newest, then those of other data sets, newest first.
 

@@ -77,17 +77,18 @@ def test_nothing_may_and_the_first_trial() -> None:
         assert first.runner_up is None
 
 
-def test_the_first_four_are_points_or_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_six_are_points_or_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is known of them is said all the same; where no new one may be begun, the model decides."""
     monkeypatch.undo()
     known = [trial(0, 1e-4, rising(0.6)), trial(1, 2e-4, {1 / 9: 0.5}, "waiting"), trial(2, 9e-4, {}, "running")]
+    known += [trial(number, 4e-5, {}, "running") for number in (3, 4)]
     found = chosen(known, seed=5)
     assert found.chosen.params == fresh(5, [], 1)[0].params
     assert found.runner_up is None
     assert found.predicted.keys() == {1}
     assert math.isfinite(found.chosen.score)
     assert chosen(known, fresh=None).chosen.trial == 1
-    assert chosen([*known, trial(3, 1e-5, {1 / 9: 0.1}, "waiting")]).runner_up is not None
+    assert chosen([*known, trial(5, 1e-5, {1 / 9: 0.1}, "waiting")]).runner_up is not None
 
 
 def test_of_waiting_trials_the_one_that_is_ahead_goes_on() -> None:

@@ -200,8 +200,8 @@ class Replay:
     """Its number."""
     params: list[Mapping[str, Any]]
     """By number."""
-    ended: list[int]
-    """Those that came to the end of their budget."""
+    ended: dict[int, float]
+    """What was spent when a trial came to the end of its budget, by number."""
 
 
 def replay(world: World, search: Search, seed: int, *, horizon: float, num_slots: int = 2) -> Replay:
@@ -211,7 +211,7 @@ def replay(world: World, search: Search, seed: int, *, horizon: float, num_slots
     order = itertools.count()
     trials: dict[int, _Trial] = {}
     params_of = list[Mapping[str, Any]]()
-    events = []
+    events, ended = [], dict[int, float]()
 
     def fill(now: float) -> None:
         if (asked := search.ask()) is None:
@@ -232,6 +232,8 @@ def replay(world: World, search: Search, seed: int, *, horizon: float, num_slots
         now, _, number = heapq.heappop(clock)
         trial = trials[number]
         trial.stage += 1
+        if trial.stage == STAGES - 1:
+            ended[number] = now * num_slots / unit
         begun = {each: other for each, other in trials.items() if other.stage >= 0}
         winner = max(begun, key=lambda each: begun[each].seen_S[begun[each].stage])
         events.append((now * num_slots / unit, trials[winner].true_S[trials[winner].stage], winner))
@@ -240,7 +242,6 @@ def replay(world: World, search: Search, seed: int, *, horizon: float, num_slots
         else:
             fill(now)
     spent, true, winners = np.array(events).T
-    ended = [each for each, trial in trials.items() if trial.stage == STAGES - 1]
     return Replay(spent, true, winners.astype(int), params_of, ended)
 
 

@@ -126,7 +126,9 @@ def choose(
         names: list[tuple[int | None, Mapping[str, Any]]] = [(trial.number, trial.params) for trial in open_]
         names += [(None, point.params) for point in new]
         order = np.argsort(-score_C, kind="stable")[:2]
-        judged = [Judged(*names[c], *(float(each[c]) for each in (mean_C, deviation_C, score_C))) for c in order]
+        of = zip(mean_C.tolist(), deviation_C.tolist(), score_C.tolist(), strict=True)
+        every = [Judged(number, params, *figures) for (number, params), figures in zip(names, of, strict=True)]
+        judged = [every[c] for c in order]
         return Choice(judged[0], judged[1] if len(judged) > 1 else None, predicted)
 
 
@@ -187,9 +189,8 @@ class _Level:
                     stages.setdefault(share, []).append(value)
         middle = {share: float(np.median(values)) for share, values in stages.items()}
         self._floors = {share: middle[share] - _FLOOR * (max(values) - middle[share]) for share, values in stages.items()}
-        last = [(trial, _last_share(trial)) for trial in trials]
-        of_last = [max(trial.curve[at], self._floors[at]) for trial, at in last if at is not None]
-        self.centre = float(np.median(of_last))
+        latest = [(trial, each) for trial in trials if (each := _last_share(trial)) is not None]
+        self.centre = float(np.median([max(trial.curve[each], self._floors[each]) for trial, each in latest]))
         raised = [max(value, self._floors[share]) for share, values in stages.items() for value in values]
         self.spread = max(float(np.std(raised)), _SMALLEST_SPREAD * abs(self.centre), 1e-9)
         self._worthless = {share: min(floor, middle[share] - self.spread) for share, floor in self._floors.items()}

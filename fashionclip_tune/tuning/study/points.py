@@ -33,7 +33,7 @@ class Encoding:
     def __call__(self, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """[N, F]; F is at least 1."""
         columns = [_columns(kind, [point.get(name, _ABSENT) for point in points]) for name, kind in self._distributions.items()]
-        return np.concatenate(columns or [np.zeros((len(points), 1))], axis=1)
+        return np.hstack(columns or [np.zeros((len(points), 1))])
 
 
 def _columns(distribution: BaseDistribution, values: Sequence[Any]) -> np.ndarray:

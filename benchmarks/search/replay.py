@@ -54,7 +54,7 @@ class PausingSearch:
         self._next: Choice | None = None
         self._num_decisions = 0
         self.seconds: list[float] = []
-        """Of each suggestion."""
+        """Of the processor, of each suggestion."""
 
     def ask(self) -> tuple[int, Mapping[str, Any]] | None:
         choice, self._next = self._next, None
@@ -100,12 +100,12 @@ class PausingSearch:
         return number, drawn.params
 
     def _decide(self) -> Choice | None:
-        started = time.perf_counter()
+        started = time.process_time()
         known, seed = list(self._known.values()), self._seed * 1_000_003 + self._num_decisions
         fresh = None if self._only_points else self._fresh
         choice = choose(known, fresh=fresh, cost_of_start=self._world.cost_of_start, seed=seed, thaw_cost=THAW_COST)
         self._num_decisions += 1
-        self.seconds.append(time.perf_counter() - started)
+        self.seconds.append(time.process_time() - started)
         if choice is not None:
             self._end_all_but_the_best(choice)
         return choice

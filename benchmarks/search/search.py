@@ -192,7 +192,7 @@ def main() -> None:
     )
     print(*table(rows, [name for name in names if any(world == name for world, _ in rows)]), sep="\n")
     slowest = max((row["suggestion_s"] for row in done), default=0.0)
-    print(f"\nslowest suggestion: {slowest:.2f} s, the space's draws by a stand-in of Optuna's trial")
+    print(f"\nslowest suggestion: {slowest:.2f} s of the processor, the space's draws by a stand-in of Optuna's trial")
     if published_runs(folder):
         wins, ends = orders_kept(folder)
         print(f"published runs as they are: at half of all examples the best one is the winner in {wins:.0%} of the orders of")

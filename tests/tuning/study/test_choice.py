@@ -12,8 +12,8 @@ import torch
 from fashionclip_tune.tuning.study import choice
 from fashionclip_tune.tuning.study.choice import Choice, FreshPoint, KnownTrial, choose, expected_improvement
 from fashionclip_tune.tuning.study.curve_model import CurveModel
+from fashionclip_tune.tuning.study.draws import draw_points
 from fashionclip_tune.tuning.study.points import Encoding, default_points, varied
-from fashionclip_tune.tuning.study.study import draw_points
 
 COSTS = {"small": 90.0, "large": 900.0}
 

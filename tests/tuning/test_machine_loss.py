@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,11 @@ def outcome(results: Path) -> dict[str, Any]:
 
 
 def wait_for_stages(sweep: RemoteFolder, process: subprocess.Popen[str], *, trials: int, evaluations: int) -> None:
+    """Until so many trials have begun, and one has so many evaluations: beyond its first rung, that is, while others wait."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        stages = [name.split("/")[1] for name in sweep.sizes("trials") if "/evaluations/" in name]
-        if len(set(stages)) >= trials and stages.count(max(stages)) >= evaluations:
+        stages = Counter(name.split("/")[1] for name in sweep.sizes("trials") if "/evaluations/" in name)
+        if len(stages) >= trials and max(stages.values()) >= evaluations:
             return
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
@@ -136,7 +138,7 @@ def whole(garments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
 
 def test_a_lost_machine_costs_the_time_since_the_last_sync_only(garments: Path, tmp_path: Path, whole: Any) -> None:
     first = start(garments, tmp_path / "first", tmp_path / "drive")
-    wait_for_stages(RemoteFolder(tmp_path / "drive" / "it"), first, trials=2, evaluations=3)
+    wait_for_stages(RemoteFolder(tmp_path / "drive" / "it"), first, trials=2, evaluations=4)
     copy_under_way(tmp_path / "drive", tmp_path / "elsewhere" / "results")
     lose(first, tmp_path / "drive", tmp_path / "first")
     shutil.copytree(garments, tmp_path / "elsewhere" / "shards")
@@ -180,7 +182,7 @@ def test_object_storage_is_a_durable_side_too(
 ) -> None:
     sweep = RemoteFolder(f"{bucket}/it")
     first = start(garments, tmp_path / "first", bucket)
-    wait_for_stages(sweep, first, trials=2, evaluations=3)
+    wait_for_stages(sweep, first, trials=2, evaluations=4)
     lose(first, tmp_path / "first")
     kept = [name for name in sweep.sizes("trials") if re.search("/0001-.*/state/", name)]
     end(start(garments, tmp_path / "second", bucket, "--resume"))

@@ -110,13 +110,13 @@ def choose(
         known = sorted(known, key=lambda trial: (trial.data, trial.number))
         is_early = len(known) < _AT_RANDOM and fresh is not None
         if all(_last_share(trial) is None for trial in known):
-            points = [] if fresh is None else fresh(seed, [], 1)
+            points = [] if fresh is None else fresh(seed, [], _AT_RANDOM)
             return Choice(Judged(None, points[0].params, math.nan, math.nan, math.nan), None, {}) if points else None
         ends = _Ends(known)
         waiting = [trial for trial in known if trial.state == "waiting" and trial.data == OWN]
         predicted = dict(zip([trial.number for trial in waiting], ends.of(waiting)[0].tolist(), strict=True))
         open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial) and not is_early]
-        new = [] if fresh is None else fresh(seed, [], 1) if is_early else _new_points(known, ends, fresh, seed)
+        new = [] if fresh is None else fresh(seed, [], _AT_RANDOM)[:1] if is_early else _new_points(known, ends, fresh, seed)
         if not open_ and not new:
             return None
         costs = [(trial.cost or 0.0) + thaw_cost * cost_of_start.get(trial.start, 0.0) for trial in open_]
@@ -150,7 +150,8 @@ def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: 
         trial = working[place]
         given += [varied(trial.params, trial.distributions, generator) for _ in range(_VARIATIONS)]
     points = fresh(seed, given, _DRAWN)
-    return [point for point, distance in zip(points, ends.distance(points), strict=True) if distance > _TOO_NEAR]
+    apart = [point for point, distance in zip(points, ends.distance(points), strict=True) if distance > _TOO_NEAR]
+    return apart or list(points)  # of a space of few choices all may have been tried
 
 
 def _last_share(trial: KnownTrial) -> float | None:

@@ -130,14 +130,11 @@ class FreezeThaw:
             )
         chosen, runner_up = (None, None) if choice is None or comes_point else (choice.chosen, choice.runner_up)
         predicted = {} if choice is None else choice.predicted
-        return Decision(
-            reporter,
-            examples_seen,
-            _candidate(chosen),
-            _candidate(runner_up),
-            self._given_up(known, None if chosen is None else chosen.trial, predicted),
-            variance,
-        )
+        given_up = self._given_up(known, None if chosen is None else chosen.trial, predicted)
+        candidate = _candidate(chosen)
+        if candidate is None and may_start and not comes_point and self._has_time_for_one():
+            candidate = Candidate(None, {})  # a space that raised each time: what it does now is that trial's end
+        return Decision(reporter, examples_seen, candidate, _candidate(runner_up), given_up, variance)
 
     def _given_up(self, known: Sequence[KnownTrial], goes_on: int | None, predicted: Mapping[int, float]) -> dict[int, str]:
         """Of those that wait, all but the best predicted of each start, with the rungs at which they stand."""
@@ -204,6 +201,9 @@ class FreezeThaw:
         last = max(trial.intermediate_values, default=0)
         runs = not trial.state.is_finished() and trial.number != reporter and trial.number not in self._study.waiting
         return self._terms.next_rung(last) if runs else last
+
+    def _has_time_for_one(self) -> bool:
+        return any(self._in_time(start, 0, self._terms.next_rung(0)) for start in self._terms.cost_of_start)
 
     def _fresh_in_time(self, seed: int, given: Sequence[Mapping[str, Any]], count: int) -> list[FreshPoint]:
         first_rung = self._terms.next_rung(0)

@@ -147,11 +147,16 @@ def test_a_waiting_trial_beats_a_copy_of_itself() -> None:
     assert found.runner_up.trial is None
 
 
-def test_settings_that_were_tried_are_not_tried_again() -> None:
+def test_settings_that_were_tried_are_tried_again_only_where_there_are_no_others() -> None:
     known = [trial(number, rate, rising(0.5)) for number, rate in enumerate((1e-5, 1e-4, 1e-3))]
     (tried,) = draw_points(space, 0, 0, [{"model": "small", "rate": 1e-4, "augment": False}])
     again = FreshPoint(tried.params, tried.distributions, "small")
-    assert choose(known, fresh=lambda *_: [again], cost_of_start=COSTS, seed=0) is None
+    other = FreshPoint({**tried.params, "rate": 1e-2}, tried.distributions, "small")
+    known += [trial(number, 1e-3 * 1.3**number, rising(0.5)) for number in range(3, 7)]
+    for offered, taken in (([again, other], other), ([again], again)):
+        found = choose(known, fresh=lambda *_, offered=offered: offered, cost_of_start=COSTS, seed=0)
+        assert found is not None
+        assert found.chosen.params == taken.params
 
 
 @pytest.mark.parametrize("how", ["is_failure", "nan", "nan_at_once"])

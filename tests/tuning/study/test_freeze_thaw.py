@@ -49,7 +49,7 @@ def value(drawn: dict[str, Any], seen: int) -> float:
     return float(level * (seen / BUDGET) ** (0.3 if rate < 1e-3 else 0.6))
 
 
-def run(study: SweepStudy, search: FreezeThaw, slots: int = 1) -> list[tuple[int, int]]:
+def run(study: SweepStudy, search: FreezeThaw, slots: int = 1, space: Any = space) -> list[tuple[int, int]]:
     """As Ray would: the trials that ran, each with the examples from which it went on."""
     began, running = [], dict[int, int]()
     while True:
@@ -58,7 +58,9 @@ def run(study: SweepStudy, search: FreezeThaw, slots: int = 1) -> list[tuple[int
             if idle:
                 number = idle[0]
             elif search.wants_new():
-                number, _ = study.suggest(space)
+                number, drawn = study.suggest(space)
+                if drawn is None:
+                    continue
             elif search.decides():
                 continue
             else:
@@ -88,7 +90,8 @@ def test_all_trials_start_and_together_cost_what_they_may(tmp_path: Path, slots:
     assert search.is_over()
     assert [number for number, seen in began if seen == 0] == list(range(TERMS.num_trials))
     assert any(seen > 0 for _, seen in began), "one was thawed"
-    assert spent(study) == pytest.approx(TERMS.total_cost, abs=TERMS.cost("large", 300, 900) / 2)
+    assert spent(study) <= TERMS.total_cost + TERMS.cost("large", 300, 900) / 2
+    assert spent(study) >= TERMS.total_cost - TERMS.cost("large", 300, 900) / 2 or not study.waiting
     assert any(stop_reason(trial) == "budget" for trial in study.trials())
     search.close()
     assert {trial.state for trial in study.trials()} == {TrialState.COMPLETE, TrialState.PRUNED}
@@ -126,20 +129,17 @@ def test_points_come_first_and_their_reporters_wait(tmp_path: Path) -> None:
 
 
 def test_what_has_no_time_is_neither_started_nor_thawed_and_is_left_for_a_later_run(tmp_path: Path) -> None:
-    left = [True]
-    study, search = opened(tmp_path, in_time=lambda start, first, last: left[0])
-    for _ in range(4):
-        number, _ = study.suggest(space) if search.wants_new() else (study.unfinished()[0], None)
-        study.record_stage(number, STAGE, 0.1)
-        search.goes_on(number, STAGE)
-    left[0] = False
-    for number in study.unfinished():
-        study.end(number, TrialState.COMPLETE, "budget")
-    assert not search.wants_new()
-    assert not search.decides()
+    made: list[SweepStudy] = []
+    study, search = opened(tmp_path, in_time=lambda start, first, last: len(made[0].decisions) < 9)
+    made.append(study)
+    began = run(study, search)
+    assert 9 <= len(study.decisions) <= 12
+    assert not study.unfinished()
     assert not search.is_over(), "there is more to do, at another time"
-    left[0] = True
-    assert search.decides()
+    study, search = opened(tmp_path)
+    began += run(study, search)
+    assert search.is_over()
+    assert [number for number, seen in began if seen == 0] == list(range(TERMS.num_trials))
 
 
 def test_terms_are_those_of_the_first_life_and_grow_with_the_trials(tmp_path: Path) -> None:
@@ -174,3 +174,39 @@ def test_a_reporter_whose_decision_is_recorded_is_not_asked_again(tmp_path: Path
     assert study.judged_at(number) == {STAGE: 1e-4}
     assert search.goes_on(number, STAGE), "thawed, it reports that stage again"
     assert len(study.decisions) == 1
+
+
+def test_a_space_of_few_choices_has_as_many_trials_as_were_asked_for(tmp_path: Path) -> None:
+    """Four settings in all: the rest repeats them, as other searches do."""
+
+    def few(trial: Any) -> dict[str, Any]:
+        model = trial.suggest_categorical("clip_model", list(TERMS.cost_of_start))
+        return {"clip_model": model, "training.learning_rate": trial.suggest_categorical("rate", [1e-4, 1e-3])}
+
+    def drawn(seed: int, given: Any, count: int) -> list[FreshPoint]:
+        points = draw_points(few, count, seed, given)
+        return [FreshPoint(each.params, each.distributions, each.settings["clip_model"]) for each in points]
+
+    study = SweepStudy(tmp_path / "study.journal", seed=1, num_startup_trials=None)
+    search = FreezeThaw(study, TERMS, seed=1, fresh=drawn)
+    run(study, search, space=few)
+    assert search.is_over()
+    assert len(study.trials()) == TERMS.num_trials
+    assert len({tuple(trial.params.items()) for trial in study.trials()}) == 4
+
+
+def test_a_space_that_raises_now_and_then_or_always_ends_its_trials_alone(tmp_path: Path) -> None:
+    def sometimes(trial: Any) -> dict[str, Any]:
+        if trial.suggest_float("unlucky", 0, 1) < 0.5:
+            raise RuntimeError("no")
+        return space(trial)
+
+    def drawn(seed: int, given: Any, count: int) -> list[FreshPoint]:
+        points = draw_points(sometimes, count, seed, given, skips_errors=True)
+        return [FreshPoint(each.params, each.distributions, each.settings["clip_model"]) for each in points]
+
+    study = SweepStudy(tmp_path / "study.journal", seed=1, num_startup_trials=None)
+    search = FreezeThaw(study, TERMS, seed=1, fresh=drawn)
+    run(study, search, space=sometimes)
+    assert search.is_over()
+    assert len(study.trials()) == TERMS.num_trials

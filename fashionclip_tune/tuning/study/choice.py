@@ -19,8 +19,8 @@ from fashionclip_tune.tuning.study.points import Encoding, varied
 
 MOST_ROWS = 300
 _BEST_KEPT = 50  # ended trials whose rows enter before those of newer ones
-_AT_RANDOM = 6  # trials that are known, points among them, before the model decides: sooner it tries the first one's likes
 _DRAWN, _VARIED, _VARIATIONS = 240, 3, 6
+_TRIES = 6  # at a draw: a space may raise now and then
 _TOO_NEAR = 0.02  # in the unit cube
 _FLOOR = 1.5
 _SMALLEST_SPREAD = 0.05  # of the level: one value, or several that are alike
@@ -93,30 +93,35 @@ def choose(
     cost_of_start: Mapping[str, float],
     seed: int,
     thaw_cost: float = 0.02,
+    num_random: int = 6,
 ) -> Choice | None:
     """What a free slot does next; None: nothing may. A function of its arguments only.
 
-    While fewer than six trials are known, a new one is drawn at random. At most 300 values enter the model: every trial's
-    latest one before any earlier one, and of these first this sweep's trials that are not over, then its 50 best, then its
-    newest, then those of other data sets, newest first.
+    At most 300 values enter the model: every trial's latest one before any earlier one, and of these first this sweep's
+    trials that are not over, then its 50 best, then its newest, then those of other data sets, newest first.
 
     Args:
         fresh: draws new settings; None: no new trial may be started.
         cost_of_start: seconds of a whole trial.
         seed: of the candidates.
         thaw_cost: what going on with a trial costs beside its own seconds, in whole trials.
+        num_random: trials that are known, points among them, before the model decides, while new ones may be begun: sooner it
+            tries little but what is like the first ones.
     """
     with one_thread():
         known = sorted(known, key=lambda trial: (trial.data, trial.number))
-        is_early = len(known) < _AT_RANDOM and fresh is not None
         if all(_last_share(trial) is None for trial in known):
-            points = [] if fresh is None else fresh(seed, [], _AT_RANDOM)
+            points = [] if fresh is None else fresh(seed, [], _TRIES)
             return Choice(Judged(None, points[0].params, math.nan, math.nan, math.nan), None, {}) if points else None
         ends = _Ends(known)
         waiting = [trial for trial in known if trial.state == "waiting" and trial.data == OWN]
         predicted = dict(zip([trial.number for trial in waiting], ends.of(waiting)[0].tolist(), strict=True))
-        open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial) and not is_early]
-        new = [] if fresh is None else fresh(seed, [], _AT_RANDOM)[:1] if is_early else _new_points(known, ends, fresh, seed)
+        open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial)]
+        new = list(fresh(seed, [], _TRIES))[:1] if fresh is not None and len(known) < num_random else []
+        if new:
+            open_ = []
+        elif fresh is not None:
+            new = _new_points(known, ends, fresh, seed)
         if not open_ and not new:
             return None
         costs = [(trial.cost or 0.0) + thaw_cost * cost_of_start.get(trial.start, 0.0) for trial in open_]

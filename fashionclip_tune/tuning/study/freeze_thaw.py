@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fashionclip_tune.errors import stop_at_rung
 from fashionclip_tune.tuning.study.choice import Fresh, FreshPoint, Judged, KnownTrial, choose
 from fashionclip_tune.tuning.study.decisions import Candidate, Decision
+from fashionclip_tune.tuning.study.policy import startup_trials
 from fashionclip_tune.tuning.study.study import SweepStudy, origin, scores_nothing, settings
 
 
@@ -127,6 +128,7 @@ class FreezeThaw:
                 fresh=self._fresh_in_time if may_start and not comes_point else None,
                 cost_of_start=self._terms.cost_of_start,
                 seed=(self._seed * 1_000_003 + len(self._study.decisions)) % 2**32,
+                num_random=startup_trials(self._terms.num_trials),
             )
         chosen, runner_up = (None, None) if choice is None or comes_point else (choice.chosen, choice.runner_up)
         predicted = {} if choice is None else choice.predicted

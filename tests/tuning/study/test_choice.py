@@ -18,12 +18,6 @@ from fashionclip_tune.tuning.study.points import Encoding, default_points, varie
 COSTS = {"small": 90.0, "large": 900.0}
 
 
-@pytest.fixture(autouse=True)
-def decided_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first value on."""
-    monkeypatch.setattr(choice, "_AT_RANDOM", 0)
-
-
 def space(trial: optuna.Trial) -> dict[str, Any]:
     drawn: dict[str, Any] = {
         "model": trial.suggest_categorical("model", ["small", "large"]),
@@ -60,15 +54,15 @@ def rising(end: float) -> dict[float, float]:
 
 
 def chosen(known: Sequence[KnownTrial], fresh: Any = fresh, seed: int = 0, **others: Any) -> Choice:
-    found = choose(known, fresh=fresh, cost_of_start=COSTS, seed=seed, **others)
+    found = choose(known, fresh=fresh, cost_of_start=COSTS, seed=seed, **{"num_random": 0, **others})
     assert found is not None
     return found
 
 
 def test_nothing_may_and_the_first_trial() -> None:
-    assert choose([], fresh=None, cost_of_start=COSTS, seed=0) is None
-    assert choose([trial(0, 1e-4, rising(0.5))], fresh=None, cost_of_start=COSTS, seed=0) is None
-    assert choose([trial(0, 1e-4, rising(0.5))], fresh=none_drawn, cost_of_start=COSTS, seed=0) is None
+    assert choose([], fresh=None, cost_of_start=COSTS, seed=0, num_random=0) is None
+    assert choose([trial(0, 1e-4, rising(0.5))], fresh=None, cost_of_start=COSTS, seed=0, num_random=0) is None
+    assert choose([trial(0, 1e-4, rising(0.5))], fresh=none_drawn, cost_of_start=COSTS, seed=0, num_random=0) is None
     for known in ([], [trial(0, 1e-4, {}, "running")], [trial(0, 1e-4, {1 / 9: math.nan}, "waiting")]):
         first = chosen(known)
         assert first.chosen.trial is None
@@ -77,18 +71,18 @@ def test_nothing_may_and_the_first_trial() -> None:
         assert first.runner_up is None
 
 
-def test_the_first_six_are_points_or_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_six_are_points_or_drawn_at_random() -> None:
     """And what is known of them is said all the same; where no new one may be begun, the model decides."""
-    monkeypatch.undo()
     known = [trial(0, 1e-4, rising(0.6)), trial(1, 2e-4, {1 / 9: 0.5}, "waiting"), trial(2, 9e-4, {}, "running")]
     known += [trial(number, 4e-5, {}, "running") for number in (3, 4)]
-    found = chosen(known, seed=5)
+    found = chosen(known, seed=5, num_random=6)
     assert found.chosen.params == fresh(5, [], 1)[0].params
     assert found.runner_up is None
     assert found.predicted.keys() == {1}
     assert math.isfinite(found.chosen.score)
-    assert chosen(known, fresh=None).chosen.trial == 1
-    assert chosen([*known, trial(5, 1e-5, {1 / 9: 0.1}, "waiting")]).runner_up is not None
+    assert chosen(known, fresh=None, num_random=6).chosen.trial == 1
+    assert chosen(known, fresh=lambda *_: [], num_random=6).chosen.trial == 1, "where none fits the time"
+    assert chosen([*known, trial(5, 1e-5, {1 / 9: 0.1}, "waiting")], num_random=6).runner_up is not None
 
 
 def test_of_waiting_trials_the_one_that_is_ahead_goes_on() -> None:
@@ -154,7 +148,7 @@ def test_settings_that_were_tried_are_tried_again_only_where_there_are_no_others
     other = FreshPoint({**tried.params, "rate": 1e-2}, tried.distributions, "small")
     known += [trial(number, 1e-3 * 1.3**number, rising(0.5)) for number in range(3, 7)]
     for offered, taken in (([again, other], other), ([again], again)):
-        found = choose(known, fresh=lambda *_, offered=offered: offered, cost_of_start=COSTS, seed=0)
+        found = choose(known, fresh=lambda *_, offered=offered: offered, cost_of_start=COSTS, seed=0, num_random=0)
         assert found is not None
         assert found.chosen.params == taken.params
 
@@ -177,7 +171,7 @@ def test_a_failure_without_a_value_repels_and_is_never_chosen() -> None:
     known = [trial(0, 1e-5, rising(0.45)), trial(1, 5e-5, rising(0.5)), trial(2, 1e-3, {}, is_failure=True)]
     assert chosen(known).chosen.params["rate"] < 5e-4
     waits = trial(3, 1e-4, {1 / 9: 0.4, 1 / 3: math.nan}, "waiting")
-    assert choose([*known, waits], fresh=None, cost_of_start=COSTS, seed=0) is None
+    assert choose([*known, waits], fresh=None, cost_of_start=COSTS, seed=0, num_random=0) is None
 
 
 def test_one_bad_value_does_not_hide_the_others() -> None:

@@ -1,6 +1,7 @@
 """New settings of a space, with what a trial of them would start from."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fashionclip_tune.config.project import ProjectConfig
@@ -28,9 +29,12 @@ class FreshSettings:
         self._known: dict[tuple[Any, ...], str] = {}
 
     def __call__(self, seed: int, given: Sequence[Mapping[str, Any]], count: int) -> list[FreshPoint]:
-        """The given settings completed by the space, then random ones."""
-        drawn = draw_points(self._space.draw, count, seed, given, skips_errors=True)
-        return [FreshPoint(each.params, each.distributions, self._start(each.settings)) for each in drawn]
+        """The given settings completed by the space, then random ones; those that name no start are left out."""
+        found = []
+        for each in draw_points(self._space.draw, count, seed, given, skips_errors=True):
+            with suppress(UserError):
+                found.append(FreshPoint(each.params, each.distributions, self._start(each.settings)))
+        return found
 
     def _start(self, drawn: Mapping[str, Any]) -> str:
         wanted = {**drawn, **self._fixed}

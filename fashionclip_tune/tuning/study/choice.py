@@ -125,7 +125,8 @@ def choose(
         if not open_ and not new:
             return None
         costs = [(trial.cost or 0.0) + thaw_cost * cost_of_start.get(trial.start, 0.0) for trial in open_]
-        costs += [cost_of_start[point.start] for point in new]
+        usual = sum(cost_of_start.values()) / len(cost_of_start)
+        costs += [cost_of_start.get(point.start, usual) for point in new]  # a start that is rarely drawn may not be known
         mean_C, deviation_C = (np.concatenate(pair) for pair in zip(ends.of(open_), ends.of_new(new), strict=True))
         score_C = expected_improvement(mean_C, deviation_C, ends.best) / np.sqrt(np.maximum(costs, 1e-9))
         names: list[tuple[int | None, Mapping[str, Any]]] = [(trial.number, trial.params) for trial in open_]

@@ -36,7 +36,7 @@ def draw_points(
             warnings.simplefilter("ignore")  # of a point out of range: who checks the space says so
             try:
                 settings = space(trial)
-            except Exception:
+            except Exception:  # whatever the user's space raises
                 if not skips_errors:
                     raise
                 continue

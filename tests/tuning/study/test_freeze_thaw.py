@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,9 @@ def space(trial: Any) -> dict[str, Any]:
     return {"clip_model": model, "training.learning_rate": trial.suggest_float("rate", 1e-5, 1e-1, log=True)}
 
 
-def fresh(seed: int, given: Any, count: int) -> list[FreshPoint]:
-    return [
-        FreshPoint(each.params, each.distributions, each.settings["clip_model"])
-        for each in draw_points(space, count, seed, given)
-    ]
+def fresh(seed: int, given: Any, count: int, space: Any = space) -> list[FreshPoint]:
+    drawn = draw_points(space, count, seed, given, skips_errors=True)
+    return [FreshPoint(each.params, each.distributions, each.settings["clip_model"]) for each in drawn]
 
 
 def opened(folder: Path, **changed: Any) -> tuple[SweepStudy, FreezeThaw]:
@@ -183,30 +182,30 @@ def test_a_space_of_few_choices_has_as_many_trials_as_were_asked_for(tmp_path: P
         model = trial.suggest_categorical("clip_model", list(TERMS.cost_of_start))
         return {"clip_model": model, "training.learning_rate": trial.suggest_categorical("rate", [1e-4, 1e-3])}
 
-    def drawn(seed: int, given: Any, count: int) -> list[FreshPoint]:
-        points = draw_points(few, count, seed, given)
-        return [FreshPoint(each.params, each.distributions, each.settings["clip_model"]) for each in points]
-
     study = SweepStudy(tmp_path / "study.journal", seed=1, num_startup_trials=None)
-    search = FreezeThaw(study, TERMS, seed=1, fresh=drawn)
+    search = FreezeThaw(study, TERMS, seed=1, fresh=partial(fresh, space=few))
     run(study, search, space=few)
     assert search.is_over()
     assert len(study.trials()) == TERMS.num_trials
     assert len({tuple(trial.params.items()) for trial in study.trials()}) == 4
 
 
-def test_a_space_that_raises_now_and_then_or_always_ends_its_trials_alone(tmp_path: Path) -> None:
+def test_a_space_that_raises_now_and_then_has_as_many_trials_as_were_asked_for(tmp_path: Path) -> None:
     def sometimes(trial: Any) -> dict[str, Any]:
         if trial.suggest_float("unlucky", 0, 1) < 0.5:
             raise RuntimeError("no")
         return space(trial)
 
-    def drawn(seed: int, given: Any, count: int) -> list[FreshPoint]:
-        points = draw_points(sometimes, count, seed, given, skips_errors=True)
-        return [FreshPoint(each.params, each.distributions, each.settings["clip_model"]) for each in points]
-
     study = SweepStudy(tmp_path / "study.journal", seed=1, num_startup_trials=None)
-    search = FreezeThaw(study, TERMS, seed=1, fresh=drawn)
+    search = FreezeThaw(study, TERMS, seed=1, fresh=partial(fresh, space=sometimes))
     run(study, search, space=sometimes)
     assert search.is_over()
     assert len(study.trials()) == TERMS.num_trials
+
+
+def test_a_start_that_no_draw_before_the_sweep_had_costs_the_usual(tmp_path: Path) -> None:
+    """Where a space takes a branch rarely, its cost is not among the terms."""
+    study, search = opened(tmp_path, cost_of_start={"small": 9.0})
+    run(study, search)
+    assert search.is_over()
+    assert {settings(trial)["clip_model"] for trial in study.trials()} == {"small", "large"}

@@ -72,7 +72,8 @@ def test_a_plan_for_a_t4_is_made_of_stated_figures_anywhere(
 ) -> None:
     monkeypatch.setenv("FASHIONCLIP_CACHE", "put back: the script sets it")
     for name in ("run_shards", "load_data", "rows_of_captions"):
-        monkeypatch.setattr(t4_plans.planning, name, getattr(t4_plans.planning, name))  # put back, too
+        monkeypatch.setattr(t4_plans.found, name, getattr(t4_plans.found, name))  # put back, too
+    monkeypatch.setattr(t4_plans.planning, "rows_of_captions", t4_plans.planning.rows_of_captions)
     t4_plans.main(["--preset", "quick", "--max-concurrent", "1", "--memory-gb", "12.7", "--train", "50000"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "trials:   8, at most 1 side by side, on cuda"

@@ -318,7 +318,10 @@ def test_a_sweep_of_tiny_towers_runs_to_its_end_two_at_a_time(card: Card, photos
     assert "3, at most 2 side by side, on cuda" in said
     sweep = json.loads((tmp_path / "tiny" / "sweep.json").read_text())
     assert sweep["state"] == "FINISHED"
-    assert [(row["state"], row["stop_reason"]) for row in sweep["trials"]] == [("COMPLETE", "budget")] * 3
+    assert len(sweep["trials"]) == 3
+    ends = {(row["state"], row["stop_reason"]) for row in sweep["trials"]}
+    assert ("COMPLETE", "budget") in ends
+    assert ends <= {("COMPLETE", "budget"), ("PRUNED", "rung_1")}  # which of them go on is the model's to say
     assert (tmp_path / "tiny" / "best" / "open_clip_model.safetensors").is_file()
     assert 2 * 250 * 2**20 < used_at_most(tmp_path / "card") < 15_835_660_288  # a context each
 

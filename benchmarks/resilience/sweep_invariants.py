@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from fashionclip_tune.storage.checkpoint import newest_checkpoint
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
@@ -46,6 +47,7 @@ def study_of(sweep_dir: Path) -> list[dict[str, Any]]:
         return [
             {"number": t.number, "state": t.state.name, "params": t.params, "stages": t.intermediate_values, **t.user_attrs}
             for t in study.get_trials()
+            if t.state != TrialState.WAITING  # points that no trial has begun with
         ]
 
 

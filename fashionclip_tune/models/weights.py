@@ -98,8 +98,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
-    """Loads all weights of a network, then compares what is in its memory with them, bit by bit.
+    """Loads all weights of a network, then compares what is in the host's memory with them, bit by bit.
 
+    Copies to a card are not read back: a trial that resumes would wait for all of them.
     Rows of a token table are put into the one that the network has: of the weights that their run started from.
 
     Args:
@@ -113,7 +114,7 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object
         weights = whole(weights, network.state_dict())
     network.load_state_dict(weights)
     state = network.state_dict()
-    differing = [name for name, tensor in weights.items() if not _same_bits(state[name], tensor)]
+    differing = [name for name, tensor in weights.items() if state[name].is_cpu and not _same_bits(state[name], tensor)]
     if differing:
         raise UserError(
             f"the weights in memory are not those of {where}: {len(differing)} tensors differ, such as {differing[0]}"

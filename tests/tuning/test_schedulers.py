@@ -43,7 +43,9 @@ def test_asha_judges_a_stages_value_and_median_the_curve() -> None:
     ],
 )
 def test_other_schedulers_are_refused_with_the_reason(name: Any, reason: Any) -> None:
-    with pytest.raises(UserError, match=f"^--scheduler '{name}' is not allowed: asha, median or none; .*{reason}"):
+    with pytest.raises(
+        UserError, match=f"^--scheduler '{name}' is not allowed: asha, asha-stopping, median or none; .*{reason}"
+    ):
         check_scheduler(name)
-    with pytest.raises(UserError, match=r"asha, median or none$"):
+    with pytest.raises(UserError, match=r"asha, asha-stopping, median or none$"):
         check_scheduler("fifo")

@@ -14,11 +14,13 @@ _SOURCE = Path(__file__).with_suffix(".c")
 _CUDA = "13.0"
 """Of the torch that it was written beside. Another one may call other functions: there it is tried."""
 _TRIAL = """
-import torch
+import os, torch
 numbers = torch.ones(8, 8, device="cuda", requires_grad=True)
 (numbers @ numbers).sum().backward()
 assert torch.cuda.get_device_name() == "Tesla T4" and numbers.grad.cpu().sum() == 0
+os._exit(0)
 """
+"""Ends at once: the thread of a backward pass just made may want the interpreter's lock while Python ends, and aborts then."""
 
 
 class NoStandinError(Exception):

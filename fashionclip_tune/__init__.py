@@ -29,6 +29,8 @@ __all__ = [
     "training_prep",
 ]
 
+__version__ = "0.1.0"
+
 
 def __getattr__(name: str) -> Any:
     # Loaded when first asked for: torch and OpenCLIP take seconds, which a mistyped command should not cost.

@@ -6,20 +6,20 @@ from enum import Enum
 from pathlib import Path
 
 _SWEEPS = Path(__file__).parents[1] / "sweeps"
+_SCRIPTS = {"sweep": "run_sweep.py", "compare": "compare.py"}
 
 
-def command(*words: object) -> str:
+def command(name: object, *words: object) -> str:
     """A line that runs as it is, where this process was started: its Python, quoted paths.
 
-    A first word such as ``run_sweep.py`` names a script of ``sweeps/``; any other one, a subcommand.
+    In a checkout, sweeps are started and compared by the scripts of ``sweeps/``.
     """
-    first, *more = map(str, words)
-    if first.endswith(".py"):
-        script = _SWEEPS / first
+    script = _SWEEPS / _SCRIPTS.get(str(name), "")
+    if script.is_file():
         start = [str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)]
     else:
-        start = ["-m", "fashionclip_tune", first]
-    return shlex.join([sys.executable, *start, *more])
+        start = ["-m", "fashionclip_tune", str(name)]
+    return shlex.join([sys.executable, *start, *map(str, words)])
 
 
 class UserError(ValueError):

@@ -11,14 +11,14 @@ from fashionclip_tune.errors import StopReason, command, rung_of, stop_at_rung
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("words", [("doctor", "--help"), ("run_sweep.py", "--help")])
+@pytest.mark.parametrize("words", [("doctor", "--help"), ("sweep", "--help"), ("compare", "--help")])
 @pytest.mark.parametrize("here", [ROOT, ROOT.parent])
 def test_a_printed_command_runs_from_the_folder_that_it_is_printed_in(
     words: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(here)
     line = command(*words)
-    assert ("sweeps/run_sweep.py" in line) == (words[0] == "run_sweep.py")
+    assert ("sweeps/run_sweep.py" in line) == (words[0] == "sweep")
     done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     assert (done.returncode, "usage: " in done.stdout) == (0, True), done.stderr
 

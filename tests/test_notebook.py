@@ -1,6 +1,5 @@
 """The notebook runs from its first cell to its last, as a user runs it."""
 
-import importlib.util
 import os
 import re
 import shlex
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fashionclip_tune.cli.main import command_parser
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "fashion_sweep.ipynb"
@@ -40,17 +41,12 @@ def test_the_notebook_is_kept_without_outputs() -> None:
     assert NOTEBOOK.stat().st_size < 20_000
 
 
-def run_sweep_flags(command: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("run_sweep", ROOT / "sweeps" / "run_sweep.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr("sys.argv", ["run_sweep.py", *shlex.split(command)])
-    return {name: value for name, value in vars(script.parse()).items() if name != "name"}
+def run_sweep_flags(command: str) -> dict[str, Any]:
+    parsed = command_parser().parse_args(["sweep", *shlex.split(command)])
+    return {name: value for name, value in vars(parsed).items() if name != "name"}
 
 
-def test_the_recipe_for_a_notebook_service_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_for_a_notebook_service_is_the_same_everywhere() -> None:
     command = re.compile(r"run_sweep\.py ((?:\\\n|[^\n])*)")
     blocks = [command.findall((ROOT / path).read_text()) for path in ("README.md", "docs/t4.md")]
     commands = [next(block for block in found if "--disk-budget-gb" in block).replace("\\\n", " ") for found in blocks]
@@ -58,7 +54,7 @@ def test_the_recipe_for_a_notebook_service_is_the_same_everywhere(monkeypatch: p
     (work,) = re.findall(r'on Colab: Path\("([^"]+)"\)', "\n".join(cells))
     (flags,) = re.findall(r'^# FLAGS = "([^"]+)"', "\n".join(cells), re.MULTILINE)
     commands.append(f"--data {work}/shards --results {work}/results {flags} --resume")
-    readme, t4, colab = (run_sweep_flags(command, monkeypatch) for command in commands)
+    readme, t4, colab = (run_sweep_flags(command) for command in commands)
     assert readme == t4 == colab
     assert (readme["space"], readme["preset"], readme["disk_budget_gb"]) == ("openclip", "evening", 8)
     assert readme["results"].startswith("/content/drive/MyDrive/")

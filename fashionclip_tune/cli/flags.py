@@ -26,6 +26,13 @@ def finite(text: str) -> float:
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with an argument."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """A subcommand refuses what it lacks itself: argparse leaves it to the parser above, which names its own help."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} ({self.prog} --help lists what is allowed)\n")
 

@@ -6,7 +6,6 @@ Settings come from the sections of the configuration: types, defaults, the docst
 
 import argparse
 import ast
-import importlib.util
 import inspect
 import itertools
 import re
@@ -88,8 +87,7 @@ def settings_page() -> str:
 
 def cli_page() -> str:
     """docs/cli.md."""
-    parts = [MADE.format(source="the parsers in `sweeps/` and `fashionclip_tune/cli/`"), CLI]
-    parts += [_command(f"python sweeps/{name}.py", _script(name).make_parser()) for name in ("run_sweep", "compare")]
+    parts = [MADE.format(source="the parsers in `fashionclip_tune/cli/`"), CLI]
     (commands,) = (each for each in command_parser()._actions if isinstance(each, argparse._SubParsersAction))
     for name, parser in commands.choices.items():
         parts.append(_command(f"python -m fashionclip_tune {name}", parser))
@@ -165,15 +163,6 @@ def _limits(section: Any) -> dict[str, str]:
                 for each in [ast.literal_eval(name)] if isinstance(name, ast.Constant) else loops[call]:
                     found[each] = f"{found[each]}; {allowed.value}" if each in found else str(allowed.value)
     return found
-
-
-def _script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "sweeps" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:

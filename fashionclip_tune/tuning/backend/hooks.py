@@ -4,6 +4,7 @@ Everything that Ray is told here is in the journal first. Ray's trial ids mean n
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from fashionclip_tune.tuning.trial import DurablePlan, Share, TrialPlan, trial_d
 
 _NORMAL_95 = 1.96  # deviations on either side
 _NO_TIME = "no more trials were thawed: the time that is left ends before their next rungs"
+_PROCESS_RETRIES = 3
 _ROUNDING = 0.01  # of shares: three thirds are a whole
 
 
@@ -70,6 +72,8 @@ class StudySearcher(_NotPickled, Searcher):
         self._stop = stop
         self._ended_before = {trial.number for trial in study.trials() if trial.state.is_finished()}
         self._running: dict[str, int] = {}
+        self._deaths: Counter[int] = Counter()
+        """Of trials' processes. Ray's own retries leave out a process that dies while it is taken over from another trial."""
         self._is_waiting = False
         """There is nothing to do for a free slot until a trial that runs has ended, or stands at a rung and waits."""
         self._gpus: dict[str, float] = {}
@@ -135,10 +139,14 @@ class StudySearcher(_NotPickled, Searcher):
         self._gpus.pop(trial_id, None)
         if number is None or (result or {}).get("stop_reason") == StopReason.INTERRUPTED or self._stop.cannot_record:
             return
-        if number in self._study.waiting and not error:
+        if number in self._study.waiting:
             return
+        if error:  # its process died; an exception of the run itself arrives as a reported stop_reason
+            self._deaths[number] += 1
+            if self._deaths[number] <= _PROCESS_RETRIES:
+                return  # unfinished: a free slot goes on with it
         with self._stop.on_storage_error():
-            if error:  # its process died again and again; an exception of the run itself arrives as a reported stop_reason
+            if error:
                 self._study.end(number, TrialState.FAIL, StopReason.ERROR, "the trial's process died repeatedly")
             else:
                 self._study.end(number, TrialState.COMPLETE, StopReason.BUDGET)

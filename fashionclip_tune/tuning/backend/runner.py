@@ -32,7 +32,6 @@ from fashionclip_tune.tuning.trial import TrialPlan
 # whole sweep. A checkpoint of a large model on a slow disk takes a minute.
 _CLEANUP_TIMEOUT_S = 600
 _OBJECT_STORE_BYTES = 256 * 2**20
-_PROCESS_RETRIES = 3
 _HEAD, _RAYLET = "gcs_server", "raylet"  # names of Ray's two processes that are started by this one
 _LOOKS_AFTER_RAY_EVERY_S = 0.5
 EXIT_WITHOUT_RAY = 130
@@ -89,7 +88,6 @@ def run_trials(
                 storage_path=snapshots,  # of no use: the journal and the trials' folders are what a sweep resumes from
                 verbose=0,
                 callbacks=[Announcer(on_event), stop],
-                failure_config=tune.FailureConfig(max_failures=_PROCESS_RETRIES),
             ),
         )
         tuner.fit()

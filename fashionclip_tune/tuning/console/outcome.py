@@ -31,7 +31,7 @@ def how_to_go_on(location: SweepLocation, settings: SweepSettings, *how: str) ->
     """
     results, _, name = location.shown.rpartition("/")
     flags = [*(how or ("--resume",)), *settings.flags_to_go_on()]
-    return f"go on with: {command('run_sweep.py', '--results', results, '--name', name, *flags)}"
+    return f"go on with: {command('sweep', '--results', results, '--name', name, *flags)}"
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def print_result(result: dict[str, Any], location: SweepLocation, settings: Swee
 
 def write_sweep_report(location: SweepLocation, settings: SweepSettings, *, finished: bool) -> None:
     """With the winner's photos where the sweep has ended; who pressed Ctrl-C is not to wait for them."""
-    make_it = f"{command('compare.py', location.readable)} makes it"
+    make_it = f"{command('compare', location.readable)} makes it"
     try:
         with progress_bar("encoding photos for the report's gallery") as on_progress:
             allow_remote = bool(settings.allow_remote)

@@ -63,6 +63,21 @@ def test_a_process_that_dies_is_retried_and_its_trial_goes_on(tmp_path: Path) ->
         assert trial.intermediate_values == {100: 0.5, 200: 0.5, 300: 0.5}
 
 
+def test_a_process_that_dies_between_two_trials_costs_none_of_them(tmp_path: Path) -> None:
+    """While it is idle, or is taken over by the next one, which has reported nothing by then."""
+    trials = run(tmp_path, toys.dies_after_its_end, num_trials=5, slots=1)
+    assert [(trial.state, sorted(trial.intermediate_values)) for trial in trials] == [
+        (TrialState.COMPLETE, [100, 200, 300])
+    ] * 5
+
+
+def test_a_process_that_dies_each_time_ends_its_trial_only(tmp_path: Path) -> None:
+    first, second = run(tmp_path, toys.dies_each_time, num_trials=2, slots=1)
+    assert (first.state, message(first)) == (TrialState.FAIL, "the trial's process died repeatedly")
+    assert second.state == TrialState.COMPLETE
+    assert logs(tmp_path)[0] == ["100", *["died"] * 4]
+
+
 def test_nan_divergence_and_failure_end_their_trial_only(tmp_path: Path) -> None:
     nan, diverged, failed, well = run(tmp_path, toys.goes_wrong, num_trials=4, slots=1, rule=AshaRule((100, 200), 3))
     assert (nan.state, stop_reason(nan)) == (TrialState.PRUNED, "diverged")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 
+from fashionclip_tune.cli.main import command_parser
 from fashionclip_tune.config.section import assignments
 from fashionclip_tune.errors import command
 from fashionclip_tune.tuning.console.outcome import how_to_go_on
@@ -29,12 +30,12 @@ SPACE = "def space(trial):\n    return {'clip_model': 'tiny-clip', 'training.lea
 
 
 @pytest.fixture
-def parsed(script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def parsed() -> Any:
     """What ``run_sweep.py`` makes of a command line: the settings, and what it is to do with them."""
 
     def parse(words: Any) -> Any:
-        monkeypatch.setattr("sys.argv", ["run_sweep.py", *map(str, words)])
-        arguments = vars(script.parse())
+        arguments = vars(command_parser().parse_args(["sweep", *map(str, words)]))
+        del arguments["run"]
         own = {name: arguments.pop(name) for name in OWN}
         return SweepSettings(overrides=assignments(arguments.pop("set")), **arguments), own
 

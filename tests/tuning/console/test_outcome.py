@@ -69,7 +69,7 @@ def test_the_command_that_goes_on_has_the_settings_in_effect(
     place = results.place("it", first.scratch)
     said = how_to_go_on(place, first)
     assert said.startswith(
-        f"go on with: {command('run_sweep.py', '--results', tmp_path / 'My Drive', '--name', 'it', '--resume')} "
+        f"go on with: {command('sweep', '--results', tmp_path / 'My Drive', '--name', 'it', '--resume')} "
     )
     for part in (
         "--max-concurrent 1",

@@ -68,9 +68,7 @@ def test_the_command_that_goes_on_has_the_settings_in_effect(
     results = SweepCatalog("My Drive")
     place = results.place("it", first.scratch)
     said = how_to_go_on(place, first)
-    assert said.startswith(
-        f"go on with: {command('sweep', '--results', tmp_path / 'My Drive', '--name', 'it', '--resume')} "
-    )
+    assert said.startswith(f"go on with: {command('sweep', '--results', tmp_path / 'My Drive', '--name', 'it', '--resume')} ")
     for part in (
         "--max-concurrent 1",
         "--sync-every 3 ",

@@ -47,7 +47,8 @@ def study_of(sweep_dir: Path) -> list[dict[str, Any]]:
         return [
             {"number": t.number, "state": t.state.name, "params": t.params, "stages": t.intermediate_values, **t.user_attrs}
             for t in study.get_trials()
-            if t.state != TrialState.WAITING  # points that no trial has begun with
+            # Points that no trial has begun with are left out; what was decided on has to begin.
+            if t.state != TrialState.WAITING or "decision" in t.user_attrs
         ]
 
 

@@ -11,7 +11,7 @@ BENCHMARKS = {
         *("loader", "loader_resume", "evaluation_pixels", "training_step", "retrieval_recall", "sweep_overhead"),
         *("memory_estimate", "gpu", "t4_plans", "plan_beside_fact", "token_rows"),
     ),
-    "search": ("search_record", "search"),
+    "search": ("search_record", "search", "search_real"),
     "resilience": ("kill_sweep", "lose_machine"),
 }
 

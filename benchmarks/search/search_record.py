@@ -3,6 +3,8 @@
 
     python -m benchmarks search_record --out benchmarks/search/search_curves_synthetic.csv
     python -m benchmarks search_record --data DIR --out benchmarks/search/search_curves_fpi60.csv
+    SEARCH_START=DIR python -m benchmarks search_record --data DIR --space benchmarks/search/start_space.py --budget 2304 \\
+        --settings 40 --out benchmarks/search/search_curves_start.csv
 
 Each setting trains alone, to the end of the budget that a sweep of this space and data would give it, and leaves a row
 of lists, a value a stage, the zero-shot model first. ``device_s`` are the processor seconds of this process, which other
@@ -50,11 +52,13 @@ def main() -> None:
     parser.add_argument("--space", default="tiny")
     parser.add_argument("--settings", type=int, default=100, help="random settings (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=20261124, help="of the settings (default: %(default)s)")
+    parser.add_argument("--budget", type=int, metavar="N", help="photos that each trains on (default: the space's epochs)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
     arguments = parser.parse_args()
     with user_errors():
         overrides = {"hardware.threads": 1, "training.num_workers": 0, **assignments(arguments.set)}
-        settings = SweepSettings(data=arguments.data, space=arguments.space, device="cpu", overrides=overrides)
+        given = {"data": arguments.data, "space": arguments.space, "budget_examples": arguments.budget}
+        settings = SweepSettings(**given, device="cpu", overrides=overrides)
         plan = plan_sweep(settings)
         pretrain_missing(list(plan.check.config_of_model))
         done = num_curves(arguments.out)

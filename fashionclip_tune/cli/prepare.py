@@ -22,10 +22,15 @@ def add_prepare(commands: Any) -> None:
         type=Path,
         action="append",
         required=True,
-        help="CSV or Parquet file, one row a photo or a product, or Fashion-Gen's HDF5 (.h5); may be given again: then "
-        "train, valid or test in the names of the files is the split, where no column says it",
+        help="CSV, Excel (.xlsx) or Parquet file, one row a photo, a caption or a product, or Fashion-Gen's HDF5 (.h5); may be "
+        "given again: then train, valid or test in the names of the files is the split, where no column says it",
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the photos (an .h5 file holds them)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the photos; some tables hold them (HDF5, Parquet)",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the shards: new, empty, or of a stopped prepare"
     )
@@ -35,8 +40,8 @@ def add_prepare(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="may be given again; a cell holds a name, several separated by | or ;, or a glob such as 1163_*.jpg "
-        "(default: guessed by its name)",
+        help="may be given again; a cell holds a name or an address, several separated by |, ; or commas, or a glob such as "
+        "1163_*.jpg (default: guessed by its name, or by the files that its cells name)",
     )
     parser.add_argument(
         "--caption",
@@ -55,7 +60,15 @@ def add_prepare(commands: Any) -> None:
         "group": "rows of one group are kept in one split",
     }
     for purpose, what in columns.items():
-        parser.add_argument(f"--{purpose}-column", metavar="NAME", help=f"{what} (default: guessed by its name)")
+        parser.add_argument(
+            f"--{purpose}-column", metavar="NAME", help=f"{what} (default: guessed by its name; none: no column)"
+        )
+    parser.add_argument("--encoding", metavar="NAME", help="of CSV files, such as utf-8 or cp1252 (default: found by looking)")
+    parser.add_argument(
+        "--separator",
+        metavar="NAME",
+        help="of CSV files: comma, semicolon, tab, pipe or another character (default: found by looking)",
+    )
     parser.add_argument(
         "--valid-share",
         type=finite,
@@ -80,11 +93,13 @@ def add_prepare(commands: Any) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.prepare import prepare
+    from fashionclip_tune.prepare.csv_tables import SEPARATORS
     from fashionclip_tune.prepare.options import PrepareOptions
 
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items() if name != "run"
     }
+    given["separator"] = SEPARATORS.get(parsed.separator, parsed.separator)
     try:
         with progress_bar("preparing photos") as on_progress:
             report = prepare(PrepareOptions(**given), on_progress=on_progress, on_note=print)

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from string import Formatter
 
 from fashionclip_tune.errors import UserError
 
 _EMPTY = "\0"  # stands for an empty field while the text around it is tidied
 _SEPARATORS = r"\s,;:.!?|/&+·\u2013\u2014\-"  # the last two: dashes
 _GAP = re.compile(rf"[{_SEPARATORS}]*{_EMPTY}[{_SEPARATORS}{_EMPTY}]*")
+# Names of columns may have colons, dots and anything but braces in them, which the standard library's templates do not allow.
+_PIECES = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}]*)\}|(?P<text>[^{}]+)|[{}]")
 _EMPTY_BRACKETS = re.compile("|".join(rf"\{start}{_GAP.pattern}\{end}" for start, end in ("()", "[]", '""', "''")))
 
 
@@ -45,19 +46,19 @@ def parse_template(text: str, columns: Sequence[str]) -> CaptionTemplate:
     Raises:
         UserError: it has no column, or one that the table lacks, or braces that do not match.
     """
-    try:
-        pieces = list(Formatter().parse(text))
-    except ValueError as error:
-        raise UserError(f"--caption {text!r}: {error}; write columns as {{name}} and braces as {{{{ }}}}") from error
-    literals, names = [""], []
-    for literal, name, form, conversion in pieces:
-        literals[-1] += literal
-        if name is None:
+    literals, names = [""], list[str]()
+    for piece in _PIECES.finditer(text):
+        column = piece["column"]
+        if column is None:
+            if piece[0] in ("{", "}"):
+                raise UserError(
+                    f"--caption {text!r}: a {piece[0]!r} stands alone; write columns as {{name}} and braces as {{{{ }}}}"
+                )
+            literals[-1] += piece[0] if piece["text"] else piece[0][0]
             continue
-        if form or conversion or name not in columns:
-            written = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-            raise UserError(f"--caption {text!r}: there is no column {written!r}; the columns are {', '.join(columns)}")
-        names.append(name)
+        if column not in columns:
+            raise UserError(f"--caption {text!r}: there is no column {column!r}; the columns are {', '.join(columns)}")
+        names.append(column)
         literals.append("")
     if not names:
         raise UserError(f"--caption {text!r} names no column, so that all captions would be alike: write e.g. {{{columns[0]}}}")

@@ -1,48 +1,21 @@
-"""Which photos of a table can be used: its columns chosen, its cells read as captions and photos, the rest dropped."""
+"""Which photos of a table can be used: its cells read as captions and photos, the rest dropped."""
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fashionclip_tune.data.shards import ShardSample, normalised_caption, product_id_from_caption
-from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate
+from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, usual_columns
+from fashionclip_tune.prepare.html_text import without_html
 from fashionclip_tune.prepare.photo_encoding import PhotoSource
-from fashionclip_tune.prepare.photos import PhotoFolder
+from fashionclip_tune.prepare.photo_folder import MISSING, FoundPhoto, PhotoFolder
 from fashionclip_tune.prepare.splits import Tie, UselessDataError
 from fashionclip_tune.prepare.tables import Record, Tables
 
-# What a column is for, and the names by which it is guessed: the first that the table has, in any spelling. Fashion-Gen's
-# names begin with input_, and its descriptions are what it is about; its names are too short to tell products apart.
-USUAL_NAMES = {
-    "image": ("image", "image_path", "image_file", "image_name", "filename", "file", "photo", "picture", "path"),
-    "caption": (
-        *("caption", "input_description", "title", "name", "product_name", "product_display_name", "text", "description"),
-        "input_name",
-    ),
-    "id": ("product_id", "id", "item_id", "article_id", "sku", "input_product_id"),
-    "category": ("category", "article_type", "product_type", "type", "input_category"),
-    "split": ("split", "subset", "partition"),
-    "group": ("group_id", "group", "family_id", "family"),
-}
+_SHOWN = 80  # letters of a caption
 _MAX_ATTRIBUTE_LENGTH = 200
-
-
-@dataclass(frozen=True)
-class ColumnChoice:
-    """The columns that serve a purpose (none: the table has none; several: photos), and whether the name was guessed."""
-
-    names: tuple[str, ...]
-    guessed: bool
-
-    @property
-    def name(self) -> str | None:
-        return " and ".join(self.names) or None
-
-    def __str__(self) -> str:
-        return f"{self.name}{' (guessed)' if self.guessed else ''}" if self.names else "none"
 
 
 @dataclass(frozen=True)
@@ -74,7 +47,8 @@ class ItemRow:
 class DroppedPhotos:
     """Counts the photos that are dropped and stops when they are more than half of the table's."""
 
-    advice: str
+    advice: Callable[[str], str]
+    """What to look at, by the most frequent reason."""
     tables: str
     num_photos: int = 0  # those dropped included
     by_reason: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -87,68 +61,107 @@ class DroppedPhotos:
         if lost > self.num_photos / 2:
             reason, rows = max(self.by_reason.items(), key=lambda item: len(item[1]))
             raise UselessDataError(
-                f"{lost:,} of the {self.num_photos:,} rows of {self.tables} cannot be used. Most frequent: "
-                f"{reason} ({len(rows):,} rows, such as row {rows[0][0]}: {rows[0][1]!r}). {self.advice}"
+                f"{lost:,} of the {self.num_photos:,} photos of {self.tables} cannot be used. Most frequent: "
+                f"{reason} ({len(rows):,}, such as row {rows[0][0]}: {rows[0][1]!r}). {self.advice(reason)}"
             )
 
 
-def choose_columns(purpose: str, chosen: Sequence[str], tables: Tables) -> ColumnChoice:
-    """The columns that the user chose, or the one whose name is usual; only photos may stand in several.
+@dataclass(frozen=True)
+class RecordPhotos:
+    """A row of the table and its photos: the names as it has them, where they are, what is wrong, and how they were guessed."""
 
-    Raises:
-        UserError: a chosen column does not exist, or none is usual where one is needed.
+    record: Record
+    photos: tuple[tuple[str, PhotoSource | None, str, str], ...]
+
+
+def look_for_photos(tables: Tables, folder: PhotoFolder | None, columns: Sequence[str]) -> list[RecordPhotos]:
+    """The photos of each row; a file that a row names twice counts once. Nothing is decoded yet.
+
+    Args:
+        folder: None where the table holds its photos, in the first of ``columns``.
     """
-    has = f"the table has the columns {', '.join(tables.columns)}"
-    of = " and ".join(path.name for path in tables.paths)
-    for name in chosen:
-        if name not in tables.columns:
-            raise UserError(f"--{purpose}-column {name}: there is no such column in {of}; {has}")
-    if chosen:
-        return ColumnChoice(tuple(chosen), guessed=False)
-    spellings = {_letters(name): name for name in reversed(tables.columns)}
-    for usual in USUAL_NAMES[purpose]:
-        if _letters(usual) in spellings:
-            return ColumnChoice((spellings[_letters(usual)],), guessed=True)
-    if purpose in ("image", "caption"):
-        instead = f"--{purpose}-column" + (" or write it with --caption" if purpose == "caption" else "")
-        raise UserError(f"no column of {of} looks like the {purpose}: choose it with {instead}; {has}")
-    return ColumnChoice((), guessed=False)
+    if folder is None:
+        column = None if tables.is_hdf5 else columns[0]
+        return [
+            RecordPhotos(each, ((f"{each.table.stem}_{each.number}", PhotoSource(each.table, each.number, column), "", ""),))
+            for each in tables.records
+        ]
+    looked: list[tuple[Record, list[FoundPhoto]]] = []
+    for record in tables.records:
+        cells = [(cell, record.lists.get(name, ())) for name in columns if (cell := record.values[name])]
+        looked.append((record, [photo for cell, parts in cells for photo in folder.find(cell, parts)]))
+    found: list[RecordPhotos] = []
+    for record, photos in looked:
+        of_row: dict[Path | int, tuple[str, PhotoSource | None, str, str]] = {}
+        for number, photo in enumerate(map(folder.settled, photos)):
+            source = None if photo.path is None else PhotoSource(photo.path)
+            of_row.setdefault(photo.path or number, (photo.name, source, photo.problem, photo.guess))
+        found.append(RecordPhotos(record, tuple(of_row.values())))
+    return found
 
 
-def _letters(name: str) -> str:
-    """``productDisplayName``, ``Product display name`` and ``product_display_name`` are the same name."""
-    return re.sub(r"[\s_-]", "", name).casefold()
+def settled_ids(choice: ColumnChoice, tables: Tables, looked: Sequence[RecordPhotos]) -> tuple[ColumnChoice, list[str]]:
+    """A guessed column of ids that numbers the captions of one photo is none of products."""
+    if not choice.guessed:
+        return choice, []
+    others = [name for name in usual_columns("id", tables) if name != choice.name]
+    for name in (*choice.names, *others):
+        ids_of: dict[PhotoSource, set[str]] = {}
+        for each in looked:
+            for _, source, _, _ in each.photos:
+                if source is not None:
+                    ids_of.setdefault(source, set()).add(each.record.values[name])
+        if all(len(ids) == 1 for ids in ids_of.values()):
+            taken = ColumnChoice((name,), guessed=True)
+            return taken, [] if taken == choice else [f"{_numbers_rows(choice)}; products: by {name} (guessed: --id-column)"]
+    return NOT_THERE, [f"{_numbers_rows(choice)}, so it is no product (guessed: --id-column)"]
+
+
+def _numbers_rows(choice: ColumnChoice) -> str:
+    return f"column {choice.name} has several values for one photo"
 
 
 def usable_rows(
     tables: Tables,
-    images: Path | None,
+    looked: Sequence[RecordPhotos],
     columns: Mapping[str, ColumnChoice],
     templates: Sequence[CaptionTemplate],
     splits_by_file: Mapping[Path, str],
     dropped: DroppedPhotos,
-) -> list[ItemRow]:
-    """The photos that have a caption and an image file; nothing is decoded yet."""
+) -> tuple[list[ItemRow], list[str]]:
+    """The photos that have a caption and an image, and what is to be said of how they came about.
+
+    A photo in several rows of one product and split is one sample with the captions of all of them. A row without a caption has
+    that of its product's first row, as exports of shops mean it.
+    """
     # ShardSample writes product_id and category itself, whatever the columns that they come from are called.
     no_attributes = {"", "product_id", "category", *(name for choice in columns.values() for name in choice.names)}
     attributes = [name for name in tables.columns if name not in no_attributes]
-    folder = None if images is None else PhotoFolder(images)
     several = len(tables.paths) > 1
     table_bytes = {path: path.stat().st_size for path in tables.paths}
-    rows: list[ItemRow] = []
-    for record in tables.records:
-        single = {
-            purpose: record.values[choice.names[0]] if choice.names else ""
-            for purpose, choice in columns.items()
-            if purpose != "image"
-        }
-        captions = _captions(record, templates, single["caption"])
-        for file, source, problem in _photos(record, folder, columns["image"].names):
+    counts = RowCounts()
+    fill = _Filling(tables, columns, templates)
+    rows: dict[tuple[PhotoSource, str, str], ItemRow] = {}
+    for table, broken in tables.broken:
+        dropped.num_photos += 1
+        dropped.add(broken.reason, broken.number, f"{table.name}: {broken.text}" if several else broken.text)
+    for each in looked:
+        record = each.record
+        values, is_filled = fill(record)
+        if not each.photos and is_filled:
+            counts.without_photo += 1
+            continue
+        single = {purpose: values.get(choice.names[0], "") if choice.names else "" for purpose, choice in columns.items()}
+        captions = _captions(record, values, templates, columns["caption"], counts)
+        for file, source, problem, guess in each.photos or (("", None, MISSING, ""),):
             dropped.num_photos += 1
             shown = f"{record.table.name}: {file}" if several else file
             if problem or source is None or not captions:
                 dropped.add(problem or "caption empty", record.number, shown)
                 continue
+            counts.guessed.setdefault(guess, []).append(f"{file!r} is {source.path.name}")
+            counts.filled += is_filled
+            split = splits_by_file.get(record.table, single["split"])
             sample = ShardSample(
                 key="",
                 jpeg=b"",
@@ -157,38 +170,80 @@ def usable_rows(
                 category=single["category"],
                 attributes={n: v for n in attributes if 0 < len(v := record.values[n]) <= _MAX_ATTRIBUTE_LENGTH},
             )
+            place = (source, single["id"], split)
+            if (known := rows.get(place)) is not None:
+                dropped.num_photos -= 1
+                counts.merged += 1
+                all_captions = tuple(dict.fromkeys((*known.sample.captions, *captions)))
+                rows[place] = replace(known, sample=replace(known.sample, captions=all_captions))
+                continue
             size = os.stat(source.path).st_size if source.row is None else table_bytes[source.path]
-            split = splits_by_file.get(record.table, single["split"])
-            rows.append(ItemRow(record.number, file, shown, source, size, split, single["group"], sample))
-    return rows
+            rows[place] = ItemRow(record.number, file, shown, source, size, split, single["group"], sample)
+    return list(rows.values()), counts.notes()
 
 
-def _captions(record: Record, templates: Sequence[CaptionTemplate], plain: str) -> tuple[str, ...]:
-    """The row's captions, the original first; none where that is empty."""
-    if not templates:
-        return (plain,) if plain else ()
-    first, *others = (template.fill(record.values) for template in templates)
+@dataclass
+class RowCounts:
+    """What was done to rows and is no fault of theirs."""
+
+    without_photo: int = 0
+    filled: int = 0
+    merged: int = 0
+    html: int = 0
+    html_example: str = ""
+    guessed: dict[str, list[str]] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        notes = [f"photos found {how}: {len(each):,} (such as {each[0]})" for how, each in self.guessed.items() if how]
+        if self.filled:
+            notes.append(f"photos whose row has no caption, and which have that of their product's first row: {self.filled:,}")
+        if self.without_photo:
+            notes.append(f"rows without photo and caption, of products that have both in other rows: {self.without_photo:,}")
+        if self.merged:
+            notes.append(f"rows of a photo that an earlier row has: {self.merged:,}; each photo has all its captions")
+        if self.html:
+            notes.append(f"captions with HTML, which was taken out: {self.html:,} (such as {self.html_example!r})")
+        return notes
+
+
+class _Filling:
+    """The values of a row; where it has no caption, those of its product's first row that has one."""
+
+    def __init__(self, tables: Tables, columns: Mapping[str, ColumnChoice], templates: Sequence[CaptionTemplate]) -> None:
+        self._id = columns["id"].names[0] if columns["id"].names else None
+        self._caption = templates[0].columns[0] if templates else columns["caption"].names[0]
+        of_templates = (column for template in templates for column in template.columns)
+        of_purposes = (
+            columns[purpose].names[0] for purpose in ("caption", "category", "split", "group") if columns[purpose].names
+        )
+        self._columns = tuple(dict.fromkeys((*of_templates, *of_purposes)))
+        self._first: dict[str, Record] = {}
+        if self._id is not None:
+            for record in tables.records:
+                if record.values[self._caption]:
+                    self._first.setdefault(record.values[self._id], record)
+
+    def __call__(self, record: Record) -> tuple[dict[str, str], bool]:
+        if self._id is None or record.values[self._caption] or not record.values[self._id]:
+            return record.values, False
+        first = self._first.get(record.values[self._id])
+        if first is None:
+            return record.values, False
+        return record.values | {name: first.values[name] for name in self._columns if not record.values[name]}, True
+
+
+def _captions(
+    record: Record, values: dict[str, str], templates: Sequence[CaptionTemplate], plain: ColumnChoice, counts: RowCounts
+) -> tuple[str, ...]:
+    """The row's captions, the original first; none where that is empty. A column of lists has several."""
+    if templates:
+        written = [template.fill(values) for template in templates]
+    else:
+        written = list(record.lists.get(plain.names[0], ())) or [values[plain.names[0]]]
+    read = [without_html(caption) for caption in written]
+    for before, caption in zip(written, read, strict=True):
+        if before != caption:
+            counts.html += 1
+            counts.html_example = counts.html_example or before[:_SHOWN]
+    first, *others = read
     return (first, *filter(None, others)) if first else ()
-
-
-def _photos(
-    record: Record, folder: PhotoFolder | None, columns: Sequence[str]
-) -> Iterator[tuple[str, PhotoSource | None, str]]:
-    """The photos of a row: as the table has them, where they are, and what is wrong with them. A photo counts once."""
-    if folder is None:
-        yield f"{record.table.stem}_{record.number}", PhotoSource(record.table, record.number), ""
-        return
-    cells = [cell for name in columns if (cell := record.values[name])] or [""]
-    seen: set[Path] = set()
-    for cell in cells:
-        try:
-            found = folder.find(cell)
-        except ValueError:
-            yield cell, None, "image outside the folder"
-            continue
-        for file, path in found:
-            if path is None:
-                yield file, None, "image missing"
-            elif path not in seen:
-                seen.add(path)
-                yield file, PhotoSource(path), ""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.photos import SHORT_SIDE
+from fashionclip_tune.prepare.tables import Tables
 
 _SIZES = (16, 4_096)
 
@@ -19,7 +20,7 @@ class PrepareOptions:
     tables: tuple[Path, ...]
     """Several files: each file's name says its split (train, valid, val, validation, dev, test), or none does."""
     images: Path | None = None
-    """The folder of photos; None for HDF5 files, which hold them."""
+    """The folder of photos; None for tables that hold them."""
     out: Path
     image_columns: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
@@ -34,6 +35,10 @@ class PrepareOptions:
     seed: int = 0
     size: int = SHORT_SIDE
     """Pixels of a photo's short side, at most."""
+    encoding: str | None = None
+    """Of CSV files, by a name that Python knows; None: found by looking at them."""
+    separator: str | None = None
+    """Of CSV files, one character; None: found by looking at them."""
     workers: int | None = None
     """Threads that encode photos; None: one for each core that this process may use."""
 
@@ -49,18 +54,22 @@ def check_options(options: PrepareOptions) -> None:
         raise UserError(f"--size {options.size}: allowed are {_SIZES[0]} to {_SIZES[1]} pixels of a photo's short side")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: at least 1 is needed")
+    if options.separator is not None and len(options.separator) != 1:
+        raise UserError(f"--separator {options.separator!r}: give one character, or comma, semicolon, tab or pipe")
     if options.captions and options.caption_column is not None:
         raise UserError("--caption and --caption-column exclude each other: put the column into the template as {name}")
 
 
-def check_images(options: PrepareOptions, *, photos_inside: bool) -> None:
-    if photos_inside:
-        if options.images is not None or options.image_columns:
-            raise UserError("an HDF5 table holds its photos: leave out --images and --image-column")
-        return
+def check_images(options: PrepareOptions, tables: Tables) -> bool:
+    """Whether the photos are in the tables themselves, rather than in a folder, which must be there."""
+    if tables.is_hdf5 and (options.images is not None or options.image_columns):
+        raise UserError("an HDF5 table holds its photos: leave out --images and --image-column")
+    if tables.photo_columns and set(options.image_columns) <= set(tables.photo_columns):
+        return True
     if options.images is None:
         raise UserError(f"--images is missing: give the folder that holds the photos of {options.tables[0]}")
     if not options.images.is_dir():
         raise UserError(f"--images {options.images} is not a folder: give the folder that holds the table's images")
     if not any(options.images.iterdir()):
         raise UserError(f"--images {options.images} is empty: give the folder that holds the table's images")
+    return False

@@ -4,7 +4,7 @@ import hashlib
 import io
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fashionclip_tune.prepare.photos import photo_as_jpeg, pixels_as_jpeg
-from fashionclip_tune.prepare.tables import IMAGES_DATASET
+from fashionclip_tune.prepare.hdf5_tables import pixels_in
+from fashionclip_tune.prepare.parquet_tables import photos_in
+from fashionclip_tune.prepare.photos import photo_as_jpeg, pixels_as_jpeg, why_unreadable
 
 _BATCHES_AHEAD = 4  # per worker: bounds what is encoded but not yet written
 THUMBNAIL_SIDE = 8
@@ -23,10 +24,27 @@ _NOISE = 3  # grey levels of 255
 
 @dataclass(frozen=True)
 class PhotoSource:
-    """An image file, or a row of ``input_image`` in an HDF5 file."""
+    """An image file, or a row of a table that holds its photos: of a column of a Parquet file, or of an HDF5 file."""
 
     path: Path
     row: int | None = None
+    column: str | None = None
+    """Of a Parquet file."""
+
+    def problem(self) -> str:
+        """Why it could not be decoded."""
+        if self.row is None:
+            try:
+                return why_unreadable(self.path.read_bytes())
+            except OSError as error:
+                return f"image file cannot be read: {error.strerror}"
+        if self.column is None:
+            return "image cannot be decoded"
+        try:
+            (data,) = photos_in(self.path, self.column, [self.row])
+        except OSError:
+            return "image cannot be decoded"
+        return "image missing" if data is None else why_unreadable(data)
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ def encode_all(
 ) -> Generator[list[EncodedPhoto | None], None, None]:
     """The photos of each batch, in order, whatever the number of threads; None where one cannot be decoded.
 
-    A batch of an HDF5 file is read at once, from its first row to its last.
+    A batch of an HDF5 or Parquet file is read at once.
     """
     pool = ThreadPoolExecutor(workers)  # Pillow lets go of Python's lock while it decodes and resizes
     waiting = iter(batches)
@@ -71,30 +89,26 @@ def encode_all(
 
 def _encode_batch(batch: Sequence[PhotoSource], size: int) -> list[EncodedPhoto | None]:
     """Encodes photos and decodes them once more; None where either fails."""
-    if batch[0].row is not None:
-        return _encode_rows(batch[0].path, [source.row for source in batch if source.row is not None], size)
-    return [_encode_file(source.path, size) for source in batch]
-
-
-def _encode_file(path: Path, size: int) -> EncodedPhoto | None:
+    first = batch[0]
+    if first.row is None:
+        return [_encoded(source.path.read_bytes, size) for source in batch]
+    rows = [source.row for source in batch if source.row is not None]
     try:
-        jpeg = photo_as_jpeg(path, size)
+        if first.column is None:
+            jpegs = [pixels_as_jpeg(pixels, size) for pixels in pixels_in(first.path, rows)]
+            return [EncodedPhoto(jpeg, image_hashes(jpeg)) for jpeg in jpegs]
+        photos = photos_in(first.path, first.column, rows)
+    except OSError:  # a damaged chunk costs the batch
+        return [None] * len(rows)
+    return [_encoded(lambda data=data: data or b"", size) for data in photos]  # type: ignore[misc]
+
+
+def _encoded(read: Callable[[], bytes], size: int) -> EncodedPhoto | None:
+    try:
+        jpeg = photo_as_jpeg(read(), size)
         return EncodedPhoto(jpeg, image_hashes(jpeg))
     except Exception:  # on a broken file Pillow raises nearly anything: OSError, SyntaxError, struct.error
         return None
-
-
-def _encode_rows(path: Path, rows: list[int], size: int) -> list[EncodedPhoto | None]:
-    import h5py
-
-    first = rows[0]
-    try:
-        with h5py.File(path, "r") as file:
-            pixels = file[IMAGES_DATASET][first : rows[-1] + 1]
-    except OSError:  # a damaged chunk costs the batch
-        return [None] * len(rows)
-    jpegs = [pixels_as_jpeg(pixels[row - first], size) for row in rows]
-    return [EncodedPhoto(jpeg, image_hashes(jpeg)) for jpeg in jpegs]
 
 
 def image_hashes(jpeg: bytes) -> ImageHashes:

@@ -6,8 +6,10 @@ for CSV and Parquet not on the order of the table, except where rows are equal.
 """
 
 import errno
+import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +22,13 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.machine.hardware import available_cores
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate, parse_template
+from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, choose_column, choose_id, choose_images, choose_split
 from fashionclip_tune.prepare.data_report import ReportedPhoto, report_on
-from fashionclip_tune.prepare.item_rows import ColumnChoice, DroppedPhotos, ItemRow, choose_columns, usable_rows
+from fashionclip_tune.prepare.hdf5_tables import IMAGES_DATASET
+from fashionclip_tune.prepare.item_rows import DroppedPhotos, ItemRow, look_for_photos, settled_ids, usable_rows
 from fashionclip_tune.prepare.options import PrepareOptions, check_images, check_options
 from fashionclip_tune.prepare.photo_encoding import ImageHashes
+from fashionclip_tune.prepare.photo_folder import PhotoFolder
 from fashionclip_tune.prepare.photos import unique_keys
 from fashionclip_tune.prepare.report import PrepareReport, SplitCounts
 from fashionclip_tune.prepare.shard_building import FinishedShard, PlannedShard, Workspace, plan_shards
@@ -35,11 +40,13 @@ from fashionclip_tune.prepare.splits import (
     refuse_if_empty,
     seeded_fraction,
 )
-from fashionclip_tune.prepare.tables import IMAGES_DATASET, Tables, read_tables, rows_read_together, splits_by_file
+from fashionclip_tune.prepare.tables import Tables, read_tables, splits_by_file
 from fashionclip_tune.progress import OnProgress, no_progress
 
-_FORMAT = 1  # of prepare.json; raised when the same input makes other bytes
-_MIN_BLOCK, _MAX_BLOCK = 32, 128  # rows of an HDF5 file that are read and shuffled together
+_FORMAT = 2  # of prepare.json; raised when the same input makes other bytes
+_MIN_BLOCK, _MAX_BLOCK = 32, 128  # rows of a file that holds its photos, which are read and shuffled together
+_LARGE_ROW_GROUP = 1_000
+_FEWEST_GROUPS = 10
 
 
 def prepare(
@@ -59,18 +66,25 @@ def prepare(
             nothing is left behind).
     """
     check_options(options)
-    tables = read_tables(options.tables)
-    check_images(options, photos_inside=tables.photos_inside)
-    columns, templates = _columns(options, tables)
+    tables = read_tables(options.tables, encoding=options.encoding, separator=options.separator)
+    are_inside = check_images(options, tables)
+    columns, templates, notes = _columns(options, tables, are_inside=are_inside)
+    folder = None if are_inside or options.images is None else PhotoFolder(options.images)
+    looked = look_for_photos(tables, folder, columns["image"].names)
+    columns["id"], more = settled_ids(columns["id"], tables, looked)
+    notes += more
     by_file = {} if columns["split"].names else splits_by_file(options.tables)
-    dropped = DroppedPhotos(_advice(options), ", ".join(map(str, options.tables)))
-    rows = usable_rows(tables, options.images, columns, templates, by_file, dropped)
+    dropped = DroppedPhotos(functools.partial(_advice, options), ", ".join(map(str, options.tables)))
+    rows, more = usable_rows(tables, looked, columns, templates, by_file, dropped)
+    notes += more
     dropped.refuse_if_most()
-    block = min(max(_MIN_BLOCK, *map(rows_read_together, options.tables)), _MAX_BLOCK) if tables.photos_inside else 1
+    block = min(max(_MIN_BLOCK, tables.photos_of_block), _MAX_BLOCK) if are_inside else 1
     rows = _shuffled_with_keys(rows, block, options.seed)
+    columns["group"], rows, more = _splittable(columns["group"], rows)
+    notes += more
     splits, splits_from, advice = _splits(options, columns, by_file, rows)
     by_split = {wanted: [row for row, split in zip(rows, splits, strict=True) if split == wanted] for wanted in SPLITS}
-    plan = plan_shards(by_split, largest=SAMPLES_PER_SHARD, augmented=len(templates) > 1)
+    plan = plan_shards(by_split, largest=SAMPLES_PER_SHARD, augmented=any(len(row.sample.captions) > 1 for row in rows))
     workspace = Workspace(options.out)
     with workspace.claimed(_identity(options, columns, plan)):
         _notes(on_note, workspace, plan, tables)
@@ -79,7 +93,8 @@ def prepare(
         names = {split: [s.planned.name for s in finished if s.planned.split == split and s.written()] for split in SPLITS}
         report = PrepareReport(
             out=options.out,
-            num_rows=len(tables.records),
+            num_rows=len(tables.records) + len(tables.broken),
+            notes=tuple(notes),
             num_photos=dropped.num_photos,
             splits={
                 split: SplitCounts(len(of_split), len({row.sample.product_id for row in of_split}), len(names[split]))
@@ -127,7 +142,7 @@ def _build(
         for shard in shards:
             finished[shard.planned.name] = shard
             for row in shard.lost():
-                dropped.add("image cannot be decoded", row.number, row.shown)
+                dropped.add(row.source.problem(), row.number, row.shown)
             dropped.refuse_if_most()
         refuse_if_empty([shard.planned.split for shard in finished.values() if shard.written()], advice)
     except UselessDataError:
@@ -142,20 +157,29 @@ def _build(
     return [finished[shard.name] for shard in plan]
 
 
-def _advice(options: PrepareOptions) -> str:
-    columns = "--caption right?" if options.captions else "--caption-column right?"
+def _advice(options: PrepareOptions, reason: str) -> str:
+    """Which options to look at."""
+    if "cells" in reason or "quotation" in reason or "bytes" in reason:
+        return "Is the table whole? Its shape is found by looking at it, and said by --separator and --encoding"
+    if reason == "caption empty":
+        return f"Is {'--caption' if options.captions else '--caption-column'} right?"
     if options.images is None:
-        return f"Is {columns}"
-    return f"Is --images {options.images} the right folder? Are --image-column and {columns}"
+        return "Are these photos?"
+    return f"Is --images {options.images} the right folder? Is --image-column right?"
 
 
 def _notes(notify: Callable[[str], None], workspace: Workspace, plan: Sequence[PlannedShard], tables: Tables) -> None:
     if kept := sum(workspace.finished(shard) is not None for shard in plan):
         notify(f"going on: {kept} of {len(plan)} shards are finished")
-    if tables.photos_inside and (longest := max(map(rows_read_together, tables.paths))) > _MAX_BLOCK:
+    if tables.is_hdf5 and tables.photos_of_block > _MAX_BLOCK:
         notify(
-            f"{IMAGES_DATASET} is stored in chunks of {longest} photos, so reading is slow; this makes a faster file: "
-            f"h5repack -l {IMAGES_DATASET}:CHUNK=1x256x256x3 OLD.h5 NEW.h5"
+            f"{IMAGES_DATASET} is stored in chunks of {tables.photos_of_block} photos, so reading is slow; this makes a faster "
+            f"file: h5repack -l {IMAGES_DATASET}:CHUNK=1x256x256x3 OLD.h5 NEW.h5"
+        )
+    elif tables.photos_of_block > _LARGE_ROW_GROUP:
+        notify(
+            f"photos are stored in row groups of {tables.photos_of_block:,} rows, so reading is slow; faster are some 100: "
+            "pyarrow.parquet.write_table(table, FILE, row_group_size=100)"
         )
 
 
@@ -164,7 +188,7 @@ def _identity(options: PrepareOptions, columns: Mapping[str, ColumnChoice], plan
     content = hashlib.sha256()
     for shard in plan:
         for row in shard.rows:
-            photo = [row.source.path.name, row.source.row, row.file_bytes]
+            photo = [row.source.path.name, row.source.row, row.source.column, row.file_bytes]
             content.update(json.dumps([shard.name, photo, row.number, row.file, vars(row.sample) | {"jpeg": ""}]).encode())
     return {
         "format": _FORMAT,
@@ -195,27 +219,46 @@ def _source(options: PrepareOptions, columns: Mapping[str, ColumnChoice], *, dra
     return f"{', '.join(path.name for path in options.tables)} ({source})"
 
 
-def _columns(options: PrepareOptions, tables: Tables) -> tuple[dict[str, ColumnChoice], list[CaptionTemplate]]:
+def _columns(
+    options: PrepareOptions, tables: Tables, *, are_inside: bool
+) -> tuple[dict[str, ColumnChoice], list[CaptionTemplate], list[str]]:
+    """The columns by purpose, the templates, and what is to be said of the guesses."""
     templates = [parse_template(text, tables.columns) for text in options.captions]
-    chosen = {"caption": options.caption_column, "id": options.id_column, "category": options.category_column}
-    chosen |= {"split": options.split_column, "group": options.group_column}
-    columns: dict[str, ColumnChoice] = {}
-    if tables.photos_inside:
-        columns["image"] = ColumnChoice((IMAGES_DATASET,), guessed=False)
+    # What is found in this look does not count as a name that stands for a file.
+    folder = None if are_inside or options.images is None else PhotoFolder(options.images)
+    columns = {"image": choose_images(options.image_columns, tables, folder)}
+    if templates:
+        names = tuple(dict.fromkeys(column for template in templates for column in template.columns))
+        columns["caption"] = ColumnChoice(names, guessed=False)
     else:
-        columns["image"] = choose_columns("image", options.image_columns, tables)
-    for purpose, name in chosen.items():
-        if purpose == "caption" and templates:
-            columns[purpose] = ColumnChoice(tuple(dict.fromkeys(c for t in templates for c in t.columns)), guessed=False)
-        else:
-            columns[purpose] = choose_columns(purpose, () if name is None else (name,), tables)
-    return columns, templates
+        columns["caption"] = choose_column("caption", _chosen(options.caption_column), tables)
+    columns["id"], notes = choose_id(_chosen(options.id_column), tables)
+    columns["category"] = choose_column("category", _chosen(options.category_column), tables)
+    columns["split"], more = choose_split(_chosen(options.split_column), tables)
+    columns["group"] = choose_column("group", _chosen(options.group_column), tables)
+    if columns["group"].guessed and columns["group"] in (columns["category"], columns["id"]):
+        columns["group"] = NOT_THERE
+    return columns, templates, [*tables.notes, *notes, *more]
+
+
+def _chosen(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
+
+
+def _splittable(choice: ColumnChoice, rows: Sequence[ItemRow]) -> tuple[ColumnChoice, list[ItemRow], list[str]]:
+    """Without a guessed group of which there are too few, or one of which is too large, to be spread over splits."""
+    sizes = Counter(row.group for row in rows if row.group)
+    if not choice.guessed or (len(sizes) >= _FEWEST_GROUPS and max(sizes.values()) <= len(rows) / 2):
+        return choice, list(rows), []
+    why = f"it has {len(sizes):,} values, and one of them {max(sizes.values()):,} photos" if sizes else "it is empty"
+    note = f"column {choice.name} is not kept in one split: {why} (guessed: --group-column)"
+    return NOT_THERE, [replace(row, group="") for row in rows], [note]
 
 
 def _shuffled_with_keys(rows: Sequence[ItemRow], block: int, seed: int) -> list[ItemRow]:
     """A table sorted by category would make shards that are all alike, so rows are shuffled, alike for any order.
 
-    Image files are shuffled one by one, rows of an HDF5 file in blocks, which are read at once.
+    Image files are shuffled one by one, rows of a file that holds its photos in blocks, which are read at once.
     """
 
     def place(row: ItemRow) -> tuple[float, int]:
@@ -224,7 +267,7 @@ def _shuffled_with_keys(rows: Sequence[ItemRow], block: int, seed: int) -> list[
         return seeded_fraction(seed, f"{row.source.path.name}\n{row.source.row // block}"), row.source.row
 
     shuffled = sorted(rows, key=place)
-    keys = unique_keys(row.file for row in shuffled)
+    keys = unique_keys(row.file if row.source.row is not None else row.source.path.name for row in shuffled)
     return [replace(row, sample=replace(row.sample, key=key)) for row, key in zip(shuffled, keys, strict=True)]
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fashionclip_tune.prepare.columns import ColumnChoice
 from fashionclip_tune.prepare.data_report import DataReport
-from fashionclip_tune.prepare.item_rows import ColumnChoice
 
 _NUM_EXAMPLES = 20  # of each reason, in report.json
 
@@ -25,6 +25,8 @@ class PrepareReport:
     """What was written, and what was not; ``str(report)`` is for people, ``as_json()`` is report.json."""
 
     out: Path
+    notes: tuple[str, ...]
+    """What was guessed of the tables and done to their rows, a line each."""
     num_rows: int
     num_photos: int  # those dropped included
     splits: Mapping[str, SplitCounts]
@@ -40,10 +42,14 @@ class PrepareReport:
             numbers = f"{counts.samples:,} samples, {counts.products:,} products, {counts.shards:,} shards"
             lines.append(f"  {split:5}  {numbers if counts.samples else 'none'}")
         lines.append("columns: " + ", ".join(f"{purpose}: {choice}" for purpose, choice in self.columns.items()))
+        if guessed := [purpose for purpose, choice in self.columns.items() if choice.guessed]:
+            flags = ", ".join(f"--{purpose}-column" for purpose in guessed)
+            lines.append(f"  guessed columns are changed by {flags}; none stands for no column")
+        lines += self.notes
         if self.columns["id"].name is None:
             lines.append("no product ids: photos with the same caption count as one product")
         lines.append("splits: " + (f"from {self.splits_from}" if self.splits_from else "drawn"))
-        what = "rows" if self.num_photos == self.num_rows else f"photos in {self.num_rows:,} rows"
+        what = "photos" if self.num_photos == self.num_rows else f"photos in {self.num_rows:,} rows"
         lines.append(f"dropped: {sum(map(len, self.dropped.values())):,} of {self.num_photos:,} {what}")
         for reason, rows in self.dropped.items():
             examples = ", ".join(f"row {number}: {file!r}" for number, file in rows[:3])
@@ -61,6 +67,7 @@ class PrepareReport:
             "photos": self.num_photos,
             "splits": {split: vars(counts) for split, counts in self.splits.items()},
             "columns": {purpose: list(choice.names) for purpose, choice in self.columns.items()},
+            "notes": list(self.notes),
             "splits_from": self.splits_from or "drawn",
             "dropped": {
                 reason: {"count": len(rows), "examples": [{"row": row, "file": file} for row, file in rows[:_NUM_EXAMPLES]]}

@@ -1,23 +1,29 @@
-"""A shop's tables of items, read as text: CSV, Parquet, and HDF5 as Fashion-Gen has it. Photos are not read here.
+"""A shop's tables of items, read as text: CSV, Excel, Parquet, and HDF5 as Fashion-Gen has it. Photos are not read here."""
 
-Fashion-Gen's ``.h5`` files hold ``input_image`` [n, height, width, 3] uint8, and byte strings (latin-1) of shape [n, 1]
-such as ``input_description``. Every data set of one value a row is a column, under its own name.
-"""
-
-import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.prepare.cells import BrokenRow, TableRows
+from fashionclip_tune.prepare.csv_tables import read_csv
+from fashionclip_tune.prepare.excel_tables import read_excel
+from fashionclip_tune.prepare.hdf5_tables import read_hdf5
+from fashionclip_tune.prepare.parquet_tables import read_parquet
 from fashionclip_tune.prepare.splits import SPLIT_WORDS
 
-IMAGES_DATASET = "input_image"
-_HDF5_SUFFIXES = (".h5", ".hdf5")
-_PARQUET_SUFFIXES = (".parquet", ".pq")
-_ROWS_READ_AT_ONCE = 4_096
+_KINDS = {".h5": "HDF5", ".hdf5": "HDF5", ".parquet": "Parquet", ".pq": "Parquet", ".xlsx": "Excel", ".xlsm": "Excel"}
+_READERS = {"HDF5": read_hdf5, "Parquet": read_parquet, "Excel": read_excel}
+_OTHER_KINDS = {
+    ".xls": "an Excel file of before 2007: save it as .xlsx",
+    ".ods": "an OpenDocument file: save it as .xlsx or .csv",
+    ".json": "JSON: export it as CSV or Parquet",
+    ".jsonl": "JSON: export it as CSV or Parquet",
+    ".feather": "a Feather file: save it as Parquet",
+    ".zip": "an archive: unpack it",
+    ".gz": "compressed: unpack it",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Record:
     table: Path
     number: int
     values: dict[str, str]
+    lists: Mapping[str, tuple[str, ...]]
+    """Of columns that hold lists: their parts, which ``values`` has joined by ``|``."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,24 @@ class Tables:
     paths: tuple[Path, ...]
     columns: tuple[str, ...]
     records: tuple[Record, ...]
-    photos_inside: bool  # HDF5: the photo of a record is row ``number`` of ``input_image``
+    broken: tuple[tuple[Path, BrokenRow], ...]
+    notes: tuple[str, ...]
+    photo_columns: tuple[str, ...]
+    """Columns that hold the photos themselves."""
+    photos_of_block: int
+    """Rows whose photos are read together, at most of all files."""
+    is_hdf5: bool
+
+    def values(self, column: str) -> list[str]:
+        return [record.values[column] for record in self.records]
 
 
-def read_tables(paths: Sequence[Path]) -> Tables:
+def read_tables(paths: Sequence[Path], *, encoding: str | None = None, separator: str | None = None) -> Tables:
     """Reads all tables; a column that one of several files lacks is empty there.
+
+    Args:
+        encoding: of CSV files; None: found by looking at them.
+        separator: the same, one character.
 
     Raises:
         UserError: a file is missing or is not what its name says, or the files do not go together.
@@ -48,29 +69,57 @@ def read_tables(paths: Sequence[Path]) -> Tables:
     for path in paths:
         if not path.is_file():
             problem = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"table {path} {problem}: give a CSV, Parquet or HDF5 (.h5) file with --table")
+            raise UserError(f"table {path} {problem}: give a CSV, Excel (.xlsx), Parquet or HDF5 (.h5) file with --table")
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("--table names the same file twice")
-    inside = {path.suffix.lower() in _HDF5_SUFFIXES for path in paths}
+    inside = {_kind(path) == "HDF5" for path in paths}
     if len(inside) > 1:
         raise UserError("--table: HDF5 files bring their photos, other tables do not: prepare them apart")
-    columns: dict[str, None] = {}  # ordered
-    found: list[tuple[Path, list[tuple[int, dict[str, str]]]]] = []
+    found: dict[Path, TableRows] = {}
     for path in paths:
-        names, rows = _reader(path)(path)
-        if not rows:
+        reader = _READERS.get(_kind(path))
+        found[path] = reader(path) if reader else read_csv(path, encoding=encoding, separator=separator)
+        if not found[path].rows and not found[path].broken:
             raise UserError(f"table {path} has a header but no rows")
-        columns |= dict.fromkeys(names)
-        found.append((path, rows))
+    columns = tuple(dict.fromkeys(name for table in found.values() for name in table.columns))
     empty = dict.fromkeys(columns, "")
-    records = tuple(Record(path, number, empty | values) for path, rows in found for number, values in rows)
-    return Tables(tuple(paths), tuple(columns), records, inside == {True})
+    photo_columns = {table.photo_columns for table in found.values()}
+    if len(photo_columns) > 1:
+        raise UserError("--table: some of the files bring photos in a column and others do not: prepare them apart")
+    return Tables(
+        paths=tuple(paths),
+        columns=columns,
+        records=tuple(Record(p, row.number, empty | row.values, row.lists) for p, table in found.items() for row in table.rows),
+        broken=tuple((path, row) for path, table in found.items() for row in table.broken),
+        notes=tuple(note for table in found.values() for note in table.notes),
+        photo_columns=photo_columns.pop(),
+        photos_of_block=max(table.photos_of_block for table in found.values()),
+        is_hdf5=inside == {True},
+    )
 
 
-def _reader(path: Path) -> Callable[[Path], tuple[list[str], list[tuple[int, dict[str, str]]]]]:
-    if path.suffix.lower() in _HDF5_SUFFIXES:
-        return _read_hdf5
-    return _read_parquet if path.suffix.lower() in _PARQUET_SUFFIXES else _read_csv
+def _kind(path: Path) -> str:
+    """By the name, and where that says nothing by the first bytes.
+
+    Raises:
+        UserError: it is of a kind that is not read.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _KINDS:
+        return _KINDS[suffix]
+    if suffix in _OTHER_KINDS:
+        raise UserError(f"table {path} is {_OTHER_KINDS[suffix]}")
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head.startswith(b"PAR1"):
+        return "Parquet"
+    if head.startswith(b"\x89HDF"):
+        return "HDF5"
+    if head.startswith(b"PK\x03\x04"):
+        return "Excel"
+    if head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise UserError(f"table {path} is {_OTHER_KINDS['.xls']}")
+    return "CSV"
 
 
 def splits_by_file(paths: Sequence[Path]) -> dict[Path, str]:
@@ -89,92 +138,3 @@ def splits_by_file(paths: Sequence[Path]) -> dict[Path, str]:
             f"{', '.join(SPLIT_WORDS)} in each name or in none, or a split column in each file"
         )
     return splits
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header, *lines = list(csv.reader(file)) or [[]]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"table {path} is not a CSV file in UTF-8 ({error}): export it as such") from error
-    names = [name.strip() for name in header]
-    if not any(names):
-        raise UserError(f"table {path} has no header: its first line must name the columns")
-    cells = ((number, [cell.strip() for cell in line]) for number, line in enumerate(lines, start=2))
-    return names, [(number, dict(zip(names, line, strict=False))) for number, line in cells if any(line)]
-
-
-def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    rows: list[tuple[int, dict[str, str]]] = []
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            # Structs hold no text: the photos of a Hugging Face data set, for instance.
-            names = [column.name for column in file.schema_arrow if not pyarrow.types.is_nested(column.type)]
-            names += [column.name for column in file.schema_arrow if pyarrow.types.is_list(column.type)]
-            for batch in file.iter_batches(_ROWS_READ_AT_ONCE, columns=names):
-                for values in batch.to_pylist():
-                    rows.append((len(rows), {name: as_text(value) for name, value in values.items()}))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"table {path} is not a Parquet file that can be read ({error})") from error
-    return [name for name in file.schema_arrow.names if name in names], rows
-
-
-def as_text(value: Any) -> str:
-    """A value as a CSV file would have it. Lists are joined by ``|``; Bytes are UTF-8 or else latin-1, as in
-    Fashion-Gen: text in latin-1 with accents is hardly ever UTF-8 by chance.
-
-    1163.0 becomes "1163": pandas turns whole numbers into floats where one is missing.
-    """
-    if value is None or value != value:  # not a number
-        return ""
-    if isinstance(value, bytes):
-        try:
-            text = value.decode()
-        except UnicodeDecodeError:
-            text = value.decode("latin-1")
-        return text.strip("\0 \t\r\n")
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, list):
-        return "|".join(filter(None, map(as_text, value)))
-    return str(value).strip()
-
-
-def _read_hdf5(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            images = file.get(IMAGES_DATASET)
-            if (
-                not isinstance(images, h5py.Dataset)
-                or len(images.shape) != 4
-                or images.shape[3] != 3
-                or images.dtype != "uint8"
-            ):
-                raise UserError(
-                    f"table {path} has no data set {IMAGES_DATASET} of shape [n, height, width, 3] and type uint8, as "
-                    f"Fashion-Gen's files have; it has {', '.join(file) or 'nothing'}"
-                )
-            shapes = ((len(images),), (len(images), 1))  # of one value a row
-            texts = {
-                name: [as_text(value) for value in data[()].reshape(-1).tolist()]
-                for name, data in file.items()
-                if isinstance(data, h5py.Dataset) and data.shape in shapes and data.dtype.kind in "SOiuf"
-            }
-            rows = list(enumerate(dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)))
-    except OSError as error:
-        raise UserError(f"table {path} is not an HDF5 file that can be read ({error})") from error
-    return list(texts), rows
-
-
-def rows_read_together(path: Path) -> int:
-    """How many photos of an HDF5 file are decompressed together, at least: the length of its chunks."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        chunks: tuple[int, ...] | None = file[IMAGES_DATASET].chunks
-    return chunks[0] if chunks else 1

@@ -3,6 +3,10 @@
 The score of a candidate is the expected improvement of its end over the best end that is expected of any trial (Jones,
 Schonlau and Welch 1998, equation 15), over the square root of what it still costs. Trials that run count as having ended where
 they are predicted to, so that two slots do not try the same. What trials are worth at their end comes from ``curve_model``.
+
+One in ``reduction_factor`` of the trials that reach a rung is sent on from it in any case, as ASHA sends the best of them
+(Li et al. 2020, algorithm 2). Before any trial has ended, the model cannot know what training on is worth: without this rule a
+sweep of many trials from a start that the first rung hardly moves would begin one after the other, and end none.
 """
 
 import math
@@ -94,6 +98,8 @@ def choose(
     seed: int,
     thaw_cost: float = 0.02,
     num_random: int = 6,
+    rungs: Sequence[float] = (),
+    reduction_factor: int | None = None,
 ) -> Choice | None:
     """What a free slot does next; None: nothing may. A function of its arguments only.
 
@@ -107,6 +113,8 @@ def choose(
         thaw_cost: what going on with a trial costs beside its own seconds, in whole trials.
         num_random: trials that are known, points among them, before the model decides, while new ones may be begun: sooner it
             tries little but what is like the first ones.
+        rungs: shares of the budget at which trials wait.
+        reduction_factor: one in so many goes on from each; None: as the scores say.
     """
     with one_thread():
         known = sorted(known, key=lambda trial: (trial.data, trial.number))
@@ -117,8 +125,11 @@ def choose(
         waiting = [trial for trial in known if trial.state == "waiting" and trial.data == OWN]
         predicted = dict(zip([trial.number for trial in waiting], ends.of(waiting)[0].tolist(), strict=True))
         open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial)]
-        new = list(fresh(seed, [], _TRIES))[:1] if fresh is not None and len(known) < num_random else []
-        if new:
+        due = _due(known, open_, rungs, reduction_factor)
+        new = list(fresh(seed, [], _TRIES))[:1] if fresh is not None and len(known) < num_random and not due else []
+        if due:
+            open_ = due
+        elif new:
             open_ = []
         elif fresh is not None:
             new = _new_points(known, ends, fresh, seed)
@@ -144,6 +155,24 @@ def expected_improvement(mean_C: np.ndarray, deviation_C: np.ndarray, best: floa
     density_C = np.exp(-(z_C**2) / 2) / math.sqrt(2 * math.pi)
     below_C = np.array([math.erfc(-z / math.sqrt(2)) / 2 for z in z_C])
     return np.asarray(np.maximum(deviation_C * (z_C * below_C + density_C), 0.0))
+
+
+def _due(
+    known: Sequence[KnownTrial], open_: Sequence[KnownTrial], rungs: Sequence[float], reduction_factor: int | None
+) -> list[KnownTrial]:
+    """Those of the highest rung from which fewer than one in ``reduction_factor`` have been sent on; none where all have."""
+    if reduction_factor is None:
+        return []
+    own = [trial for trial in known if trial.data == OWN]
+    last = {trial.number: max(trial.curve, default=0.0) for trial in own}
+    for rung in sorted(rungs, reverse=True):
+        reached = [trial for trial in own if last[trial.number] >= rung]
+        sent_on = [trial for trial in reached if last[trial.number] > rung or trial.state == "running"]
+        if len(reached) // reduction_factor > len(sent_on):
+            due = [trial for trial in open_ if last[trial.number] == rung]
+            if due:
+                return due
+    return []
 
 
 def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: int) -> list[FreshPoint]:

@@ -1,0 +1,183 @@
+"""Which column serves which purpose: as the user chose, else by its name, and by what stands in it.
+
+The names are those of Fashion-Gen, Shopify, WooCommerce, Akeneo, Google's product feed, Kaggle's styles.csv, H&M and
+DeepFashion, and what shops call such columns in English, German, French, Spanish and Italian.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.prepare.photo_folder import PhotoFolder
+from fashionclip_tune.prepare.splits import SPLIT_WORDS
+from fashionclip_tune.prepare.tables import Tables
+
+NO_COLUMN = "none"
+# By purpose, the first that the table has, in any spelling. Fashion-Gen's names begin with input_, and its descriptions are
+# what it is about; its names, and those of H&M, are too short to tell products apart.
+USUAL_NAMES = {
+    "image": (
+        *("image", "image_path", "image_file", "image_name", "file_name", "file", "photo", "picture", "path", "image_src"),
+        *("images", "image_link", "image_url", "main_image", "photos", "pictures", "img", "bild", "bilddatei", "bilder"),
+        *("foto", "fotos", "produktbild", "fichier", "fichier_image", "imagen", "imagenes", "archivo", "immagine", "immagini"),
+    ),
+    "caption": (
+        *("caption", "input_description", "title", "detail_desc", "name", "product_name", "product_display_name"),
+        *("prod_name", "post_title", "label", "text", "titel", "bezeichnung", "artikelbezeichnung", "produktbezeichnung"),
+        *("produktname", "artikelname", "titre", "nom", "nom_du_produit", "nom_produit", "libelle", "designation", "titulo"),
+        *("nombre", "nombre_del_producto", "nombre_producto", "titolo", "nome", "nome_prodotto", "denominazione"),
+        *("description", "beschreibung", "descripcion", "descrizione", "input_name"),
+    ),
+    "id": (
+        *("product_id", "handle", "item_id", "article_id", "id", "sku", "style_id", "input_product_id", "identifier"),
+        *("artikelnummer", "artikel_nr", "art_nr", "artikel_id", "produktnummer", "produkt_id", "reference", "ref"),
+        *("id_produit", "reference_produit", "referencia", "codigo", "id_producto", "codice", "codice_articolo", "id_prodotto"),
+        *("riferimento", "gtin", "ean"),
+    ),
+    "category": (
+        *("category", "product_category", "categories", "article_type", "product_type", "product_type_name"),
+        *("google_product_category", "kategorie", "kategorien", "warengruppe", "categorie", "categoria", "categorias"),
+        *("family", "type", "input_category"),
+    ),
+    "split": ("split", "subset", "partition"),
+    "group": ("group_id", "group", "item_group_id", "product_code", "parent", "parent_sku", "family_id", "family"),
+}
+_SAMPLED = 200  # rows, by which a column counts as one of photos
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """The columns that serve a purpose (none: the table has none; several: photos), and whether the name was guessed."""
+
+    names: tuple[str, ...]
+    guessed: bool
+
+    @property
+    def name(self) -> str | None:
+        return " and ".join(self.names) or None
+
+    def __str__(self) -> str:
+        return f"{self.name}{' (guessed)' if self.guessed else ''}" if self.names else "none"
+
+
+NOT_THERE = ColumnChoice((), guessed=False)
+
+
+def choose_column(purpose: str, chosen: Sequence[str], tables: Tables) -> ColumnChoice:
+    """The column that the user chose, or the one whose name is usual; none where the user says ``none``.
+
+    Raises:
+        UserError: a chosen column does not exist, or none is usual where one is needed.
+    """
+    if tuple(chosen) == (NO_COLUMN,) and NO_COLUMN not in tables.columns:
+        if purpose in ("image", "caption"):
+            raise UserError(f"--{purpose}-column none: a {purpose} is needed; {_columns_of(tables)}")
+        return NOT_THERE
+    for name in chosen:
+        if name not in (*tables.columns, *tables.photo_columns):
+            of = " and ".join(path.name for path in tables.paths)
+            raise UserError(f"--{purpose}-column {name}: there is no such column in {of}; {_columns_of(tables)}")
+    if chosen:
+        return ColumnChoice(tuple(chosen), guessed=False)
+    if usual := usual_columns(purpose, tables):
+        return ColumnChoice((usual[0],), guessed=True)
+    if purpose == "caption":
+        raise _none_looks_like("caption", ": choose it with --caption-column or write it with --caption", tables)
+    return NOT_THERE
+
+
+def usual_columns(purpose: str, tables: Tables) -> list[str]:
+    """Those of a usual name, the most usual first."""
+    spellings: dict[str, str] = {}
+    for column in tables.columns:
+        spellings.setdefault(_letters(column), column)
+    return [spellings[letters] for usual in USUAL_NAMES[purpose] if (letters := _letters(usual)) in spellings]
+
+
+def choose_images(chosen: Sequence[str], tables: Tables, folder: PhotoFolder | None) -> ColumnChoice:
+    """The columns of photos: those chosen; one that holds the photos; the usual one; or the one whose cells are names of files.
+
+    Args:
+        folder: to look for them; what is found here does not count as one of the table's names for it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if chosen:
+        return choose_column("image", chosen, tables)
+    if tables.photo_columns:
+        return ColumnChoice(tables.photo_columns[:1], guessed=not tables.is_hdf5)
+    usual = usual_columns("image", tables)
+    if folder is None:
+        return ColumnChoice(tuple(usual[:1]), guessed=True)
+    shares = {column: _share_found(column, tables, folder) for column in usual}
+    if not any(shares.values()):
+        shares |= {column: _share_found(column, tables, folder) for column in tables.columns}
+    best = max(shares, key=lambda column: shares[column], default="")  # of equal ones the most usual
+    if not usual and shares.get(best, 0.0) < 0.5:
+        advice = ", and no column's cells are names of files in --images: choose it with --image-column"
+        raise _none_looks_like("image", advice, tables)
+    return ColumnChoice((best if shares[best] > 0 else usual[0],), guessed=True)
+
+
+def _share_found(column: str, tables: Tables, folder: PhotoFolder) -> float:
+    """Of some rows, spread over the table, that say something there."""
+    said = [record for record in tables.records if record.values[column]]
+    some = said[:: max(1, len(said) // _SAMPLED)][:_SAMPLED]
+    if not some:
+        return 0.0
+    looked_for = (folder.find(record.values[column], record.lists.get(column, ())) for record in some)
+    return sum(any(found.path is not None for found in photos) for photos in looked_for) / len(some)
+
+
+def choose_id(chosen: Sequence[str], tables: Tables) -> tuple[ColumnChoice, list[str]]:
+    """The column of products, and what is to be said of it.
+
+    Of several usual names, one under which rows come together is taken before one that numbers the rows.
+    """
+    choice = choose_column("id", chosen, tables)
+    if not choice.guessed:
+        return choice, []
+    first, *others = usual_columns("id", tables)
+    if _repeats(first, tables):
+        return choice, []
+    for other in others:
+        if _repeats(other, tables):
+            note = f"products: by {other}, whose values repeat, and not by {first}, which is another in each row"
+            return ColumnChoice((other,), guessed=True), [f"{note} (guessed: --id-column)"]
+    return choice, []
+
+
+def _repeats(column: str, tables: Tables) -> bool:
+    values = [value for value in tables.values(column) if value]
+    return len(set(values)) < len(values)
+
+
+def choose_split(chosen: Sequence[str], tables: Tables) -> tuple[ColumnChoice, list[str]]:
+    """A guessed column that holds something else is left aside."""
+    choice = choose_column("split", chosen, tables)
+    if choice.guessed:
+        values = tables.values(choice.names[0])
+        if not any(value.casefold() in SPLIT_WORDS for value in values):
+            example = next((value for value in values if value), "")
+            return NOT_THERE, [f"splits: column {choice.name} holds none (such as {example!r}), so they are drawn"]
+    return choice, []
+
+
+def _none_looks_like(purpose: str, advice: str, tables: Tables) -> UserError:
+    of = " and ".join(path.name for path in tables.paths)
+    return UserError(f"no column of {of} looks like the {purpose}{advice}; {_columns_of(tables)}")
+
+
+def _columns_of(tables: Tables) -> str:
+    return f"the table has the columns {', '.join((*tables.columns, *tables.photo_columns))}"
+
+
+def _letters(name: str) -> str:
+    """``productDisplayName``, ``Product display name`` and ``product_display_name`` are the same name; accents do not count,
+    nor a language and a channel at the end, as Akeneo has them: ``description-en_US-ecommerce``."""
+    name = re.sub(r"-[a-z]{2}_[A-Z]{2}(-\w+)?$", "", name)
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    return re.sub(r"[\W_]", "", plain).casefold()

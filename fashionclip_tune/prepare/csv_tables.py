@@ -110,8 +110,8 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, list[str]]:
     except UnicodeError as error:
         tried = encoding or "UTF-8 or Windows-1252"
         raise UserError(f"table {path} is no text in {tried} ({error}): choose its encoding with --encoding") from error
-    word = next(word for word in text.split() if not word.isascii())
-    return text, [f"in Windows-1252 (guessed: --encoding), which makes a word {word[:_SHOWN]!r}"]
+    word = next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")
+    return text, [f"in Windows-1252 (guessed: --encoding), with words such as {word[:_SHOWN]!r}"]
 
 
 def _without_mark(data: bytes) -> str | None:

@@ -1,6 +1,8 @@
 """Excel workbooks (.xlsx): the values of the first sheet that has any, through openpyxl."""
 
+import io
 from pathlib import Path
+from zipfile import BadZipFile
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.cells import BrokenRow, Header, Row, TableRows, as_text
@@ -18,8 +20,9 @@ def read_excel(path: Path) -> TableRows:
     from openpyxl.utils.exceptions import InvalidFileException
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (InvalidFileException, OSError, KeyError, ValueError) as error:
+        # As bytes: openpyxl refuses a workbook whose name says nothing.
+        book = openpyxl.load_workbook(io.BytesIO(path.read_bytes()), read_only=True, data_only=True)
+    except (InvalidFileException, BadZipFile, OSError, KeyError, ValueError) as error:
         raise UserError(f"table {path} is not an Excel file (.xlsx) that can be read ({error})") from error
     try:
         names = [sheet.title for sheet in book.worksheets]

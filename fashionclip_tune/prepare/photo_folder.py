@@ -34,9 +34,9 @@ class PhotoFolder:
     """Finds what a cell means: one name, several separated by ``|``, ``;`` or commas, a list, or a glob such as ``1163_*.jpg``.
 
     A name is a path in the folder in any Unicode form and case, with or without its suffix, with Windows' separators or
-    percent-encoded, absolute, or with the folder's own name before it. Where there is no such file, an address or a path
-    counts by its last part, and a number without its leading zeros: if that stands for one file, and for no other name
-    of the table (``settled``).
+    percent-encoded, absolute, or with the folder's own name before it. Where there is no such file, an address counts by
+    its last part, a mere name wherever it lies below the folder, and a number without its leading zeros: if that
+    stands for one file, and for no other name of the table (``settled``).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +84,9 @@ class PhotoFolder:
         relative = self._within(name)
         if relative is None and not is_address:
             return FoundPhoto(cell, None, OUTSIDE)
-        last = unquote(relative or "").rpartition("/")[2]
+        if relative is None or (not is_address and "/" in relative):
+            return FoundPhoto(cell, None, MISSING)
+        last = unquote(relative).rpartition("/")[2]
         named = self._by_last.get(_key(last)) or ([] if _has_suffix(last) else self._by_last_stem.get(_key(last), []))
         for how, files in ((_BY_NAME, named), (_BY_NUMBER, self._by_number.get(_number(_without_suffix(last)), []))):
             if files:
@@ -103,9 +105,10 @@ class PhotoFolder:
         relative = self._within(_plain(cell)[0])
         if not relative:
             return None
-        own = f"{self._folder.resolve().name}/"
         for form in dict.fromkeys((relative, unquote(relative))):
-            for name in dict.fromkeys((form, form.removeprefix(own))):
+            # With the folder's own name in it, and whatever stands before that.
+            _, is_repeated, rest = f"/{form}".rpartition(f"/{self._folder.resolve().name}/")
+            for name in (form, rest) if is_repeated else (form,):
                 files = self._by_path.get(_key(name)) or ([] if _has_suffix(name) else self._by_stem.get(_key(name), []))
                 if files and (best := self._best(files)) is not None:
                     self._sure.add(best)

@@ -248,9 +248,9 @@ def _chosen(name: str | None) -> tuple[str, ...]:
 def _splittable(choice: ColumnChoice, rows: Sequence[ItemRow]) -> tuple[ColumnChoice, list[ItemRow], list[str]]:
     """Without a guessed group of which there are too few, or one of which is too large, to be spread over splits."""
     sizes = Counter(row.group for row in rows if row.group)
-    if not choice.guessed or (len(sizes) >= _FEWEST_GROUPS and max(sizes.values()) <= len(rows) / 2):
+    if not choice.guessed or not sizes or (len(sizes) >= _FEWEST_GROUPS and max(sizes.values()) <= len(rows) / 2):
         return choice, list(rows), []
-    why = f"it has {len(sizes):,} values, and one of them {max(sizes.values()):,} photos" if sizes else "it is empty"
+    why = f"it has {len(sizes):,} values, and one of them {max(sizes.values()):,} photos"
     note = f"column {choice.name} is not kept in one split: {why} (guessed: --group-column)"
     return NOT_THERE, [replace(row, group="") for row in rows], [note]
 

@@ -16,11 +16,11 @@ from fashionclip_tune.prepare.splits import SPLIT_WORDS
 _KINDS = {".h5": "HDF5", ".hdf5": "HDF5", ".parquet": "Parquet", ".pq": "Parquet", ".xlsx": "Excel", ".xlsm": "Excel"}
 _READERS = {"HDF5": read_hdf5, "Parquet": read_parquet, "Excel": read_excel}
 _OTHER_KINDS = {
-    ".xls": "an Excel file of before 2007: save it as .xlsx",
-    ".ods": "an OpenDocument file: save it as .xlsx or .csv",
+    ".xls": "an Excel file of before 2007: save as .xlsx",
+    ".ods": "an OpenDocument file: save as .xlsx or .csv",
     ".json": "JSON: export it as CSV or Parquet",
     ".jsonl": "JSON: export it as CSV or Parquet",
-    ".feather": "a Feather file: save it as Parquet",
+    ".feather": "a Feather file: save as Parquet",
     ".zip": "an archive: unpack it",
     ".gz": "compressed: unpack it",
 }

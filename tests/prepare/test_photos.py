@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fashionclip_tune.prepare.photos import find_photo, photo_as_jpeg
+from fashionclip_tune.prepare.photo_folder import PhotoFolder
+from fashionclip_tune.prepare.photos import photo_as_jpeg
 
 
 def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> bytes:
@@ -18,7 +19,7 @@ def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> b
 
 def converted(path: Path, data: bytes) -> bytes:
     path.write_bytes(data)
-    return photo_as_jpeg(path)
+    return photo_as_jpeg(path.read_bytes())
 
 
 def assert_colour(image: Image.Image, at: tuple[int, int], colour: tuple[int, int, int]) -> None:
@@ -101,8 +102,10 @@ def test_photos_are_found_with_and_without_suffix(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("a.jpg", "sub/b.webp", "c"):
         (tmp_path / name).touch()
-    assert find_photo(tmp_path, "a.jpg") == find_photo(tmp_path, "a") == tmp_path / "a.jpg"
-    assert find_photo(tmp_path, "sub/b") == tmp_path / "sub/b.webp"
-    assert find_photo(tmp_path, "c") == tmp_path / "c"
+    folder = PhotoFolder(tmp_path)
+    wanted = {"a.jpg": "a.jpg", "a": "a.jpg", "sub/b": "sub/b.webp", "c": "c"}
+    assert {name: [found.path for found in folder.find(name)] for name in wanted} == {
+        name: [tmp_path / file] for name, file in wanted.items()
+    }
     for missing in ("", "sub", "d", "a.png", "x" * 3000):
-        assert find_photo(tmp_path, missing) is None
+        assert [found.problem for found in folder.find(missing)] == ["image missing"]

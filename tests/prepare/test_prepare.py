@@ -167,7 +167,7 @@ def test_unusable_rows_are_dropped_by_reason(shop: Shop, tmp_path: Path) -> None
     assert report.dropped["image missing"] == ((22, "nowhere.jpg"), (23, ""), (24, "x" * 3000))
     assert report.num_rows == 28
     assert sum(counts.samples for counts in report.splits.values()) == 20 == len(shop.samples())
-    assert "dropped: 8 of 28 rows" in str(report)
+    assert "dropped: 8 of 28 photos" in str(report)
     assert "  caption empty: 1 (row 29: 'good.jpg')" in report.lines()
 
 
@@ -251,10 +251,11 @@ def test_wrong_options_are_refused(shop: Shop, options: dict[str, Any], message:
         (b"", "has no header"),
         (b"\n1.jpg,shirt\n", "has no header"),
         (b"image,caption\n\n,\n", "no rows"),
-        (b"image,caption\n1.jpg,r\xf6t\n", "not a CSV file in UTF-8"),
-        (b"image;caption\n1.jpg;red\n", "looks like the image: choose it with --image-column.*columns image;caption"),
+        (b"image,caption\n1.jpg,r\x81t\n", "no text in UTF-8 or Windows-1252.*choose its encoding with --encoding"),
+        (b"bild;preis\n1.jpg;3\n", "looks like the caption: choose it with --caption-column.*columns bild, preis"),
+        (b"price,caption\n1,red\n", "looks like the image, and no column's cells are names of files.*columns price, caption"),
         (b"image,price\n1.jpg,3\n", "looks like the caption: choose it with --caption-column.*columns image, price"),
-        (b'image,caption\n1.jpg,"' + b"x" * 200_000, "not a CSV file"),
+        (b'image,caption\n1.jpg,"' + b"x" * 200_000, "a quotation mark that is not closed.*row 2"),
     ],
 )
 def test_wrong_tables_are_refused(shop: Shop, content: bytes, message: str) -> None:
@@ -276,7 +277,7 @@ def test_wrong_images_folder_is_refused_before_decoding(shop: Shop, monkeypatch:
     for row in rows[:11]:
         row["image"] = f"elsewhere/{row['image']}"
     shop.write_table(rows)
-    with pytest.raises(UserError, match=r"11 of the 20 rows .* image missing \(11 rows, such as row 2: 'elsewhere/0.jpg'\)"):
+    with pytest.raises(UserError, match=r"11 of the 20 photos .* image missing \(11, such as row 2: 'elsewhere/0.jpg'\)"):
         shop.prepare()
     assert not shop.out.exists()
 
@@ -370,7 +371,10 @@ def test_one_component_cannot_be_split(shop: Shop) -> None:
     shop.write_table([{**row, "group": "all"} for row in shop.add_items()])
     shop.table.write_text(shop.table.read_text().replace("split", "unrelated"))
     with pytest.raises(UserError, match=r"rows of one product, group or caption stay together"):
-        shop.prepare()
+        shop.prepare(group_column="group")
+    report = shop.prepare(valid_share=0.3)
+    assert report.columns["group"].name is None
+    assert any(note.startswith("column group is not kept in one split: it has 1 values") for note in report.notes)
 
 
 def test_a_leak_in_the_users_split_is_kept_and_reported(shop: Shop) -> None:

@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.tables import as_text, read_tables, rows_read_together, splits_by_file
+from fashionclip_tune.prepare.cells import as_text
+from fashionclip_tune.prepare.tables import read_tables, splits_by_file
 
 
 def write_h5(path: Path, num: int = 5, **more: Any) -> Path:
@@ -29,7 +30,7 @@ def write_h5(path: Path, num: int = 5, **more: Any) -> Path:
 def test_hdf5_strings_are_latin_1_and_only_columns_of_one_value_a_row_count(tmp_path: Path) -> None:
     more = {"input_pose": np.array([b"id\0\0", b"  ", b"a", b"b", b"c"]), "masks": np.zeros((5, 4)), "short": np.zeros((3, 1))}
     tables = read_tables([write_h5(tmp_path / "a.h5", **more)])
-    assert tables.photos_inside
+    assert tables.is_hdf5
     assert set(tables.columns) == {"input_description", "input_productID", "input_msrpUSD", "input_pose"}
     assert [record.values["input_pose"] for record in tables.records] == ["id", "", "a", "b", "c"]
     assert tables.records[3].values["input_description"] == "Röbe 3, naïve"
@@ -53,7 +54,7 @@ def test_hdf5_columns_longer_than_a_block_are_whole(tmp_path: Path) -> None:
     assert [record.values["input_description"] for record in read_tables([tmp_path / "a.h5"]).records] == [
         str(i) for i in range(9_000)
     ]
-    assert rows_read_together(tmp_path / "a.h5") == 50
+    assert read_tables([tmp_path / "a.h5"]).photos_of_block == 50
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 4, 4, 1), None])
@@ -88,7 +89,7 @@ def test_parquet_values_become_what_a_csv_file_would_hold(tmp_path: Path) -> Non
     )
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     tables = read_tables([tmp_path / "a.parquet"])
-    assert tables.columns == ("photos", "title", "id", "count", "raw", "when")
+    assert tables.columns == ("photos", "title", "id", "count", "raw", "when", "pixels.bytes")
     values = [record.values for record in tables.records]
     assert values[0] == {
         "photos": "a.jpg|b.jpg",
@@ -97,19 +98,24 @@ def test_parquet_values_become_what_a_csv_file_would_hold(tmp_path: Path) -> Non
         "count": "1",
         "raw": "Röck",
         "when": "2024-01-02",
+        "pixels.bytes": "x",
     }
-    assert list(values[1].values()) == ["", "", "", "2", "", "2024-01-02"]
+    assert list(values[1].values()) == ["", "", "", "2", "", "2024-01-02", "x"]
     assert values[2]["id"] == "7.25"
-    assert not tables.photos_inside
+    assert not tables.is_hdf5
 
 
-def test_csv_rows_keep_their_numbers_and_short_ones_are_filled(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("\ufeffimage,caption,price\n1.jpg, red ,3\n\n,,\n2.jpg,blue\n3.jpg,x,y,too many\n")
-    records = read_tables([tmp_path / "a.csv"]).records
-    assert [(record.number, *record.values.values()) for record in records] == [
+def test_csv_rows_keep_their_numbers_and_those_that_do_not_fit_the_header_are_named(tmp_path: Path) -> None:
+    rows = "1.jpg, red ,3\n\n,,\n2.jpg,blue\n3.jpg,x,y,too many\n4.jpg,green,5,,\n"
+    (tmp_path / "a.csv").write_text("\ufeffimage,caption,price\n" + rows)
+    tables = read_tables([tmp_path / "a.csv"])
+    assert [(record.number, *record.values.values()) for record in tables.records] == [
         (2, "1.jpg", "red", "3"),
-        (5, "2.jpg", "blue", ""),
-        (6, "3.jpg", "x", "y"),
+        (7, "4.jpg", "green", "5"),
+    ]
+    assert [(row.number, row.reason, row.text) for _, row in tables.broken] == [
+        (5, "fewer cells than the header's 3", "2.jpg,blue"),
+        (6, "more cells than the header's 3", "3.jpg,x,y,too many"),
     ]
 
 

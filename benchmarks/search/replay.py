@@ -103,9 +103,7 @@ class PausingSearch:
         started = time.process_time()
         known, seed = list(self._known.values()), self._seed * 1_000_003 + self._num_decisions
         fresh = None if self._only_points else self._fresh
-        rungs = [SHARES[rung] for rung in RUNGS]
-        terms = {"cost_of_start": self._world.cost_of_start, "thaw_cost": THAW_COST, "reduction_factor": REDUCTION_FACTOR}
-        choice = choose(known, fresh=fresh, seed=seed, rungs=rungs, **terms)
+        choice = choose(known, fresh=fresh, cost_of_start=self._world.cost_of_start, seed=seed, thaw_cost=THAW_COST)
         self._num_decisions += 1
         self.seconds.append(time.process_time() - started)
         if choice is not None:

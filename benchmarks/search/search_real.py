@@ -5,9 +5,9 @@
     python -m benchmarks search_real --record real.jsonl --table
 
 Pairs of sweeps, one of each arm side by side, each with one slot and one thread: the same space, seed, points, start weights,
-budget of a trial, rungs and training. Stock is Ray Tune's OptunaSearch, told the same points, with its ASHAScheduler; rule is
-``--scheduler asha-stopping``. A sweep ends when its trials have trained on as many examples as ``--horizon`` whole trials.
-What counts at any time is the highest of all trials' last reports. Device seconds are those that trials count themselves
+number and budget of trials, rungs and training. Stock is Ray Tune's OptunaSearch, told the same points, with its ASHAScheduler; rule is
+``--scheduler asha-stopping``. A sweep ends by itself, or when its trials have trained on as many examples as ``--horizon`` whole
+trials. What counts at any time is the highest of all trials' last reports. Device seconds are those that trials count themselves
 (``device_s``: training, evaluation, and loading what a paused trial goes on from).
 """
 
@@ -32,7 +32,6 @@ import numpy as np
 
 ARMS = ("ours", "rule", "stock")
 _SPACE = Path(__file__).with_name("start_space.py")
-_MANY_TRIALS = 64
 _POLL_S = 2.0
 
 
@@ -43,7 +42,7 @@ def settings_of(arguments: argparse.Namespace) -> Any:
         data=arguments.data,
         space=str(_SPACE) if arguments.start else "tiny",
         device="cpu",
-        num_trials=_MANY_TRIALS,
+        num_trials=arguments.trials,
         max_concurrent=1,
         seed=arguments.seed,
         scheduler="asha-stopping" if arguments.here == "rule" else "asha",
@@ -108,7 +107,7 @@ def run_stock(arguments: argparse.Namespace, folder: Path) -> None:
             scheduler=ASHAScheduler(
                 "examples_seen", max_t=budget, grace_period=plan.stage_examples, reduction_factor=plan.settings.reduction_factor
             ),
-            num_samples=_MANY_TRIALS,
+            num_samples=arguments.trials,
         ),
         run_config=tune.RunConfig(storage_path=str(folder), name="stock", verbose=0),
     )
@@ -129,7 +128,7 @@ def events_of(folder: Path) -> list[tuple[float, float, float]]:
 
 
 def start(arguments: argparse.Namespace, arm: str, seed: int, folder: Path) -> "subprocess.Popen[bytes]":
-    own = ["--here", arm, "--folder", folder, "--seed", seed, "--budget", arguments.budget]
+    own = ["--here", arm, "--folder", folder, "--seed", seed, "--budget", arguments.budget, "--trials", arguments.trials]
     own += [item for name in ("data", "start") if (value := getattr(arguments, name)) for item in (f"--{name}", value)]
     environment = {**os.environ, "SEARCH_START": str(Path(arguments.start).absolute()) if arguments.start else ""}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
@@ -156,9 +155,9 @@ def run_pair(arguments: argparse.Namespace, arms: Sequence[str], seed: int) -> N
             for arm, process in list(running.items()):
                 events = events_of(folders[arm])
                 is_there = bool(events) and events[-1][0] >= wanted
-                if process.poll() is not None and not is_there:
-                    sys.exit(f"{(folders[arm] / 'log').read_text()[-3000:]}\n{arm}, seed {seed}, ended before the horizon")
-                if is_there:
+                if process.poll() not in (None, 0):
+                    sys.exit(f"{(folders[arm] / 'log').read_text()[-3000:]}\n{arm}, seed {seed}, failed")
+                if is_there or process.poll() == 0:
                     del running[arm]
                     end(process)
                     line = {"task": arguments.task, "arm": arm, "seed": seed, "budget": arguments.budget, "events": events}
@@ -213,6 +212,7 @@ def main() -> None:
     parser.add_argument("--start", metavar="DIR", help="folder of an OpenCLIP model (default: the space tiny)")
     parser.add_argument("--arms", default="ours,stock", help=f"of {', '.join(ARMS)} (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=16, help="of a sweep, at most (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=3456, help="photos that a trial trains on (default: %(default)s)")
     parser.add_argument("--horizon", type=float, default=6, help="of a sweep, in whole trials (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="print what the record has")

@@ -19,14 +19,16 @@ from benchmarks.search.worlds import Drawn, Params, World
 from fashionclip_tune.tuning.planning.space import load_space
 from fashionclip_tune.tuning.study.points import default_points
 
-TABLES = ("synthetic", "fpi60")
+_TINY, _MODELS = "tiny", ("tiny-clip", "tiny-sig")
+_ONE_START = str(Path(__file__).with_name("start_space.py"))
+TABLES = {"synthetic": _TINY, "fpi60": _TINY, "start": _ONE_START}
+"""Recorded tables and their spaces; "start" is of one start that was really pretrained, on fpi60."""
 SURROGATES = ("gp", "halves", "nearest")
-_MODELS = ("tiny-clip", "tiny-sig")
 
 
 @cache
-def _tiny() -> Callable[[optuna.Trial], dict[str, Any]]:
-    return load_space("tiny").draw
+def _draw(table: str) -> Callable[[optuna.Trial], dict[str, Any]]:
+    return load_space(TABLES[table]).draw
 
 
 @cache
@@ -35,7 +37,7 @@ def _surrogate(name: str) -> Surrogate:
     generator = np.random.default_rng(0)
     for _ in range(20):
         drawn = Drawn(generator, {})
-        _tiny()(drawn)
+        _draw(name)(drawn)
         distributions.update(drawn.distributions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a parameter without influence: its length scale ends at its bound
@@ -50,22 +52,34 @@ def table_world(name: str, surrogate: str, seed: int) -> World:
     # The zero-shot stage's seconds are the first stage's.
     seconds_NS = np.diff(table.device_s_NS[:, 1:], axis=1, prepend=0.0)
 
-    @cache
-    def stage_seconds(model: str, is_augmented: bool) -> np.ndarray:
-        alike = [each["clip_model"] == model and each["augment_images"] == is_augmented for each in table.parameters]
-        return seconds_NS[alike].mean(axis=0)
+    has_models = TABLES[name] == _TINY
 
-    models = np.array([each["clip_model"] for each in table.parameters])
+    def kind(params: Params) -> tuple[Any, ...]:
+        """Settings of one kind take equally long."""
+        return (params["clip_model"], params["augment_images"]) if has_models else (params["loss_function"],)
+
+    def start(params: Params) -> str:
+        return params["clip_model"] if has_models else ""
+
+    @cache
+    def stage_seconds(wanted: tuple[Any, ...]) -> np.ndarray:
+        return seconds_NS[[kind(each) == wanted for each in table.parameters]].mean(axis=0)
+
+    cost = {each: table.device_s_NS[[start(known) == each for known in table.parameters], -1].mean() for each in starts(name)}
     return World(
-        space=_tiny(),
-        points=default_points(_tiny(), "clip_model", _MODELS),
+        space=_draw(name),
+        points=default_points(_draw(name), "clip_model", _MODELS) if has_models else default_points(_draw(name)),
         curves=curves[surrogate],
         noise_S=noise_S,
         spread_S=noise_S * (surrogate == "halves"),
-        start=lambda params: params["clip_model"],
-        stage_seconds=lambda params: stage_seconds(params["clip_model"], params["augment_images"]),
-        cost_of_start={model: float(table.device_s_NS[models == model, -1].mean()) for model in _MODELS},
+        start=start,
+        stage_seconds=lambda params: stage_seconds(kind(params)),
+        cost_of_start={each: float(seconds) for each, seconds in cost.items()},
     )
+
+
+def starts(table: str) -> tuple[str, ...]:
+    return _MODELS if TABLES[table] == _TINY else ("",)
 
 
 def _nearest(fitted: Surrogate) -> Callable[[Sequence[Params]], np.ndarray]:

@@ -22,6 +22,8 @@ class RunShards:
     train: tuple[Shard, ...]
     valid: tuple[Shard, ...]
     train_eval: tuple[Shard, ...]
+    protocol: str | None = None
+    """By which the data set wants to be measured; None: it does not say, or its shards are named by patterns."""
 
 
 def run_shards(config: ProjectConfig) -> RunShards:
@@ -31,12 +33,13 @@ def run_shards(config: ProjectConfig) -> RunShards:
     def expand(pattern: str | None) -> tuple[Shard, ...]:
         return expand_pattern(root, pattern, allow_remote=allow_remote) if pattern else ()
 
-    train = expand(config.train_shards_pattern)
+    protocol, train = None, expand(config.train_shards_pattern)
     valid = expand(config.valid_eval_shards_pattern or config.valid_shards_pattern)
     if not train or not valid:
         found = find_dataset(root, allow_remote=allow_remote)
+        protocol = found.protocol if not valid else None
         train, valid = train or found.train, valid or found.valid
-    return RunShards(train, valid, expand(config.train_eval_shards_pattern))
+    return RunShards(train, valid, expand(config.train_eval_shards_pattern), protocol)
 
 
 def storage_of(config: ProjectConfig) -> ShardStorage:

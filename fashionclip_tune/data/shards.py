@@ -18,6 +18,7 @@ from typing import Any
 import webdataset
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
+from fashionclip_tune.config.choices import RetrievalProtocol
 from fashionclip_tune.errors import UnavailableError, UserError, command
 from fashionclip_tune.files import write_json
 from fashionclip_tune.storage.urls import SCHEMES, beside, name_of, read_url, scheme_of
@@ -73,6 +74,8 @@ class DatasetShards:
     train: tuple[Shard, ...]
     valid: tuple[Shard, ...]
     test: tuple[Shard, ...]
+    protocol: str | None = None
+    """By which these data want to be measured, as dataset.json says; None: it says nothing."""
 
 
 def shard_name(split: str, number: int, *, augmented: bool) -> str:
@@ -123,9 +126,16 @@ def members_of(sample: ShardSample) -> dict[str, bytes]:
     return {"jpg": sample.jpeg, "json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode(), **captions}
 
 
-def write_dataset_json(out_dir: Path, splits: Mapping[str, Mapping[str, Any]], *, source: str) -> None:
-    """Writes ``dataset.json`` last: a folder that has one is a whole data set."""
-    write_json(out_dir / "dataset.json", {"source": source, "splits": {name: dict(split) for name, split in splits.items()}})
+def write_dataset_json(
+    out_dir: Path, splits: Mapping[str, Mapping[str, Any]], *, source: str, protocol: str | None = None
+) -> None:
+    """Writes ``dataset.json`` last: a folder that has one is a whole data set.
+
+    Args:
+        protocol: by which a sweep on these data measures where nothing else is said; None: the default one.
+    """
+    described: dict[str, Any] = {"source": source, "splits": {name: dict(split) for name, split in splits.items()}}
+    write_json(out_dir / "dataset.json", described | ({"protocol": protocol} if protocol else {}))
 
 
 def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShards:
@@ -143,18 +153,20 @@ def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShar
     if not root.is_dir():
         raise UnavailableError(f"data folder {root} does not exist: give a folder with shards, as `prepare` writes them")
     if (root / "dataset.json").is_file():
-        found = _described(root / "dataset.json", (root / "dataset.json").read_bytes(), lambda name: root / name)
+        found, protocol = _described(root / "dataset.json", (root / "dataset.json").read_bytes(), lambda name: root / name)
         for shard in (shard for split in found.values() for shard in split if isinstance(shard, Path)):
             if not shard.is_file():
                 raise UnavailableError(
                     f"{root / 'dataset.json'} names {shard.name}, which is not there: copy it, or run `prepare` again"
                 )
-        return DatasetShards(root, **found)
+        return DatasetShards(root, found["train"], found["valid"], found["test"], protocol)
     named: dict[tuple[str, bool], list[Path]] = {}
     for path in sorted(root.glob("*.tar")):
         if match := _SHARD_NAME.fullmatch(path.name):
             named.setdefault((match[1], match[2] is not None), []).append(path)
-    splits = {split: tuple(named.get((split, True)) or named.get((split, False)) or ()) for split in SPLITS}
+    splits: dict[str, tuple[Shard, ...]] = {
+        split: tuple(named.get((split, True)) or named.get((split, False)) or ()) for split in SPLITS
+    }
     if not splits["train"] or not splits["valid"]:
         missing = "train" if not splits["train"] else "valid"
         raise UnavailableError(
@@ -164,7 +176,7 @@ def find_dataset(root: Path | str, *, allow_remote: bool = False) -> DatasetShar
     if not splits["test"] and len(splits["valid"]) == _PUBLISHED_VALID_SHARDS:
         splits["test"] = splits["valid"][_PUBLISHED_TUNING_SHARDS:]
         splits["valid"] = splits["valid"][:_PUBLISHED_TUNING_SHARDS]
-    return DatasetShards(root, **splits)
+    return DatasetShards(root, splits["train"], splits["valid"], splits["test"])
 
 
 def _remote_dataset(root: str, allow_remote: bool) -> DatasetShards:
@@ -177,7 +189,8 @@ def _remote_dataset(root: str, allow_remote: bool) -> DatasetShards:
             f"{described} cannot be read ({error}): copy what `prepare` wrote there, or name the shards by patterns "
             "(train_shards_pattern, valid_shards_pattern)"
         ) from error
-    return DatasetShards(root, **_described(described, content, lambda name: RemoteShard(_in_folder(root, name))))
+    splits, protocol = _described(described, content, lambda name: RemoteShard(_in_folder(root, name)))
+    return DatasetShards(root, splits["train"], splits["valid"], splits["test"], protocol)
 
 
 def _in_folder(root: str, name: str) -> str:
@@ -187,16 +200,22 @@ def _in_folder(root: str, name: str) -> str:
     return url
 
 
-def _described(path: Path | str, content: bytes, shard: Callable[[str], Shard]) -> dict[str, tuple[Shard, ...]]:
+def _described(
+    path: Path | str, content: bytes, shard: Callable[[str], Shard]
+) -> tuple[dict[str, tuple[Shard, ...]], str | None]:
+    """The shards of each split, and the protocol."""
     try:
-        described = json.loads(content)["splits"]
+        whole = json.loads(content)
+        described, protocol = whole["splits"], whole.get("protocol")
         splits = {split: tuple(map(shard, described.get(split, {"shards": []})["shards"])) for split in SPLITS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a data set's description ({error!r}): run `prepare` again") from error
     for split in ("train", "valid"):
         if not splits[split]:
             raise UserError(f"{path} has no {split} shards: a sweep needs both train and valid")
-    return splits
+    if protocol not in (None, *(each.value for each in RetrievalProtocol)):
+        raise UserError(f"{path} names a protocol that there is not, {protocol!r}: run `prepare` again, or take the line out")
+    return splits, protocol
 
 
 def expand_pattern(root: Path | str, pattern: str, *, allow_remote: bool = False) -> tuple[Shard, ...]:

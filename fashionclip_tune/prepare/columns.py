@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.prepare.caption_templates import CaptionTemplate, parse_template
+from fashionclip_tune.prepare.options import PrepareOptions
 from fashionclip_tune.prepare.photo_folder import PhotoFolder
 from fashionclip_tune.prepare.splits import SPLIT_WORDS
 from fashionclip_tune.prepare.tables import Tables
@@ -181,3 +183,29 @@ def _letters(name: str) -> str:
     name = re.sub(r"-[a-z]{2}_[A-Z]{2}(-\w+)?$", "", name)
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     return re.sub(r"[\W_]", "", plain).casefold()
+
+
+def choose_columns(
+    options: PrepareOptions, tables: Tables, *, are_inside: bool
+) -> tuple[dict[str, ColumnChoice], list[CaptionTemplate], list[str]]:
+    """The columns by purpose, the templates, and what is to be said of the guesses."""
+    templates = [parse_template(text, tables.columns) for text in options.captions]
+    # What is found in this look does not count as a name that stands for a file.
+    folder = None if are_inside or options.images is None else PhotoFolder(options.images)
+    columns = {"image": choose_images(options.image_columns, tables, folder)}
+    if templates:
+        names = tuple(dict.fromkeys(column for template in templates for column in template.columns))
+        columns["caption"] = ColumnChoice(names, guessed=False)
+    else:
+        columns["caption"] = choose_column("caption", _chosen(options.caption_column), tables)
+    columns["id"], notes = choose_id(_chosen(options.id_column), tables)
+    columns["category"] = choose_column("category", _chosen(options.category_column), tables)
+    columns["split"], more = choose_split(_chosen(options.split_column), tables)
+    columns["group"] = choose_column("group", _chosen(options.group_column), tables)
+    if columns["group"].guessed and columns["group"] in (columns["category"], columns["id"]):
+        columns["group"] = NOT_THERE
+    return columns, templates, [*tables.notes, *notes, *more]
+
+
+def _chosen(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)

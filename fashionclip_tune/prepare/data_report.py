@@ -1,10 +1,12 @@
 """What a data set's owner should know before training on it. Warnings only: nothing is dropped here."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
+
+from ftfy.badness import is_bad
 
 from fashionclip_tune.data.shards import SPLITS
 from fashionclip_tune.prepare.languages import RULE, looks_foreign
@@ -17,9 +19,12 @@ from fashionclip_tune.prepare.lookalikes import (
     similar_across_splits,
 )
 from fashionclip_tune.prepare.photo_encoding import ImageHashes
+from fashionclip_tune.prepare.validation_facts import ValidationFacts, validation_facts
 
 CLIP_CONTEXT = 77
 """Tokens that CLIP's text towers read, the two that mark start and end included."""
+SEVERAL_PHOTOS = 0.5
+"""Share of the products that have several photos, from which on recall is counted by product."""
 _NUM_EXAMPLES = 3
 _SHOWN_LETTERS = 60
 
@@ -58,6 +63,10 @@ class DataReport:
     num_photos: int
     num_captions: int  # distinct
     photos_per_product: PhotosPerProduct
+    protocol: str | None  # that the data want; it is noted in dataset.json
+    validation: ValidationFacts | None
+    broken_encoding: CaptionWarning
+    too_long_of_template: dict[str, float]  # share of its captions, where there are several templates
     too_long: CaptionWarning
     longest_tokens: int | None  # of the captions that may be too long; None where there is none
     same_photos: int
@@ -71,6 +80,7 @@ class DataReport:
             "similar": f"at most {MAX_DIFFERENT_BITS} of 64 bits of dHash differ, and 8x8 thumbnails by at most "
             f"{MAX_COLOUR_DIFFERENCE:.0%} of their contrast; another colour of a small product can pass",
             "foreign": RULE,
+            "broken_encoding": "text that ftfy takes for UTF-8 read as another encoding, or a replacement character",
         }
         return {**asdict(self), "rules": rules}
 
@@ -80,11 +90,16 @@ class DataReport:
             f"photos a product: {each.fewest} to {each.most}, median {each.median:g}; "
             f"{each.share_with_several:.0%} of the products have several"
         ]
-        if each.share_with_several > 0.5:
-            lines.append(
-                "  most products have several photos: at instance level a product's other photos count as wrong; recommended "
-                "is the protocol that counts them together: --set evaluation.protocol=product"
+        if each.share_with_several > SEVERAL_PHOTOS:
+            recommended = (
+                "a sweep takes the protocol that counts them together, product, unless told --set evaluation.protocol=instance"
+                if self.protocol
+                else "recommended is the protocol that counts them together: --set evaluation.protocol=product"
             )
+            lines.append(
+                f"  most products have several photos: at instance level a product's other photos count as wrong; {recommended}"
+            )
+        lines += self.validation.lines() if self.validation else []
         lines += self._caption_lines()
         if self.same_photos:
             lines.append(f"the same photo again: {self.same_photos:,} of {self.num_photos:,} photos")
@@ -110,6 +125,13 @@ class DataReport:
             )
         else:
             lines.append(f"captions: {self.num_captions:,} distinct, all within CLIP's {CLIP_CONTEXT} tokens")
+        for template, share in self.too_long_of_template.items():
+            lines.append(f"  of {template!r}: {share:.0%}")
+        if self.broken_encoding.captions:
+            lines.append(
+                f"warning: {of}, in a broken encoding: {self.broken_encoding.captions:,} "
+                f"({_shown(self.broken_encoding.examples)}): export the table anew, in UTF-8"
+            )
         if self.foreign:
             count = sum(found.captions for found in self.foreign.values())
             lines.append(
@@ -124,8 +146,15 @@ class DataReport:
         return lines
 
 
-def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
-    """Looks at photos and captions as they were written."""
+def report_on(
+    photos: Sequence[ReportedPhoto], *, template_of: Mapping[str, str] | None = None, notes_protocol: bool = True
+) -> DataReport:
+    """Looks at photos and captions as they were written.
+
+    Args:
+        template_of: the template that a caption was written by.
+        notes_protocol: whether the data may choose the protocol that a sweep measures by.
+    """
     captions = list(dict.fromkeys(caption for photo in photos for caption in photo.captions))
     lengths = token_counts(captions)
     too_long = sorted((c for c, tokens in lengths.items() if tokens > CLIP_CONTEXT), key=lambda c: -lengths[c])
@@ -137,6 +166,8 @@ def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
     splits = [SPLITS.index(photo.split) for photo in photos]
     names = [f"{photo.split}: {photo.file}" for photo in photos]
     per_product = list(Counter(photo.product_id for photo in photos).values())
+    with_several = sum(count > 1 for count in per_product) / len(per_product)
+    held_out = [photo for photo in photos if photo.split == "valid"]
     return DataReport(
         num_photos=len(photos),
         num_captions=len(captions),
@@ -144,8 +175,14 @@ def report_on(photos: Sequence[ReportedPhoto]) -> DataReport:
             fewest=min(per_product),
             median=median(per_product),
             most=max(per_product),
-            share_with_several=sum(count > 1 for count in per_product) / len(per_product),
+            share_with_several=with_several,
         ),
+        protocol="product" if notes_protocol and with_several > SEVERAL_PHOTOS else None,
+        validation=validation_facts([photo.captions[0] for photo in held_out], [photo.product_id for photo in held_out])
+        if held_out
+        else None,
+        broken_encoding=_warning([caption for caption in captions if _is_broken(caption)]),
+        too_long_of_template=_shares(captions, set(too_long), template_of or {}),
         too_long=_warning(too_long),
         longest_tokens=max(lengths.values(), default=None),
         same_photos=count_same(hashes),
@@ -167,6 +204,17 @@ def token_counts(captions: Sequence[str]) -> dict[str, int]:
 
     tokenizer = SimpleTokenizer()
     return {caption: len(tokenizer.encode(caption)) + 2 for caption in maybe}
+
+
+def _is_broken(caption: str) -> bool:
+    return not caption.isascii() and ("\ufffd" in caption or bool(is_bad(caption)))
+
+
+def _shares(captions: Sequence[str], too_long: set[str], template_of: Mapping[str, str]) -> dict[str, float]:
+    """By template, where there are several, the share of its captions that is too long, where there is any."""
+    num = Counter(template_of[caption] for caption in captions if caption in template_of)
+    long = Counter(template_of[caption] for caption in too_long if caption in template_of)
+    return {template: long[template] / count for template, count in num.items() if long[template]} if len(num) > 1 else {}
 
 
 def _warning(captions: Sequence[str]) -> CaptionWarning:

@@ -121,6 +121,32 @@ def _numbers_rows(choice: ColumnChoice) -> str:
     return f"column {choice.name} has several values for one photo"
 
 
+@dataclass
+class RowCounts:
+    """What was done to rows and is no fault of theirs."""
+
+    without_photo: int = 0
+    filled: int = 0
+    merged: int = 0
+    html: int = 0
+    html_example: str = ""
+    template_of: dict[str, str] = field(default_factory=dict)
+    """By caption."""
+    guessed: dict[str, list[str]] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        notes = [f"photos found {how}: {len(each):,} (such as {each[0]})" for how, each in self.guessed.items() if how]
+        if self.filled:
+            notes.append(f"photos whose row has no caption, and which have that of their product's first row: {self.filled:,}")
+        if self.without_photo:
+            notes.append(f"rows without photo and caption, of products that have both in other rows: {self.without_photo:,}")
+        if self.merged:
+            notes.append(f"rows of a photo that an earlier row has: {self.merged:,}; each photo has all its captions")
+        if self.html:
+            notes.append(f"captions with HTML, which was taken out: {self.html:,} (such as {self.html_example!r})")
+        return notes
+
+
 def usable_rows(
     tables: Tables,
     looked: Sequence[RecordPhotos],
@@ -128,8 +154,8 @@ def usable_rows(
     templates: Sequence[CaptionTemplate],
     splits_by_file: Mapping[Path, str],
     dropped: DroppedPhotos,
-) -> tuple[list[ItemRow], list[str]]:
-    """The photos that have a caption and an image, and what is to be said of how they came about.
+) -> tuple[list[ItemRow], RowCounts]:
+    """The photos that have a caption and an image, and how they came about.
 
     A photo in several rows of one product and split is one sample with the captions of all of them. A row without a caption has
     that of its product's first row, as exports of shops mean it.
@@ -179,31 +205,7 @@ def usable_rows(
                 continue
             size = os.stat(source.path).st_size if source.row is None else table_bytes[source.path]
             rows[place] = ItemRow(record.number, file, shown, source, size, split, single["group"], sample)
-    return list(rows.values()), counts.notes()
-
-
-@dataclass
-class RowCounts:
-    """What was done to rows and is no fault of theirs."""
-
-    without_photo: int = 0
-    filled: int = 0
-    merged: int = 0
-    html: int = 0
-    html_example: str = ""
-    guessed: dict[str, list[str]] = field(default_factory=dict)
-
-    def notes(self) -> list[str]:
-        notes = [f"photos found {how}: {len(each):,} (such as {each[0]})" for how, each in self.guessed.items() if how]
-        if self.filled:
-            notes.append(f"photos whose row has no caption, and which have that of their product's first row: {self.filled:,}")
-        if self.without_photo:
-            notes.append(f"rows without photo and caption, of products that have both in other rows: {self.without_photo:,}")
-        if self.merged:
-            notes.append(f"rows of a photo that an earlier row has: {self.merged:,}; each photo has all its captions")
-        if self.html:
-            notes.append(f"captions with HTML, which was taken out: {self.html:,} (such as {self.html_example!r})")
-        return notes
+    return list(rows.values()), counts
 
 
 class _Filling:
@@ -245,5 +247,6 @@ def _captions(
         if before != caption:
             counts.html += 1
             counts.html_example = counts.html_example or before[:_SHOWN]
+    counts.template_of |= {caption: template.text for caption, template in zip(read, templates, strict=False)}
     first, *others = read
     return (first, *filter(None, others)) if first else ()

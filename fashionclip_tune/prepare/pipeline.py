@@ -9,10 +9,8 @@ import errno
 import functools
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import PIL
@@ -21,8 +19,7 @@ from fashionclip_tune.data.shards import SAMPLES_PER_SHARD, SPLITS, write_datase
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.files import write_json
 from fashionclip_tune.machine.hardware import available_cores
-from fashionclip_tune.prepare.caption_templates import CaptionTemplate, parse_template
-from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, choose_column, choose_id, choose_images, choose_split
+from fashionclip_tune.prepare.columns import ColumnChoice, choose_columns
 from fashionclip_tune.prepare.data_report import ReportedPhoto, report_on
 from fashionclip_tune.prepare.hdf5_tables import IMAGES_DATASET
 from fashionclip_tune.prepare.item_rows import DroppedPhotos, ItemRow, look_for_photos, settled_ids, usable_rows
@@ -32,21 +29,14 @@ from fashionclip_tune.prepare.photo_folder import PhotoFolder
 from fashionclip_tune.prepare.photos import unique_keys
 from fashionclip_tune.prepare.report import PrepareReport, SplitCounts
 from fashionclip_tune.prepare.shard_building import FinishedShard, PlannedShard, Workspace, plan_shards
-from fashionclip_tune.prepare.splits import (
-    UselessDataError,
-    count_leaking_products,
-    drawn_splits,
-    given_splits,
-    refuse_if_empty,
-    seeded_fraction,
-)
+from fashionclip_tune.prepare.split_rows import other_products, splits_of, without_useless_group
+from fashionclip_tune.prepare.splits import UselessDataError, count_leaking_products, refuse_if_empty, seeded_fraction
 from fashionclip_tune.prepare.tables import Tables, read_tables, splits_by_file
 from fashionclip_tune.progress import OnProgress, no_progress
 
 _FORMAT = 2  # of prepare.json; raised when the same input makes other bytes
 _MIN_BLOCK, _MAX_BLOCK = 32, 128  # rows of a file that holds its photos, which are read and shuffled together
 _LARGE_ROW_GROUP = 1_000
-_FEWEST_GROUPS = 10
 
 
 def prepare(
@@ -68,21 +58,22 @@ def prepare(
     check_options(options)
     tables = read_tables(options.tables, encoding=options.encoding, separator=options.separator)
     are_inside = check_images(options, tables)
-    columns, templates, notes = _columns(options, tables, are_inside=are_inside)
+    columns, templates, notes = choose_columns(options, tables, are_inside=are_inside)
     folder = None if are_inside or options.images is None else PhotoFolder(options.images)
     looked = look_for_photos(tables, folder, columns["image"].names)
     columns["id"], more = settled_ids(columns["id"], tables, looked)
     notes += more
     by_file = {} if columns["split"].names else splits_by_file(options.tables)
     dropped = DroppedPhotos(functools.partial(_advice, options), ", ".join(map(str, options.tables)))
-    rows, more = usable_rows(tables, looked, columns, templates, by_file, dropped)
-    notes += more
+    rows, counts = usable_rows(tables, looked, columns, templates, by_file, dropped)
+    notes += counts.notes()
     dropped.refuse_if_most()
     block = min(max(_MIN_BLOCK, tables.photos_of_block), _MAX_BLOCK) if are_inside else 1
     rows = _shuffled_with_keys(rows, block, options.seed)
-    columns["group"], rows, more = _splittable(columns["group"], rows)
+    columns["group"], rows, more = without_useless_group(columns["group"], rows)
     notes += more
-    splits, splits_from, advice = _splits(options, columns, by_file, rows)
+    splits, splits_from, advice = splits_of(options, columns, by_file, rows)
+    notes += other_products(columns, tables, rows, splits)
     by_split = {wanted: [row for row, split in zip(rows, splits, strict=True) if split == wanted] for wanted in SPLITS}
     plan = plan_shards(by_split, largest=SAMPLES_PER_SHARD, augmented=any(len(row.sample.captions) > 1 for row in rows))
     workspace = Workspace(options.out)
@@ -105,7 +96,9 @@ def prepare(
             splits_from=splits_from,
             leaking_products=count_leaking_products([row.ties() for row in rows], splits) if splits_from else 0,
             data=report_on(
-                [_reported(shard.planned.split, row, hashes) for shard in finished for row, hashes in shard.written()]
+                [_reported(shard.planned.split, row, hashes) for shard in finished for row, hashes in shard.written()],
+                template_of=counts.template_of,
+                notes_protocol=not tables.is_hdf5,  # Fashion-Gen's published figures are at instance level
             ),
         )
         write_json(options.out / "report.json", report.as_json())
@@ -114,7 +107,8 @@ def prepare(
             for split, counts in report.splits.items()
             if counts.samples
         }
-        write_dataset_json(options.out, described, source=_source(options, columns, drawn=splits_from is None))
+        source = _source(options, columns, drawn=splits_from is None)
+        write_dataset_json(options.out, described, source=source, protocol=report.data.protocol)
     return report
 
 
@@ -219,42 +213,6 @@ def _source(options: PrepareOptions, columns: Mapping[str, ColumnChoice], *, dra
     return f"{', '.join(path.name for path in options.tables)} ({source})"
 
 
-def _columns(
-    options: PrepareOptions, tables: Tables, *, are_inside: bool
-) -> tuple[dict[str, ColumnChoice], list[CaptionTemplate], list[str]]:
-    """The columns by purpose, the templates, and what is to be said of the guesses."""
-    templates = [parse_template(text, tables.columns) for text in options.captions]
-    # What is found in this look does not count as a name that stands for a file.
-    folder = None if are_inside or options.images is None else PhotoFolder(options.images)
-    columns = {"image": choose_images(options.image_columns, tables, folder)}
-    if templates:
-        names = tuple(dict.fromkeys(column for template in templates for column in template.columns))
-        columns["caption"] = ColumnChoice(names, guessed=False)
-    else:
-        columns["caption"] = choose_column("caption", _chosen(options.caption_column), tables)
-    columns["id"], notes = choose_id(_chosen(options.id_column), tables)
-    columns["category"] = choose_column("category", _chosen(options.category_column), tables)
-    columns["split"], more = choose_split(_chosen(options.split_column), tables)
-    columns["group"] = choose_column("group", _chosen(options.group_column), tables)
-    if columns["group"].guessed and columns["group"] in (columns["category"], columns["id"]):
-        columns["group"] = NOT_THERE
-    return columns, templates, [*tables.notes, *notes, *more]
-
-
-def _chosen(name: str | None) -> tuple[str, ...]:
-    return () if name is None else (name,)
-
-
-def _splittable(choice: ColumnChoice, rows: Sequence[ItemRow]) -> tuple[ColumnChoice, list[ItemRow], list[str]]:
-    """Without a guessed group of which there are too few, or one of which is too large, to be spread over splits."""
-    sizes = Counter(row.group for row in rows if row.group)
-    if not choice.guessed or not sizes or (len(sizes) >= _FEWEST_GROUPS and max(sizes.values()) <= len(rows) / 2):
-        return choice, list(rows), []
-    why = f"it has {len(sizes):,} values, and one of them {max(sizes.values()):,} photos"
-    note = f"column {choice.name} is not kept in one split: {why} (guessed: --group-column)"
-    return NOT_THERE, [replace(row, group="") for row in rows], [note]
-
-
 def _shuffled_with_keys(rows: Sequence[ItemRow], block: int, seed: int) -> list[ItemRow]:
     """A table sorted by category would make shards that are all alike, so rows are shuffled, alike for any order.
 
@@ -269,21 +227,3 @@ def _shuffled_with_keys(rows: Sequence[ItemRow], block: int, seed: int) -> list[
     shuffled = sorted(rows, key=place)
     keys = unique_keys(row.file if row.source.row is not None else row.source.path.name for row in shuffled)
     return [replace(row, sample=replace(row.sample, key=key)) for row, key in zip(shuffled, keys, strict=True)]
-
-
-def _splits(
-    options: PrepareOptions, columns: Mapping[str, ColumnChoice], by_file: Mapping[Path, str], rows: Sequence[ItemRow]
-) -> tuple[list[str], str | None, str]:
-    """The split of each row, what said so (None: drawn), and what to try where a split is empty."""
-    column = columns["split"].name
-    if column is not None or by_file:
-        splits_from = "the names of the files" if column is None else f"the column {column}"
-        splits = given_splits([(row.number, row.split) for row in rows], column=str(columns["split"]))
-        advice = "give a file of that split with another --table" if column is None else "check --split-column"
-    else:
-        splits_from = None
-        shares = {"valid_share": options.valid_share, "test_share": options.test_share}
-        splits = drawn_splits([row.all_ties() for row in rows], **shares, seed=options.seed)
-        advice = "rows of one product, group or caption stay together: try other --valid-share, --test-share or --seed"
-    refuse_if_empty(splits, advice)
-    return splits, splits_from, advice

@@ -122,9 +122,11 @@ def test_photos_a_product() -> None:
     each = report.photos_per_product
     assert (each.fewest, each.median, each.most, round(each.share_with_several, 2)) == (1, 2, 3, 0.67)
     assert "photos a product: 1 to 3, median 2; 67% of the products have several" in report.lines()
-    assert any("--set evaluation.protocol=product" in line for line in report.lines())
+    assert any("the protocol that counts them together, product, unless told" in line for line in report.lines())
+    published = report_on([photo(i, product=(0, 0, 0, 1, 1, 2)[i]) for i in range(6)], notes_protocol=False)
+    assert any("--set evaluation.protocol=product" in line for line in published.lines())
     single = report_on([photo(i) for i in range(3)])
-    assert not any("evaluation.protocol=product" in line for line in single.lines())
+    assert not any("counts them together" in line for line in single.lines())
 
 
 def test_long_captions_are_counted_once_and_with_all_captions() -> None:

@@ -1,5 +1,6 @@
 """What a sweep is planned for: a machine, a space and data that go together."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from fashionclip_tune.tuning.planning.fresh import with_default_points
 from fashionclip_tune.tuning.planning.settings import CheckedFlags, SweepSettings, base_config, refuse_shared
 from fashionclip_tune.tuning.planning.space import SearchSpace, SpaceCheck, check_space, load_space
 from fashionclip_tune.tuning.schedulers import FREEZE_THAW
+
+_log = logging.getLogger(__name__)
+_PROTOCOL = "evaluation.protocol"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ def find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappin
     base = base if begun is None else as_begun(base, begun.get("base_config", {}))
     settles_names = begun is None or "starts" in begun
     shards = run_shards(base)
+    base = _with_protocol(base, settings, space, shards.protocol, begun)
     train, valid = load_data(base, shards)
     if site.gpu is not None:
         site.gpu.clip_rows = rows_of_captions(base, train)
@@ -54,3 +59,24 @@ def find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappin
     if flags.scheduler == FREEZE_THAW:
         space, check = with_default_points(space, check, build, flags.seed)
     return Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check, settles_names)
+
+
+def _with_protocol(
+    base: ProjectConfig,
+    settings: SweepSettings,
+    space: SearchSpace,
+    of_data: str | None,
+    begun: Mapping[str, Any] | None,
+) -> ProjectConfig:
+    """Measured is as it was begun; else as the user or the space says; else as the data want, but for the published runs."""
+    if _PROTOCOL in {**space.base, **settings.overrides} or space.name == "published":
+        return base
+    if begun is not None:
+        return base.with_overrides({_PROTOCOL: begun.get("base_config", {}).get(_PROTOCOL, base.evaluation.protocol)})
+    if of_data is None or of_data == base.evaluation.protocol.value:
+        return base
+    _log.info(
+        f"measured by the protocol {of_data}, as the data set's dataset.json says: most products have several photos; "
+        f"another: --set {_PROTOCOL}=instance"
+    )
+    return base.with_overrides({_PROTOCOL: of_data})

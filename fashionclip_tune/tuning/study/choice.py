@@ -4,9 +4,9 @@ The score of a candidate is the expected improvement of its end over the best en
 Schonlau and Welch 1998, equation 15), over the square root of what it still costs. Trials that run count as having ended where
 they are predicted to, so that two slots do not try the same. What trials are worth at their end comes from ``curve_model``.
 
-One in ``reduction_factor`` of the trials that reach a rung is sent on from it in any case, as ASHA sends the best of them
-(Li et al. 2020, algorithm 2). Before any trial has ended, the model cannot know what training on is worth: without this rule a
-sweep of many trials from a start that the first rung hardly moves would begin one after the other, and end none.
+The first trial runs to its end, whatever is expected of it: points come first, so it is a good default. Before any trial has ended,
+the model cannot know how stages and ends hang together, and from a start that is really pretrained they hardly do: rates
+that are best in the end are behind at the first rung (results/README.md).
 """
 
 import math
@@ -98,8 +98,7 @@ def choose(
     seed: int,
     thaw_cost: float = 0.02,
     num_random: int = 6,
-    rungs: Sequence[float] = (),
-    reduction_factor: int | None = None,
+    first_to_end: bool = True,
 ) -> Choice | None:
     """What a free slot does next; None: nothing may. A function of its arguments only.
 
@@ -113,8 +112,7 @@ def choose(
         thaw_cost: what going on with a trial costs beside its own seconds, in whole trials.
         num_random: trials that are known, points among them, before the model decides, while new ones may be begun: sooner it
             tries little but what is like the first ones.
-        rungs: shares of the budget at which trials wait.
-        reduction_factor: one in so many goes on from each; None: as the scores say.
+        first_to_end: the first trial that has not failed goes on wherever it waits, until one has ended.
     """
     with one_thread():
         known = sorted(known, key=lambda trial: (trial.data, trial.number))
@@ -125,7 +123,7 @@ def choose(
         waiting = [trial for trial in known if trial.state == "waiting" and trial.data == OWN]
         predicted = dict(zip([trial.number for trial in waiting], ends.of(waiting)[0].tolist(), strict=True))
         open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial)]
-        due = _due(known, open_, rungs, reduction_factor)
+        due = [trial for trial in open_ if first_to_end and trial is _first_to_end(known)]
         new = list(fresh(seed, [], _TRIES))[:1] if fresh is not None and len(known) < num_random and not due else []
         if due:
             open_ = due
@@ -157,22 +155,12 @@ def expected_improvement(mean_C: np.ndarray, deviation_C: np.ndarray, best: floa
     return np.asarray(np.maximum(deviation_C * (z_C * below_C + density_C), 0.0))
 
 
-def _due(
-    known: Sequence[KnownTrial], open_: Sequence[KnownTrial], rungs: Sequence[float], reduction_factor: int | None
-) -> list[KnownTrial]:
-    """Those of the highest rung from which fewer than one in ``reduction_factor`` have been sent on; none where all have."""
-    if reduction_factor is None:
-        return []
-    own = [trial for trial in known if trial.data == OWN]
-    last = {trial.number: max(trial.curve, default=0.0) for trial in own}
-    for rung in sorted(rungs, reverse=True):
-        reached = [trial for trial in own if last[trial.number] >= rung]
-        sent_on = [trial for trial in reached if last[trial.number] > rung or trial.state == "running"]
-        if len(reached) // reduction_factor > len(sent_on):
-            due = [trial for trial in open_ if last[trial.number] == rung]
-            if due:
-                return due
-    return []
+def _first_to_end(known: Sequence[KnownTrial]) -> KnownTrial | None:
+    """The first trial that has not failed; none once a trial has had its whole budget."""
+    own = [trial for trial in known if trial.data == OWN and not _has_failed(trial)]
+    if any(_last_share(trial) == 1 for trial in own):
+        return None
+    return next((trial for trial in own if trial.state != "ended"), None)
 
 
 def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: int) -> list[FreshPoint]:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,3 +75,26 @@ def test_fewer_trials_run_side_by_side_where_the_disk_has_no_room_for_more(garme
     assert planned(None, "asha").disk.local_bytes(free.at_a_time) / 1e9 > two + 0.06
     with pytest.raises(UserError, match="is too little: one trial at a time takes up to"):
         planned(one * 1.01, "asha", keep_paused=3)
+
+
+def test_a_sweep_measures_as_its_data_want_unless_told_otherwise(garments: Path, tmp_path: Path, logged: Sequence[str]) -> None:
+    for file in garments.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(json.loads((garments / "dataset.json").read_text()) | {"protocol": "product"})
+    )
+
+    def protocol(begun: SweepPlan | None = None, **settings: Any) -> str:
+        given = {"data": str(tmp_path), "space": "tiny", "budget_examples": 1152, "device": "cpu", "samples_per_second": 100.0}
+        recorded = None if begun is None else {"base_config": begun.base.to_dict(), "starts": {}}
+        return plan_sweep(SweepSettings(**{**given, **settings}), begun=recorded).base.evaluation.protocol.value
+
+    assert protocol() == "product"
+    assert sum("measured by the protocol product, as the data set's dataset.json says" in line for line in logged) == 1
+    assert protocol(overrides={"evaluation.protocol": "instance"}) == "instance"
+    assert protocol(data=str(garments)) == "instance"
+    before = plan_sweep(
+        SweepSettings(data=str(garments), space="tiny", budget_examples=1152, device="cpu", samples_per_second=100.0)
+    )
+    assert protocol(before) == "instance"  # a sweep that began before the data said so

@@ -5,10 +5,10 @@
     python -m benchmarks search_real --record real.jsonl --table
 
 Pairs of sweeps, one of each arm side by side, each with one slot and one thread: the same space, seed, points, start weights,
-number and budget of trials, rungs and training. Stock is Ray Tune's OptunaSearch, told the same points, with its ASHAScheduler; rule is
-``--scheduler asha-stopping``. A sweep ends by itself, or when its trials have trained on as many examples as ``--horizon`` whole
-trials. What counts at any time is the highest of all trials' last reports. Device seconds are those that trials count themselves
-(``device_s``: training, evaluation, and loading what a paused trial goes on from).
+number and budget of trials, rungs and training. Stock is Ray Tune's OptunaSearch, told the same points, with its
+ASHAScheduler; rule is ``--scheduler asha-stopping``. A sweep ends by itself, or when its trials have trained on as many
+examples as ``--horizon`` whole trials. What counts at any time is the highest of all trials' last reports. Device seconds are
+those that trials count themselves (``device_s``: training, evaluation, and loading what a paused trial goes on from).
 """
 
 import argparse

@@ -38,6 +38,9 @@ class TableRows:
     """Rows whose photos are read together, where the file holds them."""
 
 
+_TITLE_LINES = 10
+
+
 @dataclass
 class Header:
     """The names of the columns of a table with a header row; a name that is there again gets a number."""
@@ -57,6 +60,13 @@ class Header:
                     f"{count} columns have the same name {cell!r}: the first one counts, column {place} is called {name!r} here"
                 )
             self.names.append(name)
+
+    @classmethod
+    def place(cls, lines: Sequence[Sequence[str]]) -> int:
+        """Of the header: the first of the first lines that has several cells; a title above a table has one."""
+        filled = [sum(map(bool, line)) for line in lines[:_TITLE_LINES]]
+        several = next((place for place, count in enumerate(filled) if count > 1), None)
+        return several if several is not None else next((place for place, count in enumerate(filled) if count), 0)
 
     def row(self, number: int, cells: Sequence[str], text: str) -> Row | BrokenRow:
         """Cells beyond the header count if they say anything."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate, parse_template
 from fashionclip_tune.prepare.options import PrepareOptions
-from fashionclip_tune.prepare.photo_folder import PhotoFolder
+from fashionclip_tune.prepare.photo_folder import PhotoFolder, names_photos
 from fashionclip_tune.prepare.splits import SPLIT_WORDS
 from fashionclip_tune.prepare.tables import Tables
 
@@ -22,12 +22,23 @@ NO_COLUMN = "none"
 USUAL_NAMES = {
     "image": (
         *("image", "image_path", "image_file", "image_name", "file_name", "file", "photo", "picture", "path", "image_src"),
-        *("images", "image_link", "image_url", "main_image", "photos", "pictures", "img", "bild", "bilddatei", "bilder"),
+        *("images", "image_link", "image_url", "image_urls", "image_urls_x_y_z", "main_image", "base_image", "main_image_url"),
+        *("photos", "pictures", "img", "image_1", "photo_1", "picture_1", "bild", "bilddatei", "bilder", "bild_1", "foto_1"),
         *("foto", "fotos", "produktbild", "fichier", "fichier_image", "imagen", "imagenes", "archivo", "immagine", "immagini"),
     ),
     "caption": (
         *("caption", "input_description", "title", "detail_desc", "name", "product_name", "product_display_name"),
-        *("prod_name", "post_title", "label", "text", "titel", "bezeichnung", "artikelbezeichnung", "produktbezeichnung"),
+        *(
+            "prod_name",
+            "post_title",
+            "label",
+            "text",
+            "comment",
+            "titel",
+            "bezeichnung",
+            "artikelbezeichnung",
+            "produktbezeichnung",
+        ),
         *("produktname", "artikelname", "titre", "nom", "nom_du_produit", "nom_produit", "libelle", "designation", "titulo"),
         *("nombre", "nombre_del_producto", "nombre_producto", "titolo", "nome", "nome_prodotto", "denominazione"),
         *("description", "beschreibung", "descripcion", "descrizione", "input_name"),
@@ -46,6 +57,7 @@ USUAL_NAMES = {
     "split": ("split", "subset", "partition"),
     "group": ("group_id", "group", "item_group_id", "product_code", "parent", "parent_sku", "family_id", "family"),
 }
+_THUMBNAILS = ("thumb", "small", "swatch", "icon", "logo")
 _SAMPLED = 200  # rows, by which a column counts as one of photos
 
 
@@ -121,7 +133,18 @@ def choose_images(chosen: Sequence[str], tables: Tables, folder: PhotoFolder | N
     if not usual and shares.get(best, 0.0) < 0.5:
         advice = ", and no column's cells are names of files in --images: choose it with --image-column"
         raise _none_looks_like("image", advice, tables)
-    return ColumnChoice((best if shares[best] > 0 else usual[0],), guessed=True)
+    best = best if shares[best] > 0 else usual[0]
+    further = [name for name in tables.columns if name != best and _names_further_photos(name, tables, folder)]
+    return ColumnChoice((best, *further), guessed=True)
+
+
+def _names_further_photos(column: str, tables: Tables, folder: PhotoFolder) -> bool:
+    """Mere numbers may name a file by chance; thumbnails are photos that stand in another column."""
+    if any(word in column.casefold() for word in _THUMBNAILS):
+        return False
+    said = [cell for cell in tables.values(column) if cell][:_SAMPLED]
+    looks_so = sum(map(names_photos, said)) > len(said) / 2
+    return looks_so and _share_found(column, tables, folder) > 0.5
 
 
 def _share_found(column: str, tables: Tables, folder: PhotoFolder) -> float:
@@ -170,7 +193,8 @@ def choose_split(chosen: Sequence[str], tables: Tables) -> tuple[ColumnChoice, l
 
 def _none_looks_like(purpose: str, advice: str, tables: Tables) -> UserError:
     of = " and ".join(path.name for path in tables.paths)
-    return UserError(f"no column of {of} looks like the {purpose}{advice}; {_columns_of(tables)}")
+    columns = f"{_columns_of(tables)}; if that is not its header, delete the rows above"
+    return UserError(f"no column of {of} looks like the {purpose}{advice}; {columns}")
 
 
 def _columns_of(tables: Tables) -> str:

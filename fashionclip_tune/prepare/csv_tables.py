@@ -69,15 +69,18 @@ def read_csv(path: Path, *, encoding: str | None = None, separator: str | None =
         if _num_broken(escaped) < _num_broken(records):
             records = escaped
             notes.append("quotation marks are escaped by a backslash")
-    if not records or not any(records[0].cells):
+    place = Header.place([record.cells or [record.problem] for record in records])
+    if not records or not any(records[place].cells or records[place].problem):
         raise UserError(f"table {path} has no header: its first line must name the columns")
-    first = records[0]
+    first = records[place]
+    if place and (above := [_shown(lines, record) for record in records[:place] if any(record.cells)]):
+        notes.append(f"its header is row {start + place + 1}; above it are {', '.join(map(repr, above))}")
     if first.problem:
         raise UserError(f"table {path}: its header, row 1, has {first.problem}: {_shown(lines, first)}")
     header = Header(first.cells)
     rows: list[Row] = []
     broken: list[BrokenRow] = []
-    for number, record in enumerate(records[1:], start=start + 2):
+    for number, record in enumerate(records[place + 1 :], start=start + place + 2):
         said_text = _shown(lines, record)
         if record.problem:
             broken.append(BrokenRow(number, record.problem, said_text))
@@ -131,8 +134,9 @@ def _likely_separator(lines: Sequence[str]) -> str:
         records = [each for each in _records(head, 0, _dialect(separator)) if any(each.cells)]
         if not records:
             return False, 0.0, 0
-        width = len(records[0].cells)
-        others = records[1:]
+        place = Header.place([each.cells for each in records])
+        width = len(records[place].cells)
+        others = records[place + 1 :]
         fitting = sum(len(each.cells) == width for each in others) / max(1, len(others))
         return width > 1, fitting, width
 
@@ -168,7 +172,7 @@ def _records(lines: Sequence[str], start: int, dialect: dict[str, Any]) -> Itera
             start = begun = end
             reader = csv.reader(feed(), **dialect)
             continue
-        width = width or len(cells)
+        width = width or (len(cells) if len(cells) > 1 else 0)
         yield _Record(start, end, cells)
         start = end
 
@@ -179,7 +183,7 @@ def _are_rows(lines: Sequence[str], separator: str, width: int) -> bool:
 
 
 def _num_broken(records: Sequence[_Record]) -> int:
-    width = len(records[0].cells) if records else 0
+    width = len(records[Header.place([each.cells for each in records])].cells) if records else 0
     return sum(bool(each.problem) or (any(each.cells) and len(each.cells) != width) for each in records)
 
 

@@ -1,7 +1,9 @@
 """Excel workbooks (.xlsx): the values of the first sheet that has any, through openpyxl."""
 
 import io
+import re
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 from fashionclip_tune.errors import UserError
@@ -27,15 +29,25 @@ def read_excel(path: Path) -> TableRows:
     try:
         names = [sheet.title for sheet in book.worksheets]
         for sheet in book.worksheets:
-            lines = [[as_text(value) for value in line] for line in sheet.iter_rows(values_only=True)]
-            start = next((place for place, line in enumerate(lines) if any(line)), None)
-            if start is None:
+            lines = [[_text(cell) for cell in line] for line in sheet.iter_rows()]
+            start = Header.place(lines)
+            if not any(map(any, lines[start + 1 :])):
                 continue
-            notes = [f"sheet {sheet.title!r} of {', '.join(names)}: to take another, put it first"] if len(names) > 1 else []
+            others = ", ".join(name for name in names if name != sheet.title)
+            notes = [f"read is sheet {sheet.title!r}, and not {others}; to read another, put it first"] if others else []
+            if any(map(any, lines[:start])):
+                notes.append(f"its header is row {start + 1}; what stands above is left out")
             return _rows(path, lines, start, notes)
     finally:
         book.close()
-    raise UserError(f"table {path} has no header: its first line must name the columns")
+    raise UserError(f"table {path} has no sheet with a header and rows; its sheets are {', '.join(names)}")
+
+
+def _text(cell: Any) -> str:
+    """A number that is shown with leading zeros has them."""
+    if isinstance(cell.value, int) and re.fullmatch("0+", cell.number_format):
+        return str(cell.value).zfill(len(cell.number_format))
+    return as_text(cell.value)
 
 
 def _rows(path: Path, lines: list[list[str]], start: int, notes: list[str]) -> TableRows:

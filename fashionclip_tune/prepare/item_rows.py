@@ -10,7 +10,7 @@ from fashionclip_tune.prepare.caption_templates import CaptionTemplate
 from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, usual_columns
 from fashionclip_tune.prepare.html_text import without_html
 from fashionclip_tune.prepare.photo_encoding import PhotoSource
-from fashionclip_tune.prepare.photo_folder import MISSING, FoundPhoto, PhotoFolder
+from fashionclip_tune.prepare.photo_folder import NONE_NAMED, FoundPhoto, PhotoFolder
 from fashionclip_tune.prepare.splits import Tie, UselessDataError
 from fashionclip_tune.prepare.tables import Record, Tables
 
@@ -132,10 +132,15 @@ class RowCounts:
     html_example: str = ""
     template_of: dict[str, str] = field(default_factory=dict)
     """By caption."""
-    guessed: dict[str, list[str]] = field(default_factory=dict)
+    guessed: dict[str, dict[PhotoSource, str]] = field(default_factory=dict)
+    """By how they were found, photos with an example."""
 
     def notes(self) -> list[str]:
-        notes = [f"photos found {how}: {len(each):,} (such as {each[0]})" for how, each in self.guessed.items() if how]
+        notes = [
+            f"photos found {how}: {len(each):,} (such as {next(iter(each.values()))})"
+            for how, each in self.guessed.items()
+            if how
+        ]
         if self.filled:
             notes.append(f"photos whose row has no caption, and which have that of their product's first row: {self.filled:,}")
         if self.without_photo:
@@ -179,13 +184,13 @@ def usable_rows(
             continue
         single = {purpose: values.get(choice.names[0], "") if choice.names else "" for purpose, choice in columns.items()}
         captions = _captions(record, values, templates, columns["caption"], counts)
-        for file, source, problem, guess in each.photos or (("", None, MISSING, ""),):
+        for file, source, problem, guess in each.photos or (("", None, NONE_NAMED, ""),):
             dropped.num_photos += 1
             shown = f"{record.table.name}: {file}" if several else file
             if problem or source is None or not captions:
                 dropped.add(problem or "caption empty", record.number, shown)
                 continue
-            counts.guessed.setdefault(guess, []).append(f"{file!r} is {source.path.name}")
+            counts.guessed.setdefault(guess, {})[source] = f"{file!r} is {source.path.name}"
             counts.filled += is_filled
             split = splits_by_file.get(record.table, single["split"])
             sample = ShardSample(
@@ -216,9 +221,10 @@ class _Filling:
         self._caption = templates[0].columns[0] if templates else columns["caption"].names[0]
         of_templates = (column for template in templates for column in template.columns)
         of_purposes = (
-            columns[purpose].names[0] for purpose in ("caption", "category", "split", "group") if columns[purpose].names
+            columns[purpose].names[0] for purpose in ("id", "caption", "category", "split", "group") if columns[purpose].names
         )
         self._columns = tuple(dict.fromkeys((*of_templates, *of_purposes)))
+        self._above: Record | None = None
         self._first: dict[str, Record] = {}
         if self._id is not None:
             for record in tables.records:
@@ -226,9 +232,15 @@ class _Filling:
                     self._first.setdefault(record.values[self._id], record)
 
     def __call__(self, record: Record) -> tuple[dict[str, str], bool]:
-        if self._id is None or record.values[self._caption] or not record.values[self._id]:
+        if self._id is None:
             return record.values, False
-        first = self._first.get(record.values[self._id])
+        if record.values[self._id] or record.values[self._caption]:
+            self._above = record
+        if record.values[self._caption]:
+            return record.values, False
+        # Merged cells of a spreadsheet: neither product nor caption, so it is the product of the row above.
+        product = record.values[self._id] or (self._above.values[self._id] if self._above is not None else "")
+        first = self._first.get(product) if product else None
         if first is None:
             return record.values, False
         return record.values | {name: first.values[name] for name in self._columns if not record.values[name]}, True

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 # In the order in which a name without a suffix finds them.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-MISSING, OUTSIDE = "image missing", "image outside the folder"
+MISSING, OUTSIDE, NONE_NAMED = "image missing", "image outside the folder", "row names no image"
 _AMBIGUOUS = "image name fits several files"
 _BY_NAME, _BY_NUMBER = "by the name of the file alone", "by their number without leading zeros"
 
@@ -59,7 +59,11 @@ class PhotoFolder:
         for part in filter(None, parts):
             matches = self._matching(part) if re.search(r"[*?\[]", part) and not _is_outside(part) else []
             found += [FoundPhoto(name, self._folder / name) for name in matches] or self._one_or_several(part)
-        return found or [FoundPhoto(cell, None, MISSING)]
+        return found or [FoundPhoto(cell, None, NONE_NAMED)]
+
+    def unnamed(self, named: Set[Path]) -> list[str]:
+        """Photos of the folder that are none of those."""
+        return [name for name in self._photos if self._folder / name not in named]
 
     def settled(self, found: FoundPhoto) -> FoundPhoto:
         """Once all names were looked for: a file that several of them would take for theirs belongs to none of these."""
@@ -71,11 +75,10 @@ class PhotoFolder:
     def _one_or_several(self, part: str) -> list[FoundPhoto]:
         """Commas may be part of a name."""
         names = [name.strip() for name in part.split(",") if name.strip()]
-        if len(names) > 1 and self._surely(part) is None and _key(_plain(part)[0].rpartition("/")[2]) not in self._by_last:
-            each = [self._one(name) for name in names]
-            if any(one.path is not None for one in each):
-                return each
-        return [self._one(part)]
+        last = _plain(part)[0].rpartition("/")[2]
+        is_one = len(names) < 2 or self._surely(part) is not None or ("," in last and _key(last) in self._by_last)
+        each = [] if is_one else [self._one(name) for name in names]
+        return each if any(one.path is not None for one in each) else [self._one(part)]
 
     def _one(self, cell: str) -> FoundPhoto:
         if (path := self._surely(cell)) is not None:
@@ -90,7 +93,7 @@ class PhotoFolder:
         named = self._by_last.get(_key(last)) or ([] if _has_suffix(last) else self._by_last_stem.get(_key(last), []))
         for how, files in ((_BY_NAME, named), (_BY_NUMBER, self._by_number.get(_number(_without_suffix(last)), []))):
             if files:
-                best = self._best(files)
+                best = self._best(_longest_tail(files, unquote(relative)))
                 if best is None:
                     return FoundPhoto(cell, None, _AMBIGUOUS)
                 self._guessed_from[best].add(name)
@@ -134,8 +137,8 @@ class PhotoFolder:
                 if name.startswith(f"{folder}/"):
                     name = name[len(str(folder)) + 1 :]
                     break
-            else:
-                return None
+            else:  # such as Magento's: from the root of the photos
+                return name[1:] if os.path.isfile(self._folder / name[1:]) and ".." not in Path(name).parts else None
         normal = os.path.normpath(name) if name else ""
         return None if normal == ".." or normal.startswith("../") else normal
 
@@ -203,9 +206,27 @@ def _plain(cell: str) -> tuple[str, bool]:
     return cell.replace("\\", "/"), False
 
 
+def _longest_tail(files: Sequence[str], path: str) -> Sequence[str]:
+    """Those that have most of the last parts of a path in common with it."""
+
+    def common(file: str) -> int:
+        pairs = zip(
+            reversed(_key(_without_suffix(file)).split("/")), reversed(_key(_without_suffix(path)).split("/")), strict=False
+        )
+        return next((number for number, (mine, other) in enumerate(pairs) if mine != other), file.count("/") + 1)
+
+    longest = max(map(common, files))
+    return [file for file in files if common(file) == longest]
+
+
 def _is_outside(name: str) -> bool:
     """Whether a name leads out of the folder, or may."""
     return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def names_photos(cell: str) -> bool:
+    """Whether a cell has the look of names of photos."""
+    return any(_has_suffix(_plain(part.strip())[0]) for part in re.split(r"[|;,\n]", cell))
 
 
 def _listed(cell: str) -> list[str]:

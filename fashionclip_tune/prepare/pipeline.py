@@ -22,7 +22,7 @@ from fashionclip_tune.machine.hardware import available_cores
 from fashionclip_tune.prepare.columns import ColumnChoice, choose_columns
 from fashionclip_tune.prepare.data_report import ReportedPhoto, report_on
 from fashionclip_tune.prepare.hdf5_tables import IMAGES_DATASET
-from fashionclip_tune.prepare.item_rows import DroppedPhotos, ItemRow, look_for_photos, settled_ids, usable_rows
+from fashionclip_tune.prepare.item_rows import DroppedPhotos, ItemRow, RecordPhotos, look_for_photos, settled_ids, usable_rows
 from fashionclip_tune.prepare.options import PrepareOptions, check_images, check_options
 from fashionclip_tune.prepare.photo_encoding import ImageHashes
 from fashionclip_tune.prepare.photo_folder import PhotoFolder
@@ -31,7 +31,7 @@ from fashionclip_tune.prepare.report import PrepareReport, SplitCounts
 from fashionclip_tune.prepare.shard_building import FinishedShard, PlannedShard, Workspace, plan_shards
 from fashionclip_tune.prepare.split_rows import other_products, splits_of, without_useless_group
 from fashionclip_tune.prepare.splits import UselessDataError, count_leaking_products, refuse_if_empty, seeded_fraction
-from fashionclip_tune.prepare.tables import Tables, read_tables, splits_by_file
+from fashionclip_tune.prepare.tables import Tables, read_tables, refuse_if_mostly_broken, splits_by_file
 from fashionclip_tune.progress import OnProgress, no_progress
 
 _FORMAT = 2  # of prepare.json; raised when the same input makes other bytes
@@ -58,11 +58,14 @@ def prepare(
     check_options(options)
     tables = read_tables(options.tables, encoding=options.encoding, separator=options.separator)
     are_inside = check_images(options, tables)
+    refuse_if_mostly_broken(tables)
     columns, templates, notes = choose_columns(options, tables, are_inside=are_inside)
     folder = None if are_inside or options.images is None else PhotoFolder(options.images)
     looked = look_for_photos(tables, folder, columns["image"].names)
     columns["id"], more = settled_ids(columns["id"], tables, looked)
     notes += more
+    if folder is not None:
+        notes += _unnamed(folder, looked)
     by_file = {} if columns["split"].names else splits_by_file(options.tables)
     dropped = DroppedPhotos(functools.partial(_advice, options), ", ".join(map(str, options.tables)))
     rows, counts = usable_rows(tables, looked, columns, templates, by_file, dropped)
@@ -159,7 +162,15 @@ def _advice(options: PrepareOptions, reason: str) -> str:
         return f"Is {'--caption' if options.captions else '--caption-column'} right?"
     if options.images is None:
         return "Are these photos?"
+    if "several" in reason:
+        return "Names are told apart where the table has the folders of its photos, too"
     return f"Is --images {options.images} the right folder? Is --image-column right?"
+
+
+def _unnamed(folder: PhotoFolder, looked: Sequence[RecordPhotos]) -> list[str]:
+    named = {source.path for each in looked for _, source, _, _ in each.photos if source is not None}
+    names = folder.unnamed(named)
+    return [f"photos in --images that no row names: {len(names):,} (such as {names[0]})"] if names else []
 
 
 def _notes(notify: Callable[[str], None], workspace: Workspace, plan: Sequence[PlannedShard], tables: Tables) -> None:

@@ -59,11 +59,15 @@ def drawn_splits(rows: Sequence[Sequence[Tie]], *, valid_share: float, test_shar
             # A component's root is its smallest product, whatever the order of the rows.
             first, second = sorted((root(product), root(other)), key=lambda tie: (tie[0] != product[0], tie))
             parents[second] = first
-    splits: list[str] = []
-    for product, *_ in rows:
-        fraction = seeded_fraction(seed, root(product)[1])
-        held_out = "valid" if fraction < valid_share else "test"
-        splits.append(held_out if fraction < valid_share + test_share else "train")
+    fractions = [seeded_fraction(seed, root(product)[1]) for product, *_ in rows]
+    held_out = ["valid" if each < valid_share else "test" for each in fractions]
+    splits = [split if each < valid_share + test_share else "train" for each, split in zip(fractions, held_out, strict=True)]
+    # Of few components none may be drawn for a split: those nearest to it go there.
+    if fractions and min(fractions) < max(fractions):
+        if "valid" not in splits:
+            splits = ["valid" if each == min(fractions) else split for each, split in zip(fractions, splits, strict=True)]
+        if "train" not in splits:
+            splits = ["train" if each == max(fractions) else split for each, split in zip(fractions, splits, strict=True)]
     return splits
 
 

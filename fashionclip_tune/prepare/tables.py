@@ -98,6 +98,21 @@ def read_tables(paths: Sequence[Path], *, encoding: str | None = None, separator
     )
 
 
+def refuse_if_mostly_broken(tables: Tables) -> None:
+    """Guesses of columns would be misled.
+
+    Raises:
+        UserError: more rows do not fit the header than do.
+    """
+    if len(tables.broken) > len(tables.records):
+        path, row = tables.broken[0]
+        raise UserError(
+            f"{len(tables.broken):,} of {len(tables.broken) + len(tables.records):,} rows of {path} do not fit its header, "
+            f"such as row {row.number}, which has {row.reason}: {row.text!r}. Is the header the first row? Is the separator right "
+            "(--separator)? A separator within a cell wants quotation marks around it"
+        )
+
+
 def _kind(path: Path) -> str:
     """By the name, and where that says nothing by the first bytes.
 

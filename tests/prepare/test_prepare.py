@@ -152,7 +152,7 @@ def test_unusable_rows_are_dropped_by_reason(shop: Shop, tmp_path: Path) -> None
     shop.add_image("good.jpg")
     bad = {
         "nowhere.jpg": "image missing",
-        "": "image missing",
+        "": "row names no image",
         "x" * 3000: "image missing",
         "broken.jpg": "image cannot be decoded",
         "cut.jpg": "image cannot be decoded",
@@ -164,7 +164,7 @@ def test_unusable_rows_are_dropped_by_reason(shop: Shop, tmp_path: Path) -> None
     report = shop.prepare()
     found = {file: reason for reason, lost in report.dropped.items() for _, file in lost}
     assert found == bad
-    assert report.dropped["image missing"] == ((22, "nowhere.jpg"), (23, ""), (24, "x" * 3000))
+    assert report.dropped["image missing"] == ((22, "nowhere.jpg"), (24, "x" * 3000))
     assert report.num_rows == 28
     assert sum(counts.samples for counts in report.splits.values()) == 20 == len(shop.samples())
     assert "dropped: 8 of 28 photos" in str(report)
@@ -249,13 +249,13 @@ def test_wrong_options_are_refused(shop: Shop, options: dict[str, Any], message:
     ("content", "message"),
     [
         (b"", "has no header"),
-        (b"\n1.jpg,shirt\n", "has no header"),
+        (b"\n1.jpg,shirt\n", "has a header but no rows"),
         (b"image,caption\n\n,\n", "no rows"),
         (b"image,caption\n1.jpg,r\x81t\n", "no text in UTF-8 or Windows-1252.*choose its encoding with --encoding"),
         (b"bild;preis\n1.jpg;3\n", "looks like the caption: choose it with --caption-column.*columns bild, preis"),
         (b"price,caption\n1,red\n", "looks like the image, and no column's cells are names of files.*columns price, caption"),
         (b"image,price\n1.jpg,3\n", "looks like the caption: choose it with --caption-column.*columns image, price"),
-        (b'image,caption\n1.jpg,"' + b"x" * 200_000, "a quotation mark that is not closed.*row 2"),
+        (b'image,caption\n1.jpg,"' + b"x" * 200_000, "row 2, which has a quotation mark that is not closed"),
     ],
 )
 def test_wrong_tables_are_refused(shop: Shop, content: bytes, message: str) -> None:
@@ -352,7 +352,7 @@ def test_drawn_splits_never_share_a_product_group_or_caption(shop: Shop, seed: i
         row["said"], row["grouped"] = " ".join(row["caption"].casefold().split()), row["group_id"] or row["image"]
         row["file"] = row["image"] = rng.choice(rows)["image"] if rng.random() < 0.2 else row["image"]
     shop.write_table(rows)
-    shop.prepare(seed=seed, valid_share=0.2, test_share=0.2)
+    shop.prepare(seed=seed, valid_share=0.2, test_share=0.2, image_columns=("image",))
     for field in ("product_id", "said", "grouped", "file"):
         homes = Counter(value for values in shop.by_split(field).values() for value in set(values))
         assert set(homes.values()) == {1}, field

@@ -356,3 +356,69 @@ def test_avif_under_any_name(shop: Shop) -> None:
     rows = [f"{shop.photo(f'{i}.{suffix}', 'AVIF')},Bag {i}" for i in range(NUM) for suffix in ("jpg", "avif")]
     assert not shop.prepare("image,title\n" + "\n".join(rows)).dropped
     assert len(shop.samples()) == 2 * NUM
+
+
+@pytest.mark.parametrize("separator", [",", ", "])
+def test_several_addresses_in_a_cell(shop: Shop, separator: str) -> None:
+    rows = []
+    for i in range(NUM):
+        names = [shop.photo(f"w{i}-{view}.jpg") for view in range(3)]
+        rows.append(f'{i},Dress {i},"{separator.join(f"https://s.example/up/{name}?w=8&h=9" for name in names)}"')
+    report = shop.prepare("ID,Name,Images\n" + "\n".join(rows))
+    assert {product: len(keys) for product, keys in shop.products().items()} == {str(i): 3 for i in range(NUM)}
+    assert f"photos found by the name of the file alone: {3 * NUM} " in str(report)
+
+
+def test_further_columns_of_photos_are_found_and_thumbnails_and_numbers_are_not(shop: Shop) -> None:
+    for i in range(NUM):
+        shop.photo(f"{i}.jpg")  # which the number of a row would name
+        shop.photo(f"thumbs/a{i}.jpg")
+        shop.photo(f"w/s/a{i}.jpg")
+        shop.photo(f"w/s/b{i}.jpg")
+    rows = [f"{i},Dress {i},/w/s/a{i}.jpg,thumbs/a{i}.jpg,/w/s/b{i}.jpg" for i in range(NUM)]
+    report = shop.prepare("sku,name,base_image,thumbnail_image,additional_images\n" + "\n".join(rows))
+    assert report.columns["image"].names == ("base_image", "additional_images")
+    assert {key[0] for key in shop.samples()} == {"a", "b"}
+    assert len(shop.samples()) == 2 * NUM
+    assert f"photos in --images that no row names: {2 * NUM} (such as 0.jpg)" in report.notes
+
+
+def test_addresses_that_differ_in_their_folders(shop: Shop) -> None:
+    rows = [f"{i},Dress {i},https://c.example/p/{shop.photo(f'{i:03d}/main.jpg')}" for i in range(NUM)]
+    report = shop.prepare("id,title,image_url\n" + "\n".join(rows))
+    assert not report.dropped
+    assert {product: captions for product, captions, _ in shop.samples().values()} == {
+        str(i): [f"Dress {i}"] for i in range(NUM)
+    }
+
+
+def test_merged_cells_are_filled_from_the_row_above(shop: Shop) -> None:
+    rows = []
+    for i in range(NUM):
+        rows += [f"{i:04d};Vestido {i};{shop.photo(f'{i}a.jpg')};Vestidos", f";;{shop.photo(f'{i}b.jpg')};"]
+    shop.prepare("Código;Nombre;Foto;Categoría\n" + "\n".join(rows))
+    assert shop.products() == {f"{i:04d}": {f"{i}a", f"{i}b"} for i in range(NUM)}
+    assert shop.samples()["7b"][1] == ["Vestido 7"]
+
+
+def test_a_title_above_the_header(shop: Shop) -> None:
+    rows = [f"{shop.photo(f'{i}.jpg')},Dress {i},P{i}" for i in range(NUM)]
+    report = shop.prepare("Price list 2024\n\nPhoto,Product name,SKU\n" + "\n".join(rows))
+    assert "items.csv: its header is row 3; above it are 'Price list 2024'" in report.notes
+    assert len(shop.samples()) == NUM
+
+
+def test_rows_that_do_not_fit_are_refused_before_columns_are_guessed(shop: Shop) -> None:
+    rows = [f"{shop.photo(f'{i}.jpg')},Dress {i}, 19,90" for i in range(NUM)]
+    with pytest.raises(UserError, match=r"24 of 24 rows of .* such as row 2, which has more cells than the header's 3"):
+        shop.prepare("photo,name,price\n" + "\n".join(rows))
+
+
+def test_few_products_are_in_both_splits(shop: Shop) -> None:
+    for count in (2, 3, 8):
+        (shop.folder / str(count)).mkdir()
+        small = Shop(shop.folder / str(count))
+        rows = [f"{small.photo(f'{i}.jpg')},Dress {i}" for i in range(count)]
+        report = small.prepare("image,title\n" + "\n".join(rows), valid_share=0.1)
+        assert report.splits["train"].samples
+        assert report.splits["valid"].samples

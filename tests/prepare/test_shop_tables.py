@@ -110,7 +110,7 @@ def test_workbooks(tmp_path: Path) -> None:
     tables = read_tables([tmp_path / "a.xlsx"])
     assert [(record.number, *record.values.values()) for record in tables.records] == [(3, "1.jpg", "Kleid", "1163", "")]
     assert [(row.number, row.reason) for _, row in tables.broken] == [(4, "more cells than the header's 4")]
-    assert tables.notes == ("a.xlsx: sheet 'Items' of Notes, Items: to take another, put it first",)
+    assert tables.notes == ("a.xlsx: read is sheet 'Items', and not Notes; to read another, put it first",)
     (tmp_path / "items").write_bytes((tmp_path / "a.xlsx").read_bytes())
     assert read_tables([tmp_path / "items"]).columns == ("Bild", "Titel", "Artikelnummer", "Datum")
     (tmp_path / "b.xlsx").write_bytes(b"image,title\n1.jpg,red\n")

@@ -4,9 +4,9 @@ The score of a candidate is the expected improvement of its end over the best en
 Schonlau and Welch 1998, equation 15), over the square root of what it still costs. Trials that run count as having ended where
 they are predicted to, so that two slots do not try the same. What trials are worth at their end comes from ``curve_model``.
 
-The first trial runs to its end, whatever is expected of it: points come first, so it is a good default. Before any trial has ended,
-the model cannot know how stages and ends hang together, and from a start that is really pretrained they hardly do: rates
-that are best in the end are behind at the first rung (results/README.md).
+The first trial runs to its end, whatever is expected of it: points come first, so it is a good default. Before any trial has
+ended, the model cannot know how stages and ends hang together, and from a start that is really pretrained they hardly do:
+rates that are best in the end are behind at the first rung (results/README.md).
 """
 
 import math

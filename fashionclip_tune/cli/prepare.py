@@ -93,8 +93,8 @@ def add_prepare(commands: Any) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> None:
     from fashionclip_tune.prepare import prepare
-    from fashionclip_tune.prepare.csv_tables import SEPARATORS
     from fashionclip_tune.prepare.options import PrepareOptions
+    from fashionclip_tune.prepare.tables.csv_reader import SEPARATORS
 
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items() if name != "run"

@@ -18,11 +18,14 @@ from fashionclip_tune.storage.checkpoint import tables_beside
 
 # Published runs wrote the first; OpenCLIP's and Lightning's the second.
 _WEIGHTS_KEYS = ("model_state_dict", "state_dict")
-_PARALLEL_PREFIX = "module."
+# Of DataParallel, torch.compile and Lightning, which wrap a network, also one in the other.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_OF_TRANSFORMERS = ("text_model.", "vision_model.")
+_SHOWN_NAMES = 3
 
 
 def read_pickled_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file: the whole of it, or one of its entries; of a network wrapped in DataParallel, too.
+    """The state dict in a file: the whole of it, or one of its entries; without the prefixes of wrappers.
 
     Raises:
         UserError: the file holds code, or no weights.
@@ -44,9 +47,13 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no weights: a state dict is expected, or one under {' or '.join(_WEIGHTS_KEYS)}, not {found}"
         )
-    if all(key.startswith(_PARALLEL_PREFIX) for key in content):
-        return {key.removeprefix(_PARALLEL_PREFIX): value for key, value in content.items()}
-    return dict(content)
+    return _unwrapped(content)
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((each for each in _WRAPPERS if all(name.startswith(each) for name in weights)), None):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return dict(weights)
 
 
 # The order in which OpenCLIP looks for weights in a folder.
@@ -87,7 +94,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix in (".npz", ".npy"):
         raise UserError(f"{path} is a file of big_vision, which is not read: save its weights by OpenCLIP, or name their tag")
-    weights: dict[str, Tensor] = load_file(path) if path.suffix == ".safetensors" else read_pickled_weights(path)
+    weights: dict[str, Tensor] = _unwrapped(load_file(path)) if path.suffix == ".safetensors" else read_pickled_weights(path)
     if not tables_in_rows(weights):
         return weights
     tables = tables_beside(path)
@@ -112,13 +119,30 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object
     """
     if not tables_in_rows(network.state_dict()):
         weights = whole(weights, network.state_dict())
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RuntimeError(_misfit(network.state_dict(), weights) or str(error)) from error
     state = network.state_dict()
     differing = [name for name, tensor in weights.items() if state[name].is_cpu and not _same_bits(state[name], tensor)]
     if differing:
         raise UserError(
             f"the weights in memory are not those of {where}: {len(differing)} tensors differ, such as {differing[0]}"
         )
+
+
+def _misfit(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """In what weights are not a network's; empty where they fit."""
+    missing, unknown = ([name for name in one if name not in other] for one, other in ((wanted, weights), (weights, wanted)))
+    both = ((name, tuple(tensor.shape), tuple(weights[name].shape)) for name, tensor in wanted.items() if name in weights)
+    shapes = [f"{name} (wanted {mine}, found {theirs})" for name, mine, theirs in both if mine != theirs]
+    problems = []
+    for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+        if names:
+            problems.append(f"{what} are {len(names)} tensors, such as {', '.join(names[:_SHOWN_NAMES])}")
+    if any(name.startswith(_OF_TRANSFORMERS) for name in unknown):
+        problems.append("names such as text_model. are those of transformers: name the folder that has its config.json, too")
+    return "; ".join(problems)
 
 
 def _same_bits(loaded: Tensor, stored: Tensor) -> bool:

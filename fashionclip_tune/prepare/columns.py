@@ -14,7 +14,7 @@ from fashionclip_tune.prepare.caption_templates import CaptionTemplate, parse_te
 from fashionclip_tune.prepare.options import PrepareOptions
 from fashionclip_tune.prepare.photo_folder import PhotoFolder, names_photos
 from fashionclip_tune.prepare.splits import SPLIT_WORDS
-from fashionclip_tune.prepare.tables import Tables
+from fashionclip_tune.prepare.tables.tables import Tables
 
 NO_COLUMN = "none"
 # By purpose, the first that the table has, in any spelling. Fashion-Gen's names begin with input_, and its descriptions are

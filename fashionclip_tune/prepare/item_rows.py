@@ -12,7 +12,7 @@ from fashionclip_tune.prepare.html_text import without_html
 from fashionclip_tune.prepare.photo_encoding import PhotoSource
 from fashionclip_tune.prepare.photo_folder import NONE_NAMED, FoundPhoto, PhotoFolder
 from fashionclip_tune.prepare.splits import Tie, UselessDataError
-from fashionclip_tune.prepare.tables import Record, Tables
+from fashionclip_tune.prepare.tables.tables import Record, Tables
 
 _SHOWN = 80  # letters of a caption
 _MAX_ATTRIBUTE_LENGTH = 200

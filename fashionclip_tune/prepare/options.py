@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.photos import SHORT_SIDE
-from fashionclip_tune.prepare.tables import Tables
+from fashionclip_tune.prepare.tables.tables import Tables
 
 _SIZES = (16, 4_096)
 

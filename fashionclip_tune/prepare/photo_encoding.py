@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fashionclip_tune.prepare.hdf5_tables import pixels_in
-from fashionclip_tune.prepare.parquet_tables import photos_in
 from fashionclip_tune.prepare.photos import photo_as_jpeg, pixels_as_jpeg, why_unreadable
+from fashionclip_tune.prepare.tables.hdf5_reader import pixels_in
+from fashionclip_tune.prepare.tables.parquet_reader import photos_in
 
 _BATCHES_AHEAD = 4  # per worker: bounds what is encoded but not yet written
 THUMBNAIL_SIDE = 8

@@ -21,7 +21,6 @@ from fashionclip_tune.files import write_json
 from fashionclip_tune.machine.hardware import available_cores
 from fashionclip_tune.prepare.columns import ColumnChoice, choose_columns
 from fashionclip_tune.prepare.data_report import ReportedPhoto, report_on
-from fashionclip_tune.prepare.hdf5_tables import IMAGES_DATASET
 from fashionclip_tune.prepare.item_rows import DroppedPhotos, ItemRow, RecordPhotos, look_for_photos, settled_ids, usable_rows
 from fashionclip_tune.prepare.options import PrepareOptions, check_images, check_options
 from fashionclip_tune.prepare.photo_encoding import ImageHashes
@@ -31,7 +30,8 @@ from fashionclip_tune.prepare.report import PrepareReport, SplitCounts
 from fashionclip_tune.prepare.shard_building import FinishedShard, PlannedShard, Workspace, plan_shards
 from fashionclip_tune.prepare.split_rows import other_products, splits_of, without_useless_group
 from fashionclip_tune.prepare.splits import UselessDataError, count_leaking_products, refuse_if_empty, seeded_fraction
-from fashionclip_tune.prepare.tables import Tables, read_tables, refuse_if_mostly_broken, splits_by_file
+from fashionclip_tune.prepare.tables.hdf5_reader import IMAGES_DATASET
+from fashionclip_tune.prepare.tables.tables import Tables, read_tables, refuse_if_mostly_broken, splits_by_file
 from fashionclip_tune.progress import OnProgress, no_progress
 
 _FORMAT = 2  # of prepare.json; raised when the same input makes other bytes

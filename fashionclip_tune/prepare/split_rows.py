@@ -9,7 +9,7 @@ from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, usual_colu
 from fashionclip_tune.prepare.item_rows import ItemRow
 from fashionclip_tune.prepare.options import PrepareOptions
 from fashionclip_tune.prepare.splits import drawn_splits, given_splits, refuse_if_empty
-from fashionclip_tune.prepare.tables import Tables
+from fashionclip_tune.prepare.tables.tables import Tables
 
 _FEWEST_GROUPS = 10
 

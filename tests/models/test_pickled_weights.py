@@ -17,7 +17,7 @@ from fashionclip_tune.models.weights import read_pickled_weights
 from tests.models.test_openclip import scrambled
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5)}
-PARALLEL = {f"module.{key}": tensor for key, tensor in WEIGHTS.items()}
+WRAPPERS = ("", "module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.")
 
 SHAPES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "bare": lambda weights: weights,
@@ -33,10 +33,10 @@ SHAPES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_state_dict_is_found_in_what_runs_save(tmp_path: Path, shape: str, parallel: bool) -> None:
-    torch.save(SHAPES[shape](PARALLEL if parallel else WEIGHTS), tmp_path / "model.pt")
+def test_a_state_dict_is_found_in_what_runs_save(tmp_path: Path, shape: str, wrapper: str) -> None:
+    torch.save(SHAPES[shape]({f"{wrapper}{key}": tensor for key, tensor in WEIGHTS.items()}), tmp_path / "model.pt")
     weights = read_pickled_weights(tmp_path / "model.pt")
     assert weights.keys() == WEIGHTS.keys()
     assert all(torch.equal(weights[key], WEIGHTS[key]) for key in WEIGHTS)
@@ -121,5 +121,26 @@ def test_code_in_a_file_is_not_run(tiny_config: ProjectConfig, tmp_path: Path) -
 
 def test_weights_of_another_model_are_refused(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     torch.save({"model_state_dict": WEIGHTS}, tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"tiny-clip in .*model\.pt cannot be loaded: Error"):
+    with pytest.raises(UserError, match=r"tiny-clip in .*model\.pt cannot be loaded: missing are"):
         load_model(tiny_config.with_overrides({"model.pretrained": str(tmp_path / "model.pt")}))
+
+
+def test_what_does_not_fit_is_said_in_a_line(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+    weights = load_model(tiny_config).network.state_dict()
+    unfit = {"visual.proj": torch.zeros(3, 3), **{name: weights[name] for name in list(weights)[4:] if name != "visual.proj"}}
+    files = {
+        "of transformers": {"text_model.embeddings.weight": torch.zeros(2), "vision_model.embeddings.weight": torch.zeros(2)},
+        "of another shape": unfit,
+    }
+    said = {}
+    for name, content in files.items():
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(UserError) as error:
+            load_model(tiny_config.with_overrides({"model.pretrained": str(tmp_path / "weights.pt")}))
+        said[name] = str(error.value)
+    assert (
+        "unknown are 2 tensors, such as text_model.embeddings.weight, vision_model.embeddings.weight" in said["of transformers"]
+    )
+    assert "are those of transformers: name the folder that has its config.json" in said["of transformers"]
+    assert "of another shape are 1 tensors, such as visual.proj (wanted (" in said["of another shape"]
+    assert "missing are 4 tensors, such as" in said["of another shape"]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.csv_tables import read_csv
-from fashionclip_tune.prepare.tables import read_tables
+from fashionclip_tune.prepare.tables.csv_reader import read_csv
+from fashionclip_tune.prepare.tables.tables import read_tables
 
 
 def cells(path: Path, **options: Any) -> list[tuple[str, ...]]:

@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.cells import as_text
-from fashionclip_tune.prepare.tables import read_tables, splits_by_file
+from fashionclip_tune.prepare.tables.cells import as_text
+from fashionclip_tune.prepare.tables.tables import read_tables, splits_by_file
 
 
 def write_h5(path: Path, num: int = 5, **more: Any) -> Path:

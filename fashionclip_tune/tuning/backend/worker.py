@@ -1,5 +1,6 @@
 """Runs one trial in a Ray worker, within its share of the card, and reports its stages and how it ended."""
 
+import ctypes
 import gc
 import time
 import traceback
@@ -82,6 +83,7 @@ def run_trial(ray_config: dict[str, Any]) -> None:
     reported = {"examples_seen": 0, plan.metric: 0.0}
     # What the actor's last trial left is freed now: its traceback held on to it until it was gone.
     gc.collect()
+    _give_back_memory()
     if not gc.get_freeze_count():
         gc.freeze()  # in a new process: what was imported stays, and searching it took 0.14 s a trial
     if torch.cuda.is_available():
@@ -107,6 +109,14 @@ def run_trial(ray_config: dict[str, Any]) -> None:
             stop_reason, message = StopReason.ERROR, f"{type(error).__name__}: {error} (see {trial_dir / 'error.log'})"
     if stop_reason is not None:
         tune.report({**reported, "stop_reason": str(stop_reason), "message": message})
+
+
+def _give_back_memory() -> None:
+    """Each trial runs in a thread of its own, and the C library keeps what a thread has freed for later ones: a process that
+    went through ten trials of a model of 20M parameters held 6 GB. glibc gives it back when asked; others have no such call."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 import hashlib
 import importlib.util
+import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
@@ -91,14 +94,27 @@ def load_space(name_or_file: str) -> SearchSpace:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
-        raise UserError(f"--space {file} cannot be run: {_where(error)}") from error
+        raise UserError(f"--space {file} cannot be run: {_where(error, file)}") from error
     draw = getattr(module, "space", None)
     if not callable(draw):
         raise UserError(f"--space {file} has no function space(trial) that returns settings by dotted path")
     base, points = getattr(module, "BASE", {}), getattr(module, "POINTS", ())
     if not isinstance(base, dict) or not isinstance(points, list | tuple) or not all(isinstance(p, dict) for p in points):
         raise UserError(f"--space {file}: BASE is a dict of settings by dotted path, POINTS a list of dicts by parameter name")
-    return SearchSpace(file.stem, file.absolute(), draw, base, tuple(points))
+    return SearchSpace(file.stem, file.absolute(), _with_plain_values(draw), base, tuple(points))
+
+
+def _with_plain_values(draw: Callable[[optuna.trial.Trial], Any]) -> Callable[[optuna.trial.Trial], Any]:
+    """NumPy's scalars are the numbers that they are, and paths their text: so they are stored."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, PurePath) else value
+
+    def drawn(trial: optuna.trial.Trial) -> Any:
+        settings = draw(trial)
+        return {name: plain(value) for name, value in settings.items()} if isinstance(settings, dict) else settings
+
+    return drawn
 
 
 def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectConfig], seed: int) -> SpaceCheck:
@@ -114,7 +130,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
     try:
         drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
     except Exception as error:
-        raise UserError(f"space {space.file} fails when it is drawn from: {_where(error)}") from error
+        raise UserError(f"space {space.file} fails when it is drawn from: {_where(error, space.file)}") from error
     for point, wanted in zip_longest(drawn, space.points):
         _check_point(space, point, wanted or {})
         try:
@@ -193,9 +209,22 @@ def _values(distribution: BaseDistribution) -> Sequence[int]:
 def _check_point(space: SearchSpace, point: DrawnPoint, wanted: Mapping[str, Any]) -> None:
     if not isinstance(point.settings, dict):
         raise UserError(f"space {space.file}: space(trial) returned {type(point.settings).__name__}, a dict is expected")
+    for name, drawn in point.distributions.items():
+        for choice in drawn.choices if isinstance(drawn, CategoricalDistribution) else ():
+            if choice is not None and type(choice) not in (bool, int, float, str):
+                raise UserError(
+                    f"space {space.file}: parameter {name} has a choice that cannot be stored, {choice!r} "
+                    f"({type(choice).__name__}): allowed are None, True, False, numbers and texts (of NumPy's: .tolist())"
+                )
+    for name, value in point.settings.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"space {space.file}: {name} = {value!r} cannot be stored ({error}): give numbers, texts, or lists of them"
+            ) from error
     for name, value in wanted.items():
-        distribution = point.distributions.get(name)
-        if distribution is None:
+        if (distribution := point.distributions.get(name)) is None:
             names = ", ".join(point.distributions)
             raise UserError(f"space {space.file}: the point {dict(wanted)} sets {name!r}, which is not drawn: {names} are")
         try:
@@ -215,6 +244,11 @@ def _described(name: str, distribution: BaseDistribution) -> str:
     return name
 
 
-def _where(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} (line {frame.lineno} of {Path(frame.filename).name})"
+def _where(error: Exception, file: Path) -> str:
+    """The error, and the last line of the user's own file on the way to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).absolute() == file.absolute()]
+    frame = (own or frames)[-1]
+    advice = "; one name may not have other choices at another draw: give each set of choices a name of its own"
+    said = f"{type(error).__name__}: {error}{advice if 'dynamic value space' in str(error) else ''}"
+    return f"{said} (line {frame.lineno} of {Path(frame.filename).name}: {frame.line})"

@@ -209,3 +209,16 @@ def test_a_start_that_no_draw_before_the_sweep_had_costs_the_usual(tmp_path: Pat
     run(study, search)
     assert search.is_over()
     assert {settings(trial)["clip_model"] for trial in study.trials()} == {"small", "large"}
+
+
+def test_the_first_trial_is_whole_before_any_other_and_older_sweeps_go_on_without_that_rule(tmp_path: Path) -> None:
+    study, search = opened(tmp_path, first_to_end=True)
+    began = run(study, search)
+    thawed = [each for each in began if each[1]]
+    assert thawed[0] == (0, STAGE)
+    assert all(number != 0 for number, _ in thawed[1:])
+    assert max(study.curve(0)) == BUDGET
+    assert (study.terms() or {})["first_to_end"]
+    recorded = {name: value for name, value in TERMS.to_record().items() if name != "first_to_end"}
+    assert SearchTerms.from_record(recorded) == TERMS
+    assert not TERMS.first_to_end

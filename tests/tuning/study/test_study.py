@@ -6,6 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from fashionclip_tune.errors import UserError
 from fashionclip_tune.tuning.persistence.record import SweepRecord
 from fashionclip_tune.tuning.study.decisions import Decision
 from fashionclip_tune.tuning.study.policy import ModelQuota
@@ -388,3 +389,15 @@ def test_the_journal_opens_in_plain_optuna(tmp_path: Path) -> None:
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal")))
     study = optuna.load_study(study_name="sweep", storage=storage)
     assert study.best_value == max(trial.value for trial in study.trials)
+
+
+def test_blank_lines_of_a_journal_are_passed_over_and_damaged_ones_named(tmp_path: Path) -> None:
+    open_study(tmp_path)
+    journal = tmp_path / "study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"\n".join([b"", *lines, b"  \n"]))
+    open_study(tmp_path)
+    assert all(line.strip() for line in journal.read_bytes().splitlines())
+    journal.write_bytes(b"".join([lines[0], b'{"op_code": 4, "wor{"op_code"\n', *lines[1:]]))
+    with pytest.raises(UserError, match=r"study.journal, line 2, is damaged"):
+        open_study(tmp_path)

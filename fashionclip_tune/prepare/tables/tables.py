@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.cells import BrokenRow, TableRows
-from fashionclip_tune.prepare.csv_tables import read_csv
-from fashionclip_tune.prepare.excel_tables import read_excel
-from fashionclip_tune.prepare.hdf5_tables import read_hdf5
-from fashionclip_tune.prepare.parquet_tables import read_parquet
 from fashionclip_tune.prepare.splits import SPLIT_WORDS
+from fashionclip_tune.prepare.tables.cells import BrokenRow, TableRows
+from fashionclip_tune.prepare.tables.csv_reader import read_csv
+from fashionclip_tune.prepare.tables.excel_reader import read_excel
+from fashionclip_tune.prepare.tables.hdf5_reader import read_hdf5
+from fashionclip_tune.prepare.tables.parquet_reader import read_parquet
 
 _KINDS = {".h5": "HDF5", ".hdf5": "HDF5", ".parquet": "Parquet", ".pq": "Parquet", ".xlsx": "Excel", ".xlsm": "Excel"}
 _READERS = {"HDF5": read_hdf5, "Parquet": read_parquet, "Excel": read_excel}
@@ -108,8 +108,8 @@ def refuse_if_mostly_broken(tables: Tables) -> None:
         path, row = tables.broken[0]
         raise UserError(
             f"{len(tables.broken):,} of {len(tables.broken) + len(tables.records):,} rows of {path} do not fit its header, "
-            f"such as row {row.number}, which has {row.reason}: {row.text!r}. Is the header the first row? Is the separator right "
-            "(--separator)? A separator within a cell wants quotation marks around it"
+            f"such as row {row.number}, which has {row.reason}: {row.text!r}. Is the header the first row? Is the separator "
+            "right (--separator)? A separator within a cell wants quotation marks around it"
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.cells import BrokenRow, Header, Row, TableRows
+from fashionclip_tune.prepare.tables.cells import BrokenRow, Header, Row, TableRows
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _BOMS = (

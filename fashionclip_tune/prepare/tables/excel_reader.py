@@ -7,7 +7,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.cells import BrokenRow, Header, Row, TableRows, as_text
+from fashionclip_tune.prepare.tables.cells import BrokenRow, Header, Row, TableRows, as_text
 
 _SHOWN = 60  # letters of a broken row
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.cells import Row, TableRows, as_text
+from fashionclip_tune.prepare.tables.cells import Row, TableRows, as_text
 
 IMAGES_DATASET = "input_image"
 

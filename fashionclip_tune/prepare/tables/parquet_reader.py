@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.cells import Row, TableRows, as_text
+from fashionclip_tune.prepare.tables.cells import Row, TableRows, as_text
 
 if TYPE_CHECKING:
     import pyarrow

@@ -1,0 +1,1 @@
+"""Tables as shops have them, read as text."""

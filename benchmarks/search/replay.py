@@ -47,6 +47,7 @@ class PausingSearch:
     def __init__(self, world: World, seed: int, points: Sequence[Mapping[str, Any]] = (), *, only_points: bool = False) -> None:
         self._world, self._seed, self._only_points = world, seed, only_points
         self._points = list(points)
+        self._num_points = max(1, len(self._points))
         generator = np.random.default_rng([seed, 3])
         # Random settings are taken from these: drawing them anew for each decision would take most of a replay's time.
         self._pool = [] if only_points else [self._fresh_point(generator, {}) for _ in range(_POOL)]
@@ -103,7 +104,8 @@ class PausingSearch:
         started = time.process_time()
         known, seed = list(self._known.values()), self._seed * 1_000_003 + self._num_decisions
         fresh = None if self._only_points else self._fresh
-        choice = choose(known, fresh=fresh, cost_of_start=self._world.cost_of_start, seed=seed, thaw_cost=THAW_COST)
+        terms = {"cost_of_start": self._world.cost_of_start, "thaw_cost": THAW_COST, "num_points": self._num_points}
+        choice = choose(known, fresh=fresh, seed=seed, **terms)
         self._num_decisions += 1
         self.seconds.append(time.process_time() - started)
         if choice is not None:

@@ -2,13 +2,13 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.index import BadSample, ShardIndex, count_kinds, load_index
 from fashionclip_tune.data.shard_cache import ShardStorage
-from fashionclip_tune.data.shards import Shard, expand_pattern, find_dataset
+from fashionclip_tune.data.shards import DatasetShards, Shard, expand_pattern, find_dataset
 from fashionclip_tune.errors import BadDataError
 from fashionclip_tune.progress import OnProgress, no_progress
 
@@ -28,18 +28,23 @@ class RunShards:
 
 def run_shards(config: ProjectConfig) -> RunShards:
     """The files behind a configuration's shard patterns, found in ``dataset_root`` where no pattern is given."""
+    found = dataset_shards(config)
+    return RunShards(found.train, found.valid, _expanded(config, config.train_eval_shards_pattern), found.protocol)
+
+
+def dataset_shards(config: ProjectConfig) -> DatasetShards:
+    """The splits of a data set; where a pattern names the shards of one, in place of what the folder says."""
     root, allow_remote = config.dataset_dir, config.reading.allow_remote
+    train = _expanded(config, config.train_shards_pattern)
+    valid = _expanded(config, config.valid_eval_shards_pattern or config.valid_shards_pattern)
+    if train and valid:
+        return DatasetShards(root, train, valid, ())
+    found = find_dataset(root, allow_remote=allow_remote)
+    return replace(found, train=train or found.train, valid=valid or found.valid, protocol=None if valid else found.protocol)
 
-    def expand(pattern: str | None) -> tuple[Shard, ...]:
-        return expand_pattern(root, pattern, allow_remote=allow_remote) if pattern else ()
 
-    protocol, train = None, expand(config.train_shards_pattern)
-    valid = expand(config.valid_eval_shards_pattern or config.valid_shards_pattern)
-    if not train or not valid:
-        found = find_dataset(root, allow_remote=allow_remote)
-        protocol = found.protocol if not valid else None
-        train, valid = train or found.train, valid or found.valid
-    return RunShards(train, valid, expand(config.train_eval_shards_pattern), protocol)
+def _expanded(config: ProjectConfig, pattern: str | None) -> tuple[Shard, ...]:
+    return expand_pattern(config.dataset_dir, pattern, allow_remote=config.reading.allow_remote) if pattern else ()
 
 
 def storage_of(config: ProjectConfig) -> ShardStorage:

@@ -4,7 +4,7 @@ import getpass
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,10 @@ from rich.table import Table
 
 from fashionclip_tune.config.choices import RetrievalProtocol
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.data.dataset import cached_index, storage_of
+from fashionclip_tune.data.dataset import cached_index, dataset_shards, storage_of
 from fashionclip_tune.data.index import BadSample, gaps_in_captions
 from fashionclip_tune.data.shard_cache import copy_first
-from fashionclip_tune.data.shards import DatasetShards, Shard, find_dataset
+from fashionclip_tune.data.shards import DatasetShards, Shard
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.dataset import EvaluationSet, evaluation_set
 from fashionclip_tune.evaluation.encode import embed
@@ -129,7 +129,7 @@ def run_evaluate(options: EvaluateOptions, on_phase: OnPhase) -> Report:
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     plan = plan_precision(config)
-    shards = _shards_of(options, find_dataset(options.data, allow_remote=config.reading.allow_remote))
+    shards = _shards_of(options, dataset_shards(replace(config, dataset_root=options.data)))
     storage = storage_of(config)
     named = named_model(options.model, config)
     named.loaded.network.to(plan.device)

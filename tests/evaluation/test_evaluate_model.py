@@ -315,3 +315,25 @@ def test_unreadable_photos_are_listed_by_file_and_key(
     assert f"{shard.name}: {index.keys[5]}" in capsys.readouterr().err
     main([*arguments, "--set", "training.max_bad_share=0.1"])
     assert f"not readable: {shard.name}: {index.keys[5]}" in capsys.readouterr().out
+
+
+def test_shards_of_other_names_are_named_by_patterns_as_in_training(
+    garments: Path, evaluate: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shard in garments.glob("*.tar"):
+        shutil.copy(shard, tmp_path / shard.name.replace("clip_dataset", "photos"))
+    patterns = (
+        "--set",
+        "train_shards_pattern=photos_train.000000.tar",
+        "--set",
+        "valid_shards_pattern=photos_valid.000000.tar",
+    )
+    named = evaluate("tiny-clip", *patterns, data=tmp_path)
+    assert [recalls(row) for row in named["figures"]] == [recalls(row) for row in evaluate("tiny-clip")["figures"]]
+    of_train = evaluate("tiny-clip", "--split", "train", *patterns, data=tmp_path)
+    assert of_train["figures"][0]["num_gallery_images"] == 160
+    other = ("--set", "valid_eval_shards_pattern=test.tar")  # the metrics come from these, as in training
+    assert evaluate("tiny-clip", *patterns, *other, data=tmp_path)["figures"][0]["num_gallery_images"] == 20
+    assert "has no such shards, only train, valid" in refused(
+        capsys, "--model", "tiny-clip", "--data", tmp_path, "--split", "test", "--use-test-split", *patterns
+    )

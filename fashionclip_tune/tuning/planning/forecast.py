@@ -157,7 +157,7 @@ def search_terms(course: Course, budget: int, stage: int, keep_paused: int) -> S
     rule = stopping_rule(FREEZE_THAW, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor)
     costs = course.cost_of_models(budget, stage)
     total = _part_of_budget(course, rule, budget, stage) * course.num_trials * _mean_cost(course, costs)
-    return SearchTerms(course.num_trials, rule.rungs, budget, costs, total, keep_paused, first_to_end=True)
+    return SearchTerms(course.num_trials, rule.rungs, budget, costs, total, keep_paused, max(1, course.num_points))
 
 
 def _mean_cost(course: Course, costs: Mapping[str, float]) -> float:

@@ -4,8 +4,8 @@ The score of a candidate is the expected improvement of its end over the best en
 Schonlau and Welch 1998, equation 15), over the square root of what it still costs. Trials that run count as having ended where
 they are predicted to, so that two slots do not try the same. What trials are worth at their end comes from ``curve_model``.
 
-The first trial runs to its end, whatever is expected of it: points come first, so it is a good default. Before any trial has
-ended, the model cannot know how stages and ends hang together, and from a start that is really pretrained they hardly do:
+Until a trial has ended, only the space's points go on, whatever is expected of others: they are good defaults, and before one
+has ended, the model cannot know how stages and ends hang together. From a start that is really pretrained they hardly do:
 rates that are best in the end are behind at the first rung (results/README.md).
 """
 
@@ -98,7 +98,7 @@ def choose(
     seed: int,
     thaw_cost: float = 0.02,
     num_random: int = 6,
-    first_to_end: bool = True,
+    num_points: int = 1,
 ) -> Choice | None:
     """What a free slot does next; None: nothing may. A function of its arguments only.
 
@@ -112,7 +112,7 @@ def choose(
         thaw_cost: what going on with a trial costs beside its own seconds, in whole trials.
         num_random: trials that are known, points among them, before the model decides, while new ones may be begun: sooner it
             tries little but what is like the first ones.
-        first_to_end: the first trial that has not failed goes on wherever it waits, until one has ended.
+        num_points: of the first so many trials the best goes on, until one trial has ended; 0: there is no such rule.
     """
     with one_thread():
         known = sorted(known, key=lambda trial: (trial.data, trial.number))
@@ -123,7 +123,7 @@ def choose(
         waiting = [trial for trial in known if trial.state == "waiting" and trial.data == OWN]
         predicted = dict(zip([trial.number for trial in waiting], ends.of(waiting)[0].tolist(), strict=True))
         open_ = [trial for trial in waiting if trial.cost is not None and not _has_failed(trial)]
-        due = [trial for trial in open_ if first_to_end and trial is _first_to_end(known)]
+        due = _points_to_end(known, open_, num_points)
         new = list(fresh(seed, [], _TRIES))[:1] if fresh is not None and len(known) < num_random and not due else []
         if due:
             open_ = due
@@ -155,12 +155,12 @@ def expected_improvement(mean_C: np.ndarray, deviation_C: np.ndarray, best: floa
     return np.asarray(np.maximum(deviation_C * (z_C * below_C + density_C), 0.0))
 
 
-def _first_to_end(known: Sequence[KnownTrial]) -> KnownTrial | None:
-    """The first trial that has not failed; none once a trial has had its whole budget."""
+def _points_to_end(known: Sequence[KnownTrial], open_: Sequence[KnownTrial], num_points: int) -> list[KnownTrial]:
+    """Points that may go on, one at a time; none once a trial has had its whole budget."""
     own = [trial for trial in known if trial.data == OWN and not _has_failed(trial)]
-    if any(_last_share(trial) == 1 for trial in own):
-        return None
-    return next((trial for trial in own if trial.state != "ended"), None)
+    if any(_last_share(trial) == 1 or (trial.state == "running" and trial.number < num_points) for trial in own):
+        return []
+    return [trial for trial in open_ if trial.number < num_points]
 
 
 def _new_points(known: Sequence[KnownTrial], ends: "_Ends", fresh: Fresh, seed: int) -> list[FreshPoint]:

@@ -31,7 +31,7 @@ class SearchTerms:
         cost_of_start: of a whole trial, by what it starts from: seconds of a slot, or operations where no rate is known.
         total_cost: of all trials together, in the same unit.
         keep_paused: trials of each start that may wait at a time.
-        first_to_end: as for ``choose``; a sweep that began before there was this rule goes on without.
+        num_points: as for ``choose``; a sweep that began before there was this rule goes on without.
     """
 
     num_trials: int
@@ -40,7 +40,7 @@ class SearchTerms:
     cost_of_start: Mapping[str, float]
     total_cost: float
     keep_paused: int
-    first_to_end: bool = False
+    num_points: int = 0
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "SearchTerms":
@@ -131,7 +131,7 @@ class FreezeThaw:
                 cost_of_start=self._terms.cost_of_start,
                 seed=(self._seed * 1_000_003 + len(self._study.decisions)) % 2**32,
                 num_random=startup_trials(self._terms.num_trials),
-                first_to_end=self._terms.first_to_end,
+                num_points=self._terms.num_points,
             )
         chosen, runner_up = (None, None) if choice is None or comes_point else (choice.chosen, choice.runner_up)
         predicted = {} if choice is None else choice.predicted

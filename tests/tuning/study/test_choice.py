@@ -361,16 +361,20 @@ def test_default_points_are_the_middle_of_rates_one_for_each_start() -> None:
     assert [point.params for point in draw_points(branching, 0, 0, points)] == points
 
 
-def test_the_first_trial_runs_to_its_end_before_the_model_decides() -> None:
+def test_until_a_trial_has_ended_points_go_on() -> None:
     """Behind at the first rung, as good rates from a pretrained start are; until one has ended, nobody can know."""
-    behind = [trial(0, 1e-4, {1 / 9: 0.39}, "waiting"), *(trial(n, 1e-5 * n, {1 / 9: 0.44}, "waiting") for n in range(1, 8))]
+    others = [trial(n, 1e-5 * n, {1 / 9: 0.40 + 0.01 * n}, "waiting") for n in range(1, 8)]
+    behind = [trial(0, 1e-4, {1 / 9: 0.39}, "waiting"), *others]
     assert chosen(behind).chosen.trial == 0
-    assert chosen(behind, first_to_end=False).chosen.trial != 0
+    assert chosen(behind, num_points=0).chosen.trial != 0
     at_two = [trial(0, 1e-4, {1 / 9: 0.39, 1 / 3: 0.40}, "waiting"), *behind[1:]]
     assert chosen(at_two).chosen.trial == 0
     running = [trial(0, 1e-4, {1 / 9: 0.39}, "running"), *behind[1:]]
     assert chosen(running).chosen.trial != 0
+    assert chosen(running, num_points=3) == chosen(running, num_points=0), "one at a time"
+    two = [behind[0], trial(1, 1e-3, {1 / 9: 0.43}, "waiting"), *behind[2:]]
+    assert chosen(two, num_points=2).chosen.trial == 1, "the better one of the points"
     failed = [trial(0, 1e-4, {1 / 9: math.nan}, "ended"), *behind[1:]]
-    assert chosen(failed).chosen.trial == 1
+    assert chosen(failed) == chosen(failed, num_points=0)
     ended = [trial(0, 1e-4, {1 / 9: 0.39, 1 / 3: 0.40, 1.0: 0.41}), *behind[1:]]
-    assert chosen(ended).chosen == chosen(ended, first_to_end=False).chosen
+    assert chosen(ended).chosen == chosen(ended, num_points=0).chosen

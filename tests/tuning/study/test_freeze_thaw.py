@@ -212,13 +212,13 @@ def test_a_start_that_no_draw_before_the_sweep_had_costs_the_usual(tmp_path: Pat
 
 
 def test_the_first_trial_is_whole_before_any_other_and_older_sweeps_go_on_without_that_rule(tmp_path: Path) -> None:
-    study, search = opened(tmp_path, first_to_end=True)
+    study, search = opened(tmp_path, num_points=1)
     began = run(study, search)
     thawed = [each for each in began if each[1]]
     assert thawed[0] == (0, STAGE)
     assert all(number != 0 for number, _ in thawed[1:])
     assert max(study.curve(0)) == BUDGET
-    assert (study.terms() or {})["first_to_end"]
-    recorded = {name: value for name, value in TERMS.to_record().items() if name != "first_to_end"}
+    assert (study.terms() or {})["num_points"] == 1
+    recorded = {name: value for name, value in TERMS.to_record().items() if name != "num_points"}
     assert SearchTerms.from_record(recorded) == TERMS
-    assert not TERMS.first_to_end
+    assert TERMS.num_points == 0

@@ -320,14 +320,10 @@ def test_unreadable_photos_are_listed_by_file_and_key(
 def test_shards_of_other_names_are_named_by_patterns_as_in_training(
     garments: Path, evaluate: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for shard in garments.glob("*.tar"):
-        shutil.copy(shard, tmp_path / shard.name.replace("clip_dataset", "photos"))
-    patterns = (
-        "--set",
-        "train_shards_pattern=photos_train.000000.tar",
-        "--set",
-        "valid_shards_pattern=photos_valid.000000.tar",
-    )
+    for split in ("train", "valid", "test"):
+        (shard,) = garments.glob(f"clip_dataset_{split}*.tar")
+        shutil.copy(shard, tmp_path / f"{split}.tar")
+    patterns = ("--set", "train_shards_pattern=train.tar", "--set", "valid_shards_pattern=valid.tar")
     named = evaluate("tiny-clip", *patterns, data=tmp_path)
     assert [recalls(row) for row in named["figures"]] == [recalls(row) for row in evaluate("tiny-clip")["figures"]]
     of_train = evaluate("tiny-clip", "--split", "train", *patterns, data=tmp_path)

@@ -101,7 +101,10 @@ def look_for_photos(tables: Tables, folder: PhotoFolder | None, columns: Sequenc
 
 
 def settled_ids(choice: ColumnChoice, tables: Tables, looked: Sequence[RecordPhotos]) -> tuple[ColumnChoice, list[str]]:
-    """A guessed column of ids that numbers the captions of one photo is none of products."""
+    """A guessed column that has several values for most photos numbers their captions, not products.
+
+    A few such photos are what shops show where they have none.
+    """
     if not choice.guessed:
         return choice, []
     others = [name for name in usual_columns("id", tables) if name != choice.name]
@@ -111,14 +114,14 @@ def settled_ids(choice: ColumnChoice, tables: Tables, looked: Sequence[RecordPho
             for _, source, _, _ in each.photos:
                 if source is not None:
                     ids_of.setdefault(source, set()).add(each.record.values[name])
-        if all(len(ids) == 1 for ids in ids_of.values()):
+        if sum(len(ids) > 1 for ids in ids_of.values()) <= len(ids_of) / 2:
             taken = ColumnChoice((name,), guessed=True)
             return taken, [] if taken == choice else [f"{_numbers_rows(choice)}; products: by {name} (guessed: --id-column)"]
     return NOT_THERE, [f"{_numbers_rows(choice)}, so it is no product (guessed: --id-column)"]
 
 
 def _numbers_rows(choice: ColumnChoice) -> str:
-    return f"column {choice.name} has several values for one photo"
+    return f"column {choice.name} has several values for most photos"
 
 
 @dataclass

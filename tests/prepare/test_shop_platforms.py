@@ -177,7 +177,7 @@ def test_one_row_a_caption(shop: Shop, with_ids: bool) -> None:
     }
     assert columns(report)["id"] is None
     assert f"rows of a photo that an earlier row has: {4 * NUM}; each photo has all its captions" in str(report)
-    assert ("column id has several values for one photo, so it is no product" in str(report)) == with_ids
+    assert ("column id has several values for most photos, so it is no product" in str(report)) == with_ids
     assert report.num_photos == NUM
 
 
@@ -422,3 +422,11 @@ def test_few_products_are_in_both_splits(shop: Shop) -> None:
         report = small.prepare("image,title\n" + "\n".join(rows), valid_share=0.1)
         assert report.splits["train"].samples
         assert report.splits["valid"].samples
+
+
+def test_a_photo_that_stands_for_a_missing_one_does_not_undo_the_products(shop: Shop) -> None:
+    shop.photo("noimage.jpg")
+    rows = [f"P{i // 2},{'noimage.jpg' if i < 6 else shop.photo(f'{i}.jpg')},Bag {i}" for i in range(2 * NUM)]
+    report = shop.prepare("id,image,title\n" + "\n".join(rows))
+    assert columns(report)["id"] == "id"
+    assert {product for product, keys in shop.products().items() if len(keys) == 2} == {f"P{i}" for i in range(3, NUM)}

@@ -28,20 +28,11 @@ USUAL_NAMES = {
     ),
     "caption": (
         *("caption", "input_description", "title", "detail_desc", "name", "product_name", "product_display_name"),
-        *(
-            "prod_name",
-            "post_title",
-            "label",
-            "text",
-            "comment",
-            "titel",
-            "bezeichnung",
-            "artikelbezeichnung",
-            "produktbezeichnung",
-        ),
-        *("produktname", "artikelname", "titre", "nom", "nom_du_produit", "nom_produit", "libelle", "designation", "titulo"),
-        *("nombre", "nombre_del_producto", "nombre_producto", "titolo", "nome", "nome_prodotto", "denominazione"),
-        *("description", "beschreibung", "descripcion", "descrizione", "input_name"),
+        *("prod_name", "post_title", "label", "text", "comment", "titel", "bezeichnung", "artikelbezeichnung"),
+        *("produktbezeichnung", "produktname", "artikelname", "titre", "nom", "nom_du_produit", "nom_produit", "libelle"),
+        *("designation", "titulo", "nombre", "nombre_del_producto", "nombre_producto"),
+        *("titolo", "nome", "nome_prodotto", "denominazione", "description", "beschreibung", "descripcion", "descrizione"),
+        *("input_name"),
     ),
     "id": (
         *("product_id", "handle", "item_id", "article_id", "id", "sku", "style_id", "input_product_id", "identifier"),
@@ -112,9 +103,6 @@ def usual_columns(purpose: str, tables: Tables) -> list[str]:
 
 def choose_images(chosen: Sequence[str], tables: Tables, folder: PhotoFolder | None) -> ColumnChoice:
     """The columns of photos: those chosen; one that holds the photos; the usual one; or the one whose cells are names of files.
-
-    Args:
-        folder: to look for them; what is found here does not count as one of the table's names for it.
 
     Raises:
         UserError: there is none.
@@ -210,13 +198,17 @@ def _letters(name: str) -> str:
 
 
 def choose_columns(
-    options: PrepareOptions, tables: Tables, *, are_inside: bool
+    options: PrepareOptions, tables: Tables, folder: PhotoFolder | None
 ) -> tuple[dict[str, ColumnChoice], list[CaptionTemplate], list[str]]:
-    """The columns by purpose, the templates, and what is to be said of the guesses."""
+    """The columns by purpose, the templates, and what is to be said of the guesses.
+
+    Args:
+        folder: of the photos; None where the tables hold them.
+    """
     templates = [parse_template(text, tables.columns) for text in options.captions]
-    # What is found in this look does not count as a name that stands for a file.
-    folder = None if are_inside or options.images is None else PhotoFolder(options.images)
     columns = {"image": choose_images(options.image_columns, tables, folder)}
+    if folder is not None:
+        folder.forget()
     if templates:
         names = tuple(dict.fromkeys(column for template in templates for column in template.columns))
         columns["caption"] = ColumnChoice(names, guessed=False)

@@ -40,7 +40,7 @@ class PhotoFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._resolved = folder, folder.resolve()
         self._names_in = cache(self._sorted_names)  # one listing serves every row
         self._sure: set[Path] = set()
         self._guessed_from: defaultdict[Path, set[str]] = defaultdict(set)
@@ -60,6 +60,11 @@ class PhotoFolder:
             matches = self._matching(part) if re.search(r"[*?\[]", part) and not _is_outside(part) else []
             found += [FoundPhoto(name, self._folder / name) for name in matches] or self._one_or_several(part)
         return found or [FoundPhoto(cell, None, NONE_NAMED)]
+
+    def forget(self) -> None:
+        """What was looked for until now was no name of the table's."""
+        self._sure.clear()
+        self._guessed_from.clear()
 
     def unnamed(self, named: Set[Path]) -> list[str]:
         """Photos of the folder that are none of those."""
@@ -110,7 +115,7 @@ class PhotoFolder:
             return None
         for form in dict.fromkeys((relative, unquote(relative))):
             # With the folder's own name in it, and whatever stands before that.
-            _, is_repeated, rest = f"/{form}".rpartition(f"/{self._folder.resolve().name}/")
+            _, is_repeated, rest = f"/{form}".rpartition(f"/{self._resolved.name}/")
             for name in (form, rest) if is_repeated else (form,):
                 files = self._by_path.get(_key(name)) or ([] if _has_suffix(name) else self._by_stem.get(_key(name), []))
                 if files and (best := self._best(files)) is not None:
@@ -133,7 +138,7 @@ class PhotoFolder:
         if re.match(r"[A-Za-z]:/", name):
             return None
         if name.startswith("/"):
-            for folder in (os.path.abspath(self._folder), self._folder.resolve()):
+            for folder in (os.path.abspath(self._folder), self._resolved):
                 if name.startswith(f"{folder}/"):
                     name = name[len(str(folder)) + 1 :]
                     break
@@ -210,9 +215,8 @@ def _longest_tail(files: Sequence[str], path: str) -> Sequence[str]:
     """Those that have most of the last parts of a path in common with it."""
 
     def common(file: str) -> int:
-        pairs = zip(
-            reversed(_key(_without_suffix(file)).split("/")), reversed(_key(_without_suffix(path)).split("/")), strict=False
-        )
+        parts = (reversed(_key(_without_suffix(name)).split("/")) for name in (file, path))
+        pairs = zip(*parts, strict=False)
         return next((number for number, (mine, other) in enumerate(pairs) if mine != other), file.count("/") + 1)
 
     longest = max(map(common, files))

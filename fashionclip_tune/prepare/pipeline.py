@@ -59,8 +59,8 @@ def prepare(
     tables = read_tables(options.tables, encoding=options.encoding, separator=options.separator)
     are_inside = check_images(options, tables)
     refuse_if_mostly_broken(tables)
-    columns, templates, notes = choose_columns(options, tables, are_inside=are_inside)
     folder = None if are_inside or options.images is None else PhotoFolder(options.images)
+    columns, templates, notes = choose_columns(options, tables, folder)
     looked = look_for_photos(tables, folder, columns["image"].names)
     columns["id"], more = settled_ids(columns["id"], tables, looked)
     notes += more

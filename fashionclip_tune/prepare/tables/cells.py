@@ -1,7 +1,7 @@
 """What every kind of table is read into: rows of text, those that cannot be trusted, and what was guessed of the file."""
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ class TableRows:
 
 
 _TITLE_LINES = 10
+SHOWN = 60
+"""Letters of a broken row."""
 
 
 @dataclass
@@ -68,7 +70,19 @@ class Header:
         several = next((place for place, count in enumerate(filled) if count > 1), None)
         return several if several is not None else next((place for place, count in enumerate(filled) if count), 0)
 
-    def row(self, number: int, cells: Sequence[str], text: str) -> Row | BrokenRow:
+    def sorted_out(self, numbered: Iterable[tuple[int, Sequence[str], str]]) -> tuple[list[Row], list[BrokenRow]]:
+        """Rows and those that do not fit, of their numbers, cells and text."""
+        rows: list[Row] = []
+        broken: list[BrokenRow] = []
+        for each in numbered:
+            row = self._row(*each)
+            if isinstance(row, Row):
+                rows.append(row)
+            else:
+                broken.append(row)
+        return rows, broken
+
+    def _row(self, number: int, cells: Sequence[str], text: str) -> Row | BrokenRow:
         """Cells beyond the header count if they say anything."""
         more = cells[len(self.names) :]
         if any(more):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.tables.cells import BrokenRow, Header, Row, TableRows
+from fashionclip_tune.prepare.tables.cells import SHOWN, BrokenRow, Header, TableRows
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _BOMS = (
@@ -25,7 +25,6 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _GUESSED_BY = 200  # lines
-_SHOWN = 60  # letters of a broken row
 _BAD_BYTES = "bytes that are not UTF-8"
 _LONE_SURROGATE = re.compile("[\udc80-\udcff]")  # as which such bytes are decoded
 
@@ -78,18 +77,12 @@ def read_csv(path: Path, *, encoding: str | None = None, separator: str | None =
     if first.problem:
         raise UserError(f"table {path}: its header, row 1, has {first.problem}: {_shown(lines, first)}")
     header = Header(first.cells)
-    rows: list[Row] = []
-    broken: list[BrokenRow] = []
-    for number, record in enumerate(records[place + 1 :], start=start + place + 2):
-        said_text = _shown(lines, record)
-        if record.problem:
-            broken.append(BrokenRow(number, record.problem, said_text))
-        elif any(record.cells):
-            row = header.row(number, record.cells, said_text)
-            (rows if isinstance(row, Row) else broken).append(row)  # type: ignore[arg-type]
-    return TableRows(
-        tuple(filter(None, header.names)), rows, broken, [f"{path.name}: {note}" for note in (*notes, *header.notes)]
-    )
+    numbered = list(enumerate(records[place + 1 :], start=start + place + 2))
+    unread = [BrokenRow(number, each.problem, _shown(lines, each)) for number, each in numbered if each.problem]
+    whole = ((number, each.cells, _shown(lines, each)) for number, each in numbered if not each.problem and any(each.cells))
+    rows, unfit = header.sorted_out(whole)
+    notes = [f"{path.name}: {note}" for note in (*notes, *header.notes)]
+    return TableRows(tuple(filter(None, header.names)), rows, sorted([*unread, *unfit]), notes)
 
 
 def _decoded(path: Path, encoding: str | None) -> tuple[str, list[str]]:
@@ -114,7 +107,7 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, list[str]]:
         tried = encoding or "UTF-8 or Windows-1252"
         raise UserError(f"table {path} is no text in {tried} ({error}): choose its encoding with --encoding") from error
     word = next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")
-    return text, [f"in Windows-1252 (guessed: --encoding), with words such as {word[:_SHOWN]!r}"]
+    return text, [f"in Windows-1252 (guessed: --encoding), with words such as {word[:SHOWN]!r}"]
 
 
 def _without_mark(data: bytes) -> str | None:
@@ -189,4 +182,4 @@ def _num_broken(records: Sequence[_Record]) -> int:
 
 def _shown(lines: Sequence[str], record: _Record) -> str:
     text = lines[record.start].strip().encode("utf-8", "replace").decode()
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

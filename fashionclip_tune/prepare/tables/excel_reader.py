@@ -7,9 +7,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.tables.cells import BrokenRow, Header, Row, TableRows, as_text
-
-_SHOWN = 60  # letters of a broken row
+from fashionclip_tune.prepare.tables.cells import SHOWN, Header, TableRows, as_text
 
 
 def read_excel(path: Path) -> TableRows:
@@ -55,11 +53,7 @@ def _rows(path: Path, lines: list[list[str]], start: int, notes: list[str]) -> T
     while cells and not cells[-1]:
         cells = cells[:-1]
     header = Header(cells)
-    rows: list[Row] = []
-    broken: list[BrokenRow] = []
-    for number, line in enumerate(lines[start + 1 :], start=start + 2):
-        if any(line):
-            row = header.row(number, line + [""] * (len(cells) - len(line)), ", ".join(line)[:_SHOWN])
-            (rows if isinstance(row, Row) else broken).append(row)  # type: ignore[arg-type]
+    filled = [(number, line + [""] * (len(cells) - len(line))) for number, line in enumerate(lines, start=1)][start + 1 :]
+    rows, broken = header.sorted_out((number, line, ", ".join(line)[:SHOWN]) for number, line in filled if any(line))
     notes = [f"{path.name}: {note}" for note in (*notes, *header.notes)]
     return TableRows(tuple(filter(None, header.names)), rows, broken, notes)

@@ -7,6 +7,7 @@ sets have them.
 import io
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,8 @@ def photos_in(path: Path, column: str, rows: Sequence[int]) -> list[bytes | None
         OSError: the file cannot be read there.
     """
     found: list[bytes | None] = []
-    starts, place = _row_groups(path, path.stat().st_mtime_ns), dict(_byte_columns(_schema(path)))[column]
-    for group, (start, end) in enumerate(starts):
+    place, groups = _layout(path, column, path.stat().st_mtime_ns)
+    for group, (start, end) in enumerate(groups):
         wanted = [row - start for row in rows if start <= row < end]
         if wanted:
             found += _photos_of_group(path, place, group, wanted)
@@ -144,18 +145,12 @@ def _photos_of_group(path: Path, place: str, group: int, rows: Sequence[int]) ->
     return _bytes_in(column.take(rows))
 
 
-def _schema(path: Path) -> Any:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        return file.schema_arrow
-
-
 @lru_cache(maxsize=64)
-def _row_groups(path: Path, changed_ns: int) -> list[tuple[int, int]]:
+def _layout(path: Path, column: str, changed_ns: int) -> tuple[str, list[tuple[int, int]]]:
+    """Where the bytes of a column are, and the first and last rows of the groups."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
+        place = dict(_byte_columns(file.schema_arrow))[column]
         lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    starts = [sum(lengths[:group]) for group in range(len(lengths))]
-    return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    return place, list(pairwise(accumulate(lengths, initial=0)))

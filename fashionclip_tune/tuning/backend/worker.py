@@ -112,8 +112,8 @@ def run_trial(ray_config: dict[str, Any]) -> None:
 
 
 def _give_back_memory() -> None:
-    """Each trial runs in a thread of its own, and the C library keeps what a thread has freed for later ones: a process that
-    went through ten trials of a model of 20M parameters held 6 GB. glibc gives it back when asked; others have no such call."""
+    """Each trial runs in a thread of its own, and the C library keeps what a thread has freed for later ones. glibc gives it
+    back when asked; others have no such call."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -112,7 +112,7 @@ def choose(
         thaw_cost: what going on with a trial costs beside its own seconds, in whole trials.
         num_random: trials that are known, points among them, before the model decides, while new ones may be begun: sooner it
             tries little but what is like the first ones.
-        num_points: of the first so many trials the best goes on, until one trial has ended; 0: there is no such rule.
+        num_points: of the first so many trials the best goes on, until a trial is known that ended; 0: there is no such rule.
     """
     with one_thread():
         known = sorted(known, key=lambda trial: (trial.data, trial.number))
@@ -156,9 +156,10 @@ def expected_improvement(mean_C: np.ndarray, deviation_C: np.ndarray, best: floa
 
 
 def _points_to_end(known: Sequence[KnownTrial], open_: Sequence[KnownTrial], num_points: int) -> list[KnownTrial]:
-    """Points that may go on, one at a time; none once a trial has had its whole budget."""
-    own = [trial for trial in known if trial.data == OWN and not _has_failed(trial)]
-    if any(_last_share(trial) == 1 or (trial.state == "running" and trial.number < num_points) for trial in own):
+    """Points that may go on, one at a time; none once a trial has had its whole budget, in this sweep or an older one."""
+    if any(_last_share(trial) == 1 for trial in known):
+        return []
+    if any(trial.state == "running" and trial.number < num_points and not _has_failed(trial) for trial in known):
         return []
     return [trial for trial in open_ if trial.number < num_points]
 

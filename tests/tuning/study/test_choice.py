@@ -376,5 +376,7 @@ def test_until_a_trial_has_ended_points_go_on() -> None:
     assert chosen(two, num_points=2).chosen.trial == 1, "the better one of the points"
     failed = [trial(0, 1e-4, {1 / 9: math.nan}, "ended"), *behind[1:]]
     assert chosen(failed) == chosen(failed, num_points=0)
+    older = [*behind, trial(90, 1e-4, rising(0.6), data="last season")]
+    assert chosen(older) == chosen(older, num_points=0), "an older sweep has taught it"
     ended = [trial(0, 1e-4, {1 / 9: 0.39, 1 / 3: 0.40, 1.0: 0.41}), *behind[1:]]
     assert chosen(ended).chosen == chosen(ended, num_points=0).chosen

@@ -32,7 +32,7 @@ USUAL_NAMES = {
         *("produktbezeichnung", "produktname", "artikelname", "titre", "nom", "nom_du_produit", "nom_produit", "libelle"),
         *("designation", "titulo", "nombre", "nombre_del_producto", "nombre_producto"),
         *("titolo", "nome", "nome_prodotto", "denominazione", "description", "beschreibung", "descripcion", "descrizione"),
-        *("input_name"),
+        "input_name",
     ),
     "id": (
         *("product_id", "handle", "item_id", "article_id", "id", "sku", "style_id", "input_product_id", "identifier"),

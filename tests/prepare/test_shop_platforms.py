@@ -16,6 +16,7 @@ from PIL import Image, features
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare import PrepareOptions, PrepareReport, prepare
+from fashionclip_tune.prepare.columns import USUAL_NAMES
 
 NUM = 24  # products
 
@@ -429,3 +430,7 @@ def test_a_photo_that_stands_for_a_missing_one_does_not_undo_the_products(shop: 
     report = shop.prepare("id,image,title\n" + "\n".join(rows))
     assert columns(report)["id"] == "id"
     assert {product for product, keys in shop.products().items() if len(keys) == 2} == {f"P{i}" for i in range(3, NUM)}
+
+
+def test_usual_names_are_names() -> None:
+    assert {name for names in USUAL_NAMES.values() for name in names if len(name) < 3} == {"id"}

@@ -159,3 +159,11 @@ def test_nested_columns_have_dotted_names(tmp_path: Path) -> None:
     assert first.values == {"item.name.en": "Dress", "item.tags": "a|b", "photos.url": "1.jpg|2.jpg", "photos.size": "3|4"}
     assert first.lists["photos.url"] == ("1.jpg", "2.jpg")
     assert second.values == dict.fromkeys(first.values, "")
+
+
+def test_commas_in_the_texts_of_a_table_of_semicolons_make_no_title_of_its_header(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.jpg;shirt {i}, soft, 2 pieces;P{i}\n" for i in range(9))
+    (tmp_path / "a.csv").write_text("image;title;product_id\n" + rows)
+    assert cells(tmp_path / "a.csv")[3] == ("3.jpg", "shirt 3, soft, 2 pieces", "P3")
+    (tmp_path / "b.csv").write_text("Price list\n" + "image;title;product_id\n" + rows)
+    assert cells(tmp_path / "b.csv")[3] == ("3.jpg", "shirt 3, soft, 2 pieces", "P3")

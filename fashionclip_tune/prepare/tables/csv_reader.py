@@ -120,18 +120,21 @@ def _without_mark(data: bytes) -> str | None:
 
 
 def _likely_separator(lines: Sequence[str]) -> str:
-    """The one of which the header has any, by which most rows have as many cells as it, and then the one of most cells."""
+    """The one of which the header has any, by which most rows have as many cells as it.
+
+    Of several, first the one whose header comes first, since commas in texts would make titles of headers.
+    """
     head = lines[:_GUESSED_BY]
 
-    def agreement(separator: str) -> tuple[bool, float, int]:
+    def agreement(separator: str) -> tuple[bool, int, float, int]:
         records = [each for each in _records(head, 0, _dialect(separator)) if any(each.cells)]
         if not records:
-            return False, 0.0, 0
+            return False, 0, 0.0, 0
         place = Header.place([each.cells for each in records])
         width = len(records[place].cells)
         others = records[place + 1 :]
         fitting = sum(len(each.cells) == width for each in others) / max(1, len(others))
-        return width > 1, fitting, width
+        return width > 1, -place, fitting, width
 
     return max(SEPARATORS.values(), key=agreement)
 

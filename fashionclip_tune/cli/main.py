@@ -10,6 +10,7 @@ from fashionclip_tune.cli.export import add_export
 from fashionclip_tune.cli.flags import Parser, user_errors
 from fashionclip_tune.cli.prepare import add_prepare
 from fashionclip_tune.cli.probe import add_probe
+from fashionclip_tune.cli.search import add_search
 from fashionclip_tune.cli.sweep import add_sweep
 from fashionclip_tune.cli.synthetic import add_pretrain, add_synthesize
 from fashionclip_tune.cli.train import add_train
@@ -22,6 +23,7 @@ _COMMANDS = (
     add_pretrain,
     add_train,
     add_evaluate,
+    add_search,
     add_export,
     add_probe,
     add_doctor,

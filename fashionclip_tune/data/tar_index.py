@@ -1,11 +1,14 @@
 """The index of one shard: keys, products, byte offsets and pixel sizes of its samples, from the tar alone."""
 
+import contextlib
 import hashlib
 import json
 import re
 import tarfile
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +36,7 @@ _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _CAPTION_MEMBER = re.compile(r"txt([0-9]{1,9})\.txt")
 # A JPEG's size stands behind its metadata: mostly within the first block, with a preview or a colour profile far behind.
 _HEAD_BYTES, _LONG_HEAD_BYTES = 2_048, 1 << 18
+_MAX_METADATA_BYTES = 1 << 20
 
 TarIndex = dict[str, npt.NDArray[np.generic]]
 """Arrays by name, those of ``index.ShardIndex`` for one shard; a pure function of the tar's bytes."""
@@ -106,6 +110,23 @@ def index_tar(shard: Path) -> TarIndex:
         "bytes": np.array(shard_bytes),
         "checksum": np.array(checksum(shard)),
     }
+
+
+def metadata_of(shard: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The key of each sample that has a ``KEY.json``, and what that says; a file that is no JSON object is left out.
+
+    Raises:
+        OSError, tarfile.TarError: the shard cannot be read.
+    """
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            key, suffix = _key_and_suffix(member.name)
+            if suffix == "json" and member.isreg() and member.size <= _MAX_METADATA_BYTES:
+                with contextlib.suppress(ValueError, RecursionError):
+                    file = tar.extractfile(member)
+                    record = json.loads(file.read()) if file else None
+                    if isinstance(record, dict):
+                        yield key, record
 
 
 def _distinct_captions(samples: list[_Sample]) -> bytes:

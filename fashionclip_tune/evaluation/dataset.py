@@ -2,7 +2,7 @@
 
 import warnings
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,34 +105,48 @@ def evaluation_set(
 def pixel_blocks(
     photos: EvaluationSet, batch_size: int, *, pin_memory: bool = False
 ) -> Generator[tuple[int, PixelBlock], None, None]:
-    """Blocks of photos in their order. Threads read or decode ahead while the device encodes (both let go of Python's lock)."""
-    num_threads = torch.get_num_threads()  # what this run may use of the machine
+    """Blocks of photos in their order, each decoded once a sweep where there is room to keep it."""
     kept, reading = KeptPixels(photos.reader, photos.preprocessing), Lock()
 
+    def fill(sample: int, pixels_CHW: Tensor) -> None:
+        if not kept.read(sample, pixels_CHW):
+            with reading:
+                encoded = photos.reader.image(sample)
+            pixels_CHW[:] = photos.preprocessing.resize(decode_pil(encoded))
+            kept.write(sample, pixels_CHW)
+
+    yield from decoded_blocks(len(photos), photos.preprocessing.size, batch_size, fill, pin_memory=pin_memory)
+    if kept.why_not:
+        warnings.warn(f"photos to evaluate on are decoded at each evaluation: {kept.why_not}", stacklevel=2)
+
+
+def decoded_blocks(
+    num_photos: int, size: int, batch_size: int, fill: Callable[[int, Tensor], None], *, pin_memory: bool = False
+) -> Generator[tuple[int, PixelBlock], None, None]:
+    """Blocks in order. Threads read or decode ahead while the device encodes (both let go of Python's lock).
+
+    Args:
+        fill: writes a photo's pixels [3, size, size]; ValueError or OSError where it cannot be read.
+    """
+    num_threads = torch.get_num_threads()  # what this run may use of the machine
+
     def block(start: int) -> PixelBlock:
-        size = photos.preprocessing.size
         pixels_BCHW = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8, pin_memory=pin_memory)
         good, bad = [], []
-        for slot, sample in enumerate(range(start, min(start + batch_size, len(photos)))):
-            if not kept.read(sample, pixels_BCHW[slot]):
-                try:
-                    with reading:
-                        encoded = photos.reader.image(sample)
-                    pixels_BCHW[slot] = photos.preprocessing.resize(decode_pil(encoded))
-                except (ValueError, OSError) as error:
-                    bad.append((slot, str(error)))
-                    continue
-                kept.write(sample, pixels_BCHW[slot])
-            good.append(slot)
+        for slot, number in enumerate(range(start, min(start + batch_size, num_photos))):
+            try:
+                fill(number, pixels_BCHW[slot])
+            except (ValueError, OSError) as error:
+                bad.append((slot, str(error)))
+            else:
+                good.append(slot)
         return PixelBlock(pixels_BCHW, good, bad)
 
     with ThreadPoolExecutor(num_threads) as pool:
-        coming = ((start, pool.submit(block, start)) for start in range(0, len(photos), batch_size))
+        coming = ((start, pool.submit(block, start)) for start in range(0, num_photos, batch_size))
         ahead = deque(islice(coming, num_threads + 1))
         while ahead:
             start, pending = ahead.popleft()
             done = pending.result()
             ahead.extend(islice(coming, 1))
             yield start, done
-    if kept.why_not:
-        warnings.warn(f"photos to evaluate on are decoded at each evaluation: {kept.why_not}", stacklevel=2)

@@ -21,4 +21,4 @@ def numpy_generator(seed: int, stream: Stream, *where: int) -> np.random.Generat
 
 
 def torch_seed(seed: int, stream: Stream, *where: int) -> int:
-    return int(np.random.SeedSequence([seed, stream, *where]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, stream, *where]).generate_state(1, np.uint64)[0]) >> 1

@@ -536,6 +536,8 @@ def test_a_siglip_folder_is_written_with_its_own_tokenizer_and_says_how_texts_ar
     squash = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bicubic")
     notes = write_transformers(tmp_path / "out", start.model_config, network.state_dict(), squash, tokenizer)
     assert any("canonicalize" in note for note in notes)
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        pytest.importorskip("sentencepiece", reason="transformers 4 reads a SigLIP tokenizer by sentencepiece, which is not installed")
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert type(processor).__name__ == "SiglipProcessor"
     found = processor(text=["red dress"], padding="max_length", max_length=12, return_tensors="pt")

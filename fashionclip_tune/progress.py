@@ -1,4 +1,4 @@
-"""What a person sees while something works: how far it has come (a bar, or lines), and the package's messages."""
+"""Shows how far work has come, as a bar or as lines, and prints the package's messages."""
 
 import logging
 import time

@@ -32,7 +32,7 @@ def _run(parsed: argparse.Namespace) -> None:
     # At the micro-batch that a trial of a sweep would run with.
     config = config.with_overrides({"training.micro_batch_size": report.best.micro_batch_size})
     pace = known_pace(config) or measure_pace(config)
-    print(f"speed       {pace.alone:,.0f} samples/s")
+    print(f"speed       {pace.alone:,.0f} examples/s")
     if pace.packing_gain is None:
         print("two trials side by side do not fit")
     else:

@@ -26,8 +26,8 @@ def add_sweep(commands: Any) -> None:
     add(
         "--space",
         metavar="NAME|FILE",
-        help="tiny, openclip, published, or a Python file like those in fashionclip_tune/spaces/: docs/spaces.md (default: "
-        "openclip on a GPU, else tiny)",
+        help="tiny, openclip, fashion, published, or a Python file like those in fashionclip_tune/spaces/: docs/spaces.md "
+        "(default: openclip on a GPU, else tiny)",
     )
     add("--name", metavar="NAME", help="the sweep's folder in --results (default: the next free one, sweep-001 and so on)")
     add("--results", default="results", metavar="DIR", help="folder of all sweeps, or s3://... (default: %(default)s)")
@@ -44,7 +44,12 @@ def add_sweep(commands: Any) -> None:
         help="trials side by side (default: a core each, a third of the trials at most; on GPUs what fits)",
     )
     add("--seed", type=int, metavar="N", help="of the search and of each trial (default: 0)")
-    add("--budget-examples", type=int, metavar="N", help="photos that a trial trains on (default: the space's epochs)")
+    add(
+        "--budget-examples",
+        type=int,
+        metavar="N",
+        help="examples that a trial trains on: photos, repetitions counted (default: the space's epochs)",
+    )
     add(
         "--scheduler",
         metavar="NAME",
@@ -62,8 +67,8 @@ def add_sweep(commands: Any) -> None:
         "--grace-examples",
         type=int,
         metavar="N",
-        help="photos of a stage, which ends with an evaluation, a checkpoint and a report, and of rung 1 (default: a ninth of "
-        "the budget)",
+        help="examples of a stage, which ends with an evaluation, a checkpoint and a report, and of rung 1 (default: a ninth "
+        "of the budget)",
     )
     add("--reduction-factor", type=int, metavar="N", help="one trial in N goes on at a rung (default: 3)")
     add(

@@ -13,7 +13,7 @@ class ClipModelOptions(str, Enum):
 
 class LossFunctionOptions(str, Enum):
     CONTRASTIVE = "contrastive"  # InfoNCE
-    SIGLIP = "siglip"  # sigmoid BCE
+    SIGLIP = "siglip"  # sigmoid
 
 
 class CaptionChoice(str, Enum):

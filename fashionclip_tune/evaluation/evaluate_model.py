@@ -84,7 +84,8 @@ class Report:
         return gains
 
     def table(self) -> Table:
-        table = Table(title=f"{self.about['model']} on {self.about['split']}, {self.about['data']}", box=None, pad_edge=False)
+        title = f"{self.about['model']} on {self.about['split']}, {self.about['data']}"
+        table = Table(title=title, caption="R@k: Recall@k", caption_justify="left", box=None, pad_edge=False)
         for header in ("protocol", "direction"):
             table.add_column(header, no_wrap=True)
         for header in (*(f"R@{k}" for k in KS), "median\nrank", "queries", "gallery"):

@@ -102,7 +102,7 @@ def _built(name: str) -> Any:
 def forward_flops(model_name: str) -> float:
     """Floating-point operations of both towers for one photo and one caption; a training step takes about three times that.
 
-    Counted on tensors without numbers (the meta device). Parameters would mislead: ViT-B-16 has fewer than ViT-B-32 and
+    Counted on the meta device. Parameters would mislead: ViT-B-16 has fewer than ViT-B-32 and
     takes four times as long. Infinite for text towers that are described on the hub only.
 
     Raises:

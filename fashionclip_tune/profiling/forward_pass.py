@@ -1,4 +1,4 @@
-"""A forward pass without a GPU and without numbers: what of it is alive, what is kept, and what it computes.
+"""A forward pass without a GPU, on the meta device: what of it is alive, what is kept, and what it computes.
 
 It is run on tensors that have shapes, types and a device but no storage (``FakeTensorMode``), under autocast as on a GPU.
 Storages are counted as they come and go, and each operation is noted with what it reads, writes and multiplies.

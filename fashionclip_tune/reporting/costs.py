@@ -155,4 +155,5 @@ def _at_equal_time(view: SweepView) -> Iterator[str]:
     if len(found) < 2:
         return
     yield f"<h3>Best of each model within the same {limit_s:,.0f} seconds of the device</h3>"
+    yield f'<p class="note">{view.metric.legend}.</p>'
     yield table(headers(view.metric), [(list(map(text, each.cells())), "") for each in found], numbers=(1, 3, 4))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fashionclip_tune.errors import StopReason
 from fashionclip_tune.reporting.html import table, text
 from fashionclip_tune.reporting.sweep_files import (
     TrialRow,
@@ -100,7 +101,7 @@ def why(view: SweepView) -> Iterator[str]:
         "promises most for its cost runs, up to its next rung; the others wait, with their states kept, and may go on later "
         "(thawed). Expected is the value at the end of the whole budget, with its deviation, as a model of all learning curves "
         "saw it then. The score goes by both and by the cost: a candidate of which less is expected may be ahead where that is "
-        "less certain, or it has less to go.</p>"
+        f"less certain, or it has less to go. {view.metric.legend}.</p>"
     )
     yield f"<p>{text(story.summary())}</p>"
     if left_out:
@@ -233,14 +234,14 @@ class _Story:
     def _end(self, row: TrialRow, number: int) -> list[str]:
         """How its way ended, where the last decision does not say it."""
         if paused_at(row, self._view.content) is None:
-            return [{"budget": "whole budget"}.get(row["stop_reason"] or "", end_of(row, self._view.content))]
+            return [{StopReason.BUDGET: "whole budget"}.get(row["stop_reason"] or "", end_of(row, self._view.content))]
         is_over = row["state"] == "PRUNED" and not any(part.startswith("given up") for part in self._ways.get(number, []))
         return ["ended with the sweep"] if is_over else []
 
     def _rung(self, examples_seen: int | None) -> str:
         if examples_seen in self._rungs:
             return f"rung {self._rungs.index(examples_seen) + 1}"
-        return "a rung" if examples_seen is None else f"{examples_seen:,} photos"
+        return "a rung" if examples_seen is None else f"{examples_seen:,} examples"
 
     def _value(self, number: int, examples_seen: int) -> str:
         found = (each for each in self._view.curves.get(_id(number), ()) if each["examples_seen"] == examples_seen)

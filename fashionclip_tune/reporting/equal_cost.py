@@ -86,7 +86,7 @@ def equal_cost_table(sweep_dir: Path, rows: Sequence[TrialRow], metric: Metric) 
     limit_s, found = architectures_at_equal_cost(rows, histories, metric)
     if len(found) < 2:
         return None
-    table = Table(title=f"best of each model,\nwithin the same {limit_s:,.0f} device seconds")
+    table = Table(title=f"best of each model,\nwithin the same {limit_s:,.0f} device seconds", caption=metric.legend)
     for header in headers(metric):
         table.add_column(header, justify="left" if header == "model" else "right")
     for each in found:

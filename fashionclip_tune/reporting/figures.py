@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fashionclip_tune.reporting.comparison import Standing
-from fashionclip_tune.reporting.sweep_files import TrialRow, is_open, paused_at, start_of, waiting_rungs
+from fashionclip_tune.reporting.sweep_files import TrialRow, is_open, loss_label, paused_at, start_of, waiting_rungs
 from fashionclip_tune.reporting.sweep_view import SweepView
 
 # Told apart by the colour-blind (Okabe & Ito 2008); architectures in the order in which they appear.
@@ -43,7 +43,7 @@ def learning_curves(view: SweepView) -> go.Figure | None:
             legendgroup=model,
             showlegend=model not in legend,
             text=described(row),
-            hovertemplate="%{text}<br>%{x:,} photos: %{y:.4f}<extra></extra>",
+            hovertemplate="%{text}<br>%{x:,} examples: %{y:.4f}<extra></extra>",
         )
         legend.add(model)
     if not legend:
@@ -79,7 +79,7 @@ def parallel_coordinates(view: SweepView) -> go.Figure | None:
     rows = [row for row in view.rows if not is_open(row)]
     settings = list(dict.fromkeys(name for row in rows for name in row["config"]))
     axes = [
-        _axis(_LABELS.get(name, name.split(".")[-1]), [row["config"].get(name) for row in rows])
+        _axis(_LABELS.get(name, name.split(".")[-1]), [_shown(name, row["config"].get(name)) for row in rows])
         for name in settings
         if len({str(row["config"].get(name)) for row in rows}) > 1
     ]
@@ -92,6 +92,10 @@ def parallel_coordinates(view: SweepView) -> go.Figure | None:
     styled(figure, 380, None, None)
     figure.update_layout(margin={"l": 90, "r": 70, "t": 60, "b": 30})
     return figure
+
+
+def _shown(name: str, value: Any) -> Any:
+    return loss_label(value) if name == "loss_function" else value
 
 
 def _axis(label: str, values: Sequence[Any]) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def budget(view: SweepView) -> go.Figure | None:
     )
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(type="category")
-    return styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "photos", "trial")
+    return styled(figure, 110 + max(8, min(22, 900 // len(rows))) * len(rows), "examples", "trial")
 
 
 def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
@@ -164,7 +168,7 @@ def best_of_each(groups: Sequence[Sequence[Standing]]) -> go.Figure | None:
 def described(row: TrialRow) -> str:
     config = row["config"]
     rate = f", lr {config['training.learning_rate']:.1e}" if "training.learning_rate" in config else ""
-    return f"trial {row['trial_id']}: {start_of(row)}, {config.get('loss_function', '')}{rate}"
+    return f"trial {row['trial_id']}: {start_of(row)}, {loss_label(config.get('loss_function'))}{rate}"
 
 
 def colours(view: SweepView) -> dict[str, str]:

@@ -96,7 +96,7 @@ def ranking(view: SweepView) -> Iterator[str]:
         return
     yield (
         '<p class="note">By the last evaluation. A difference is called real where a paired test over products gives p below '
-        "0.05, else a tie; the interval of each figure alone is wider than that of a difference."
+        "0.05, else a tie; the interval of each figure alone is wider than that of a difference. lr: learning rate."
         + " A trial that paused stands where it was then, which is no verdict on its settings." * _waits(view)
         + "</p>"
     )
@@ -111,7 +111,7 @@ def ranking(view: SweepView) -> Iterator[str]:
         "behind the best",
         "",
         "gain",
-        "photos",
+        "examples",
         "end",
     )
     rows = []
@@ -163,7 +163,9 @@ def _all_recalls(view: SweepView) -> str:
                 "" if size is None else f"{size:,} {gallery}",
             ]
             rows.append((cells, ""))
-    return table(headers, rows, numbers=range(3, 9))
+    return '<p class="note">R@k: Recall@k, the share of queries whose right answer is among the first k.</p>' + table(
+        headers, rows, numbers=range(3, 9)
+    )
 
 
 def gains(view: SweepView) -> Iterator[str]:
@@ -180,6 +182,7 @@ def gains(view: SweepView) -> Iterator[str]:
         relative = "" if row["relative_gain"] is None else f"{row['relative_gain']:+.2%}"
         figures = [f"{metric.zero_shot(row):.4f}", f"{metric.score(row):.4f}", f"{row['step']:,}", relative]
         rows.append(([f"{text(model)} ({text(loss_label(loss))})", *figures, row["trial_id"]], ""))
+    yield f'<p class="note">{metric.legend}.</p>'
     headers = ("model (loss)", f"zero-shot {metric.short}", f"best {metric.short}", "at step", "gain", "trial")
     yield table(headers, rows, numbers=range(1, 5))
 
@@ -209,7 +212,7 @@ def what_mattered(view: SweepView) -> Iterator[str]:
     if found is not None:
         yield (
             f'<p class="note">PED-ANOVA over {found.num_trials} trials, by {view.metric.label} after '
-            f"{found.examples_seen:,} photos, which all of them saw. Of few trials it is a hint, no proof.</p>"
+            f"{found.examples_seen:,} examples, which all of them saw. Of few trials it is a hint, no proof.</p>"
         )
     shares = found.shares.items() if found is not None else ()
     figures = ", ".join(f"{text(name)} {share:.0%}" for name, share in sorted(shares, key=lambda item: -item[1]))
@@ -230,10 +233,10 @@ def budget(view: SweepView) -> Iterator[str]:
     stopped = sum(rung_of(row["stop_reason"]) is not None for row in ended)
     how = "paused" if _waits(view) else "stopped"
     yield (
-        f"<p>Trials that have ended: {len(ended)}, {how} at a rung: {stopped}. They trained on {spent:,} photos of {whole:,} "
+        f"<p>Trials that have ended: {len(ended)}, {how} at a rung: {stopped}. They trained on {spent:,} examples of {whole:,} "
         f"that they might have: {1 - spent / whole:.0%} was saved. Time of all trials together: {hours:.2f} h.</p>"
     )
-    elsewhere = f"What each trial trained on is in the ranking; it might have been {view.budget_examples:,} photos."
+    elsewhere = f"What each trial trained on is in the ranking; it might have been {view.budget_examples:,} examples."
     yield plot(plots.budget(view), "", elsewhere)
     if (freed := freed_line(view.content)) is not None:
         yield f"<p>Disk: {text(freed)}.</p>"
@@ -258,7 +261,7 @@ def failures(rows: Sequence[TrialRow]) -> Iterator[str]:
          f"{row['examples_seen']:,}", text(row.get("message") or "")]
         for row in rows
     ]  # fmt: skip
-    yield table(("trial", "model", "reason", "photos", "message"), [(each, "") for each in cells], numbers=(3,))
+    yield table(("trial", "model", "reason", "examples", "message"), [(each, "") for each in cells], numbers=(3,))
 
 
 def _waits(view: SweepView) -> bool:

@@ -42,7 +42,8 @@ def ranking_text(sweep_dirs: Sequence[Path], form: str) -> str:
         rows = [[*row, counted] for row, counted in zip(rows, words, strict=True)]
     distinct = [counted for counted in dict.fromkeys(words) if counted]
     counted = f"{maximised[0].name}: {', '.join(distinct)}" if len(maximised) == 1 else "; ".join(distinct)
-    note = f"{counted}; low, high: 95 % interval over products"
+    legend = "; ".join(each.legend for each in shown)
+    note = f"{counted}; {legend}; low, high: 95 % interval over products; gain, gain %: over zero-shot"
     return FORMS[form](headers, rows, note + f"; {NOT_COMPARABLE}" * (len(distinct) > 1))
 
 

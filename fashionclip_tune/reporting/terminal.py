@@ -58,6 +58,8 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep: Mapping[str, Any],
         title += f"\n{metric.name}: {', '.join(counted)}"
     # On a narrow terminal words go on in a second line; figures stay whole.
     legend = f"lr: learning rate. seen: examples. {metric.legend}. ±: half of its 95 % interval. gain, %: over zero-shot."
+    legend += " augment: the first caption (1st cap), any (any cap) or a weighted choice (mix cap); strength of image changes;"
+    legend += " RA: RandAugment, E: erasing."
     legend += _PAUSED * any(paused_at(row, sweep) is not None for row in rows)
     table = Table(title=title, caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("trial", "model", "loss", "lr", "augment"):

@@ -20,8 +20,8 @@ SETTINGS = {
     "ViT-B-32 InfoNCE": ("ViT-B-32", "contrastive", "original"),
     "ViT-B-16 InfoNCE": ("ViT-B-16", "contrastive", "original"),
     "SigLIP2 InfoNCE": ("ViT-B-16-SigLIP2-256", "contrastive", "original"),
-    "SigLIP2 BCE": ("ViT-B-16-SigLIP2-256", "siglip", "original"),
-    "SigLIP2 BCE, 3 captions": ("ViT-B-16-SigLIP2-256", "siglip", "uniform"),
+    "SigLIP2 sigmoid": ("ViT-B-16-SigLIP2-256", "siglip", "original"),
+    "SigLIP2 sigmoid, 3 captions": ("ViT-B-16-SigLIP2-256", "siglip", "uniform"),
 }
 POINTS = [{"setting": name} for name in SETTINGS]
 

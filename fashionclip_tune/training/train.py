@@ -126,7 +126,7 @@ def print_row(row: Row) -> None:
     """One line an evaluation."""
     loss = "  (zero-shot weights)"
     if "loss" in row:
-        loss = f"  loss {row['loss']:.4f}  {row['samples_per_second']:,.0f} samples/s"
+        loss = f"  loss {row['loss']:.4f}  {row['samples_per_second']:,.0f} examples/s"
     print(
         f"step {row['step']:>6}  {row['examples_seen']:>9,} examples  recall_at_10 {row['recall_at_10']:.4f}  "
         f"recall_at_5 {row['recall_at_5']:.4f}{loss}",

@@ -34,7 +34,7 @@ _MAX_LOG_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class StageStats:
-    """Of the steps since the last evaluation."""
+    """Statistics of one stage."""
 
     loss: float
     """Mean over the steps."""

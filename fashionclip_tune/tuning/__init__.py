@@ -1,1 +1,1 @@
-"""Sweeps: the only place that imports Ray."""
+"""Sweeps, from a plan to a winner; only its room ``backend`` imports Ray."""

@@ -529,7 +529,7 @@ def test_the_written_tokenizer_gives_openclips_tokens_and_the_processor_its_pict
 def test_a_siglip_folder_is_written_with_its_own_tokenizer_and_says_how_texts_are_cleaned(
     siglip_folder: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoProcessor
+    import transformers
 
     start = describe_transformers(siglip_folder)
     network, tokenizer = converted(start), loaded(start).tokenizer
@@ -537,8 +537,10 @@ def test_a_siglip_folder_is_written_with_its_own_tokenizer_and_says_how_texts_ar
     notes = write_transformers(tmp_path / "out", start.model_config, network.state_dict(), squash, tokenizer)
     assert any("canonicalize" in note for note in notes)
     if int(transformers.__version__.partition(".")[0]) < 5:
-        pytest.importorskip("sentencepiece", reason="transformers 4 reads a SigLIP tokenizer by sentencepiece, which is not installed")
-    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+        pytest.importorskip(
+            "sentencepiece", reason="transformers 4 reads a SigLIP tokenizer by sentencepiece, which is not here"
+        )
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     assert type(processor).__name__ == "SiglipProcessor"
     found = processor(text=["red dress"], padding="max_length", max_length=12, return_tensors="pt")
     assert found.input_ids.tolist() == tokenizer(["red dress"]).tolist()

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, one line an event elsewhere."""
+"""Shows a running sweep: a live table on a terminal, one line an event elsewhere."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,10 @@ from fashionclip_tune.reporting.sweep_files import (
 )
 
 _WORDS = ("trial", "model", "loss")
-_NUMBERS = ("lr", "stage", "{metric}", "change", "img/s")
+_NUMBERS = ("lr", "stage", "{metric}", "change", "ex/s")
 _NARROW, _NARROW_MODEL = 100, 14
-# Around the trials: a title and a line below them that may each take two lines, headers, the line that the cursor stands in.
-_OTHER_LINES = 6
+# Around the trials: a title of up to two lines, up to three below them, headers, the line that the cursor stands in.
+_OTHER_LINES = 7
 # Free at the right: a terminal shows ^C where the cursor is, and a line that is full would be broken by it.
 _FREE_COLUMNS = 3
 
@@ -125,7 +125,7 @@ class Progress:
             below += [f"{len(hidden)} more have ended" + " or are paused" * any(map(is_open, hidden))]
         table = Table(
             title=f"{sweep['name']}: {self._counted(' trials')}, {so_far} so far{self._left()}",
-            caption="; ".join(below),
+            caption="; ".join([*below, f"lr: learning rate, ex/s: examples a second, {metric.legend}"]),
             title_justify="left",
             caption_justify="left",
             box=None,
@@ -174,13 +174,13 @@ def _newest(rows: Sequence[TrialRow], count: int) -> list[TrialRow]:
 
 def _line(row: TrialRow, sweep: Mapping[str, Any]) -> str:
     config, metric = row["config"], metric_of(sweep)
-    what = f"trial {row['trial_id']}  {start_of(row)} {config.get('loss_function', '')}"
+    what = f"trial {row['trial_id']}  {start_of(row)} {loss_label(config.get('loss_function'))}"
     if (recall := metric.of(row)) is None:
         return f"{what:<36}  {row['examples_seen']:>9,} examples  " + (
             "started" if row["state"] == "RUNNING" else _state(row, sweep)
         )
     change = "" if row.get("recall_change") is None else f" ({row['recall_change']:+.4f})"
-    speed = "" if row.get("samples_per_second") is None else f"  {row['samples_per_second']:,.0f} photos/s"
+    speed = "" if row.get("samples_per_second") is None else f"  {row['samples_per_second']:,.0f} examples/s"
     state = "" if row["state"] == "RUNNING" else f"  {_state(row, sweep)}"
     return f"{what:<36}  {row['examples_seen']:>9,} examples  {metric.name} {recall:.4f}{change}{speed}{state}"
 
@@ -205,9 +205,9 @@ def _state(row: TrialRow, sweep: Mapping[str, Any]) -> str:
     if row["state"] == "RUNNING":
         return "running"
     if (rung := paused_at(row, sweep)) is not None:
-        return f"paused at rung {rung} after {row['examples_seen']:,} photos"
+        return f"paused at rung {rung} after {row['examples_seen']:,} examples"
     if reason == StopReason.BUDGET:
         return "COMPLETE: whole budget"
     if (rung := rung_of(reason)) is not None:
-        return f"stopped at rung {rung}: others were ahead after {row['examples_seen']:,} photos"
+        return f"stopped at rung {rung}: others were ahead after {row['examples_seen']:,} examples"
     return f"{row['state']} {reason}" + (f": {row['message']}" if row["message"] else "")

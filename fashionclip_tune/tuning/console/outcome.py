@@ -1,4 +1,4 @@
-"""What a person is told of a sweep when its driver ends: the ranking, the winner, how to go on, the report."""
+"""Prints how a sweep ended: the ranking, the winner, how to go on, the report."""
 
 import logging
 import shlex

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import command
 from fashionclip_tune.machine.hardware import this_machine
+from fashionclip_tune.reporting.sweep_files import loss_label
 from fashionclip_tune.tuning.planning.disk import decoded_bytes
 from fashionclip_tune.tuning.planning.forecast import ModelPace
 from fashionclip_tune.tuning.planning.gpu_memory import GB
@@ -20,7 +21,7 @@ def plan_lines(plan: SweepPlan) -> list[str]:
         f"space:    {plan.space.name}: {'; '.join(plan.check.parameters)} (100 draws are valid configurations)",
         *_labelled("starts:", [facts.line() for facts in plan.starts.values()]),
         *_labelled("note:", [f"{facts.label}: {note}" for facts in plan.starts.values() for note in facts.notes]),
-        f"losses:   {', '.join(plan.check.losses)}"
+        f"losses:   {', '.join(map(loss_label, plan.check.losses))}"
         + (f"; at least {plan.quota.min_trials} trials for each start, in turns of like cost" if plan.quota else ""),
         f"data:     {plan.base.dataset_dir}: {plan.num_shards} shards, {plan.num_train:,} photos to train on,"
         f" {plan.num_valid:,} to evaluate on",
@@ -116,7 +117,7 @@ def _disk_line(plan: SweepPlan) -> str:
 def _time_lines(plan: SweepPlan) -> list[str]:
     forecast = plan.forecast
     trained = f"{forecast.examples / 1e6:.2f} million" if forecast.examples >= 1e6 else f"{forecast.examples:,.0f}"
-    lines = [f"samples:  about {trained} trained in all, {forecast.trials_to_budget:.0f} trials to their budget"]
+    lines = [f"examples: about {trained} trained on in all, {forecast.trials_to_budget:.0f} trials to their budget"]
     if forecast.hours is None:
         known_by = f"`{command('probe')}` measures it, --samples-per-second states it"
         return [*lines, f"time:     not known before the first stages: no rate is known here ({known_by})"]
@@ -132,7 +133,7 @@ def _time_lines(plan: SweepPlan) -> list[str]:
 
 def _rate_line(model: str, paces: Sequence[ModelPace]) -> str:
     rates = _range([f"{rate:,.{0 if rate >= 10 else 1}f}" for rate in sorted({pace.samples_per_second for pace in paces})])
-    return f"{model}: {rates} samples/s a trial ({' or '.join(dict.fromkeys(pace.source for pace in paces))})"
+    return f"{model}: {rates} examples/s a trial ({' or '.join(dict.fromkeys(pace.source for pace in paces))})"
 
 
 def _duration(hours: float) -> str:

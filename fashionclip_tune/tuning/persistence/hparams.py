@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.summary_v2 import Discrete, HParam, hparams_con
 from torch.utils.tensorboard import FileWriter
 
 from fashionclip_tune.evaluation.metric import Metric
-from fashionclip_tune.reporting.sweep_files import TrialRow, is_open, start_of
+from fashionclip_tune.reporting.sweep_files import TrialRow, is_open, loss_label, start_of
 from fashionclip_tune.training.history import scalar_tag
 from fashionclip_tune.tuning.trial import dir_of
 
@@ -55,7 +55,8 @@ def write_hparams(trial_dir: Path, row: TrialRow, is_number: Mapping[str, bool],
     """
     if any(trial_dir.glob(f"*{_SUFFIX}")):
         return
-    settings = {**row["config"], "clip_model": start_of(row)} if "clip_model" in row["config"] else row["config"]
+    labels = {"clip_model": start_of(row), "loss_function": loss_label(row["config"].get("loss_function"))}
+    settings = {name: labels.get(name, value) for name, value in row["config"].items()}
     # What --set fixed, or a later draw brought, is shown too where the first draws did not have it.
     is_number = {**is_number, **{name: False for name in settings if name not in is_number}}
     hparams = [HParam(name, Discrete([], dtype=float if numeric else str)) for name, numeric in is_number.items()]

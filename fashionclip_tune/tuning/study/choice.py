@@ -188,7 +188,7 @@ def _last_share(trial: KnownTrial) -> float | None:
 
 
 def _has_failed(trial: KnownTrial) -> bool:
-    """One whose last value is no number has, too."""
+    """One whose last value is NaN has, too."""
     return trial.is_failure or (bool(trial.curve) and not math.isfinite(trial.curve[max(trial.curve)]))
 
 

@@ -29,7 +29,7 @@ def main() -> None:
             sys.argv = [f"python -m benchmarks {wanted}", *sys.argv[2:]]
             importlib.import_module(f"benchmarks.{folder}.{wanted}").main()
             return
-    lines = [f"  {name:<17}{summary(folder, name)}" for folder, names in BENCHMARKS.items() for name in names]
+    lines = [f"  {name:<18}{summary(folder, name)}" for folder, names in BENCHMARKS.items() for name in names]
     print("usage: python -m benchmarks NAME [FLAGS]", *lines, sep="\n")
     if wanted not in ("-h", "--help"):
         print(f"python -m benchmarks: error: no benchmark is called {wanted}", file=sys.stderr)

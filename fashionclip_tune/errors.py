@@ -22,6 +22,11 @@ def command(name: object, *words: object) -> str:
     return shlex.join([sys.executable, *start, *map(str, words)])
 
 
+def module_command(module: str, *words: object) -> str:
+    """A line that runs a module of this Python, such as pip, whatever environment a shell has."""
+    return shlex.join([sys.executable, "-m", module, *map(str, words)])
+
+
 class UserError(ValueError):
     """The user's input is wrong: the message says what, where, what is allowed and what to do.
 

@@ -22,7 +22,7 @@ def modules_of_rooms() -> dict[str, int]:
 
 def test_a_module_is_one_reading() -> None:
     assert {path: lines for path, lines in lines_of_modules().items() if lines > MOST_LINES} == {}
-    assert 80 <= statistics.median(lines_of_modules().values()) <= 220
+    assert 120 <= statistics.median(lines_of_modules().values()) <= 220
 
 
 def test_few_modules_are_scraps() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from fashionclip_tune.errors import module_command
 from fashionclip_tune.machine.facts import Facts, Gpu, Mount
 
 GB = 10**9
@@ -10,7 +11,7 @@ _LOADERS_SHARED_BYTES = 512 * 10**6
 _MIN_FREE_BYTES = {"results": 8 * GB, "scratch": 20 * GB}
 _SLOW_FSYNC_S = 0.2
 _MIN_HOST_BYTES = 6 * GB
-_INSTALL_CUDA_12 = 'pip install --upgrade "torch>=2.4,<2.9" torchvision'
+_INSTALL_CUDA_12 = module_command("pip", "install", "--upgrade", "torch>=2.4,<2.9", "torchvision")
 
 
 class Level(str, Enum):
@@ -132,5 +133,6 @@ def _judge_packages(facts: Facts) -> list[Finding]:
     missing = [name for name, found in facts.packages.items() if found is None]
     findings = [Finding(Level.OK, "versions", f"Python {facts.python}, {there}")]
     if missing:
-        findings.append(Finding(Level.PROBLEM, "versions", f"missing: {', '.join(missing)}; pip install -e ."))
+        install = module_command("pip", "install", "-e", ".")
+        findings.append(Finding(Level.PROBLEM, "versions", f"missing: {', '.join(missing)}; {install}"))
     return findings

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, features
 
 from fashionclip_tune.data.reader import of_8_bits
 from fashionclip_tune.data.shards import DECODED_FORMATS
+from fashionclip_tune.errors import module_command
 
 _CAN_AVIF = bool(features.check("avif"))  # Pillow 11.3 and later, where it was built with it
 _READ_FORMATS = (*DECODED_FORMATS, "AVIF") if _CAN_AVIF else DECODED_FORMATS
@@ -62,7 +63,8 @@ def why_unreadable(data: bytes) -> str:
     if not data:
         return "image file empty"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-        return "image cannot be decoded" if _CAN_AVIF else "image is AVIF, which this Pillow cannot read: pip install -U pillow"
+        install = module_command("pip", "install", "-U", "pillow")
+        return "image cannot be decoded" if _CAN_AVIF else f"image is AVIF, which this Pillow cannot read: {install}"
     if head[4:8] == b"ftyp":
         return "image is HEIC or a film, which is not read: convert it to JPEG"
     if head.lstrip()[:1] == b"<":

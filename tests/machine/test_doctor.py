@@ -1,6 +1,7 @@
 """What is wrong with machines that are made up; and that this one can be looked at."""
 
 import errno
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,8 +46,8 @@ def test_a_sound_notebook_has_no_complaint_and_its_precision_is_named() -> None:
 def test_a_gpu_that_torch_does_not_see_is_a_problem_with_a_command_unless_the_cpu_is_asked_for() -> None:
     too_new = replace(NOTEBOOK, gpus=(), cuda_of_torch="13.0")
     assert "torch sees none: torch 2.8.0 is built for CUDA 13.0" in said(too_new)
-    assert 'pip install --upgrade "torch>=2.4,<2.9" torchvision' in said(too_new)
-    assert "pip install" in said(replace(too_new, cuda_of_torch=None))
+    assert f"{sys.executable} -m pip install --upgrade 'torch>=2.4,<2.9' torchvision" in said(too_new)
+    assert "-m pip install" in said(replace(too_new, cuda_of_torch=None))
     assert "unset CUDA_VISIBLE_DEVICES" in said(replace(NOTEBOOK, gpus=()))
     assert "update it" in said(replace(too_new, cuda_of_driver=(11, 4)))
     assert problems(judge(too_new, device="cpu")) == []
@@ -80,7 +81,9 @@ def test_a_scratch_folder_must_be_local_and_then_a_slow_durable_one_is_no_fault(
 def test_little_shared_memory_little_memory_and_missing_packages() -> None:
     assert "--shm-size" in said(replace(NOTEBOOK, machine=Machine(2, 12 * GB, 64 * 2**20)))
     assert "tiny models only" in said(replace(NOTEBOOK, machine=Machine(2, 4 * GB, GB)))
-    assert "missing: ray; pip install -e ." in said(replace(NOTEBOOK, packages={**NOTEBOOK.packages, "ray": None}))
+    assert f"missing: ray; {sys.executable} -m pip install -e ." in said(
+        replace(NOTEBOOK, packages={**NOTEBOOK.packages, "ray": None})
+    )
 
 
 def test_the_docs_show_what_is_said_of_these_faults() -> None:
@@ -99,7 +102,7 @@ def test_the_docs_show_what_is_said_of_these_faults() -> None:
     found = [line for facts in faulty for line in lines(judge(facts)) if not line.startswith("ok")]
     assert len(found) == 8
     for line in found:
-        assert " ".join(line.split()) in docs, line
+        assert " ".join(line.split()).replace(sys.executable, "python") in docs, line
 
 
 def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

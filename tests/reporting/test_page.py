@@ -340,7 +340,7 @@ def test_without_javascript_it_is_said_where_the_figures_are_and_they_are_there(
     assert view.importance is not None
     for name, share in view.importance.shares.items():
         assert f"{name} {share:.0%}" in said[1]
-    assert f"{view.budget_examples:,} photos" in said[3]
+    assert f"{view.budget_examples:,} examples" in said[3]
     rows = Page(report).rows
     with open(small_sweep / "trials.csv") as file:
         table = list(csv.DictReader(file))

@@ -25,7 +25,10 @@ def test_several_sweeps_have_a_column_for_their_names(tmp_path: Path) -> None:
     assert lines[2].startswith("| a | 0000 | tiny-clip |")
     assert lines[3].startswith("| b\\|c | 0000 | tiny-clip |")
     assert lines[0].endswith("| counted as |")
-    assert lines[-1] == "recall_at_10: instance among 1,200 photos, 190 texts; low, high: 95 % interval over products"
+    assert lines[-1].startswith(
+        "recall_at_10: instance among 1,200 photos, 190 texts; R@5: recall_at_5, mean of both directions; "
+    )
+    assert lines[-1].endswith("; low, high: 95 % interval over products; gain, gain %: over zero-shot")
     change_sweep(folders[1], data_fingerprint="train:bb")
     lines = ranking_text(folders, "markdown").splitlines()
     assert lines[3].endswith("| instance among 1,200 photos, 190 texts (photos bb) |")

@@ -161,7 +161,7 @@ def test_the_output_names_the_winner_its_gain_and_how_to_load_it(finished: Path)
     assert f"best: trial {best['trial_id']}" in said
     assert "gain +" in said or "gain -" in said
     assert f"local-dir:{finished / 'best'}" in said
-    assert f"tensorboard --logdir {finished}" in said
+    assert f"{sys.executable} -m tensorboard.main --logdir {finished}" in said
 
 
 def test_resuming_a_finished_sweep_says_so_and_changes_nothing(finished: Path, run_sweep: RunSweep) -> None:

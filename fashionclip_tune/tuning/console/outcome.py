@@ -1,7 +1,6 @@
 """Prints how a sweep ended: the ranking, the winner, how to go on, the report."""
 
 import logging
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fashionclip_tune.errors import StorageError, command
+from fashionclip_tune.errors import StorageError, command, module_command
 from fashionclip_tune.evaluation.metric import metric_of
 from fashionclip_tune.files import is_full
 from fashionclip_tune.progress import progress_bar
@@ -68,7 +67,9 @@ def print_result(result: dict[str, Any], location: SweepLocation, settings: Swee
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
         console.print(f"{why}; {how_to_go_on(location, settings)}", highlight=False, soft_wrap=True)
-    console.print(f"curves: tensorboard --logdir {shlex.quote(str(sweep_dir / 'trials'))}", highlight=False, soft_wrap=True)
+    console.print(
+        f"curves: {module_command('tensorboard.main', '--logdir', sweep_dir / 'trials')}", highlight=False, soft_wrap=True
+    )
 
 
 def write_sweep_report(location: SweepLocation, settings: SweepSettings, *, finished: bool) -> None:

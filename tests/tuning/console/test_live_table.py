@@ -95,11 +95,11 @@ def test_an_event_line_says_at_which_rung_a_trial_paused_and_that_it_was_thawed(
             progress.show({"name": "it", "elapsed_s": 45.0, "trials": [row(0, state)], **WAITING})
         progress.show({"name": "it", "elapsed_s": 45.0, "trials": [row(0, "PRUNED", stop_reason="rung_2")], **WAITING})
     lines = written.getvalue().splitlines()
-    assert [line.partition("photos/s")[2] for line in lines] == [
+    assert [line.partition("examples/s")[2] for line in lines] == [
         "",
-        "  paused at rung 2 after 64 photos",
+        "  paused at rung 2 after 64 examples",
         "  thawed",
-        "  paused at rung 2 after 64 photos  (1 of 4 ended, about 26 s left)",
+        "  paused at rung 2 after 64 examples  (1 of 4 ended, about 26 s left)",
     ]
 
 
@@ -107,10 +107,10 @@ def test_on_a_low_terminal_running_trials_and_the_newest_stay() -> None:
     rows = [row(number, "RUNNING" if number in (2, 29) else "PRUNED", stop_reason="rung_1") for number in range(30)]
     lines = table(rows, 80, height=12)
     assert len(lines) <= 11
-    assert [line[:4] for line in lines if line[:4].isdigit()] == ["0002", *(f"{number:04d}" for number in range(25, 30))]
-    assert "24 more have ended" in " ".join(" ".join(lines).split())
+    assert [line[:4] for line in lines if line[:4].isdigit()] == ["0002", *(f"{number:04d}" for number in range(26, 30))]
+    assert "25 more have ended" in " ".join(" ".join(lines).split())
     lines = table([{**rows[0], "state": "PAUSED"}, *rows[1:]], 80, height=12)
-    assert "24 more have ended or are paused" in " ".join(" ".join(lines).split())
+    assert "25 more have ended or are paused" in " ".join(" ".join(lines).split())
 
 
 def test_before_the_first_trial_the_table_says_that_it_starts() -> None:
@@ -126,8 +126,8 @@ def test_a_message_that_has_no_room_in_the_table_stands_above_it() -> None:
 def test_elsewhere_each_event_is_one_plain_line() -> None:
     lines = shown(ROWS, terminal=False).splitlines()
     assert len(lines) == 3, "nothing is said twice"
-    assert "recall_at_10 0.5000 (+0.1250)  1,234 photos/s" in lines[2]
-    assert lines[1].endswith("stopped at rung 2: others were ahead after 64 photos  (2 of 4 ended, about 7 s left)")
+    assert "recall_at_10 0.5000 (+0.1250)  1,234 examples/s" in lines[2]
+    assert lines[1].endswith("stopped at rung 2: others were ahead after 64 examples  (2 of 4 ended, about 7 s left)")
 
 
 def test_a_failure_is_said_with_its_message() -> None:

@@ -187,12 +187,12 @@ def _read(folder: Path, model: str) -> PhotoVectors | None:
     try:
         rows = pq.read_table(folder / PHOTOS_NAME)
         said = json.loads((rows.schema.metadata or {})[_METADATA])
-        if said["model"] != model:
-            raise UserError(f"{folder} has vectors of another model: name another folder, or remove it")
         vectors_ND = np.load(folder / VECTORS_NAME, mmap_mode="r", allow_pickle=False)
         is_whole = len(vectors_ND) == len(rows) and _hash_of(vectors_ND) == said["vectors"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
+    if is_whole and said["model"] != model:
+        raise UserError(f"{folder} has vectors of another model: name another folder, or remove it")
     return PhotoVectors(vectors_ND, rows) if is_whole else None
 
 

@@ -10,7 +10,7 @@ from fashionclip_tune.evaluation.examples import as_jpeg, thumbnail
 from fashionclip_tune.files import atomic_write
 from fashionclip_tune.retrieval.nearest import Answer
 
-_PIXELS, _QUALITY = 320, 80
+_PIXELS, _QUALITY, _MOST_LETTERS = 320, 80, 40
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -79,6 +79,7 @@ def _source(encoded: bytes) -> str:
 
 
 def attributes_text(row: dict[str, str]) -> str:
-    """What is said of a photo beside its name, in a few words."""
+    """What is said of a photo beside its name, in a few words: descriptions and numbers are left to the table."""
     own = ("id", "path", "checksum", "seen")
-    return ", ".join(dict.fromkeys(value for name, value in row.items() if name not in own and value and value != row["id"]))
+    words = (value for name, value in row.items() if name not in own and not value.isdigit() and len(value) <= _MOST_LETTERS)
+    return ", ".join(dict.fromkeys(filter(None, words)))

@@ -586,9 +586,7 @@ def test_a_folder_that_does_not_say_how_photos_are_prepared_is_named_by_an_archi
     assert f"ViT-L-14={tmp_path}, or ViT-L-14/openai=FILE" in message(lambda: find_start(f"ViT-L-14/openai={tmp_path}"))
 
 
-def test_a_folder_that_is_named_like_an_architecture_is_said_to_be_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_named_like_an_architecture_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "first").mkdir()
     monkeypatch.chdir(tmp_path)
     assert "(a folder is ./first)" in message(lambda: find_start("first"))

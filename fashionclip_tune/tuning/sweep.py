@@ -178,7 +178,7 @@ def _print_plan(plan: SweepPlan, location: SweepLocation, console: Console) -> N
     print_lines(console, [f"sweep:    {location.shown}{two_tiers}", *plan_lines(plan)])
 
 
-def prepared(plan: SweepPlan) -> None:
+def _prepare(plan: SweepPlan) -> None:
     """Weights, and copies of shards where trials run here: once, before trials would make them side by side."""
     _prepare_models(plan)
     if plan.settings.cluster is None:

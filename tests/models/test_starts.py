@@ -18,7 +18,7 @@ from torch import nn
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.named_model import loading_call, named_model, settled
+from fashionclip_tune.models.named_model import loading_call, named_model
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
 from fashionclip_tune.models.start_facts import start_facts
 from fashionclip_tune.models.starts import find_start
@@ -524,9 +524,7 @@ def test_what_is_no_place_on_the_hub_is_refused_in_words(tiny_config: ProjectCon
     assert "OWNER/NAME is expected" in message(lambda: load_model(of(tiny_config, f"hf-hub:{repository}")))
 
 
-def test_a_card_hands_licence_and_source_on(
-    tiny_config: ProjectConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_hands_licence_and_source_on(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "first")
     assert not (tmp_path / "first" / "README.md").exists(), "nothing is known of random weights"
     (tmp_path / "first" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: shop/clip\n---\nText\n")
@@ -537,75 +535,6 @@ def test_a_card_hands_licence_and_source_on(
     for broken in ("---\nlicense: [a\n---\n", "---\n1: 2\n---\n", "no head", "---\n---\n"):
         (tmp_path / "first" / "README.md").write_text(broken)
         assert start_facts(of(tiny_config, f"local-dir:{tmp_path / 'first'}"), "first").licence is None
-    assert "metadata" not in capfd.readouterr().err, "the hub's client warns of a README without"
-
-
-def test_a_run_hands_licence_and_source_on(tiny_config: ProjectConfig, garments: Path, tmp_path: Path) -> None:
-    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "first")
-    card = "license: other\nlicense_name: shop-1\nbase_model:\n- shop/clip\n- shop/more"
-    (tmp_path / "first" / "README.md").write_text(f"---\n{card}\n---\nText\n")
-    steps = {"training.batch_size": 16, "training.max_steps": 1, "training.num_workers": 0, "dataset_root": str(garments)}
-    run = train(of(tiny_config, f"local-dir:{tmp_path / 'first'}").with_overrides(steps), tmp_path / "run")
-    facts = start_facts(of(tiny_config, f"local-dir:{run.out_dir}"), "run")
-    assert (facts.licence, facts.source) == ("other, shop-1", "shop/clip, shop/more")
-    assert "; licence other, shop-1; trained from shop/clip, shop/more" in facts.line()
-    export_openclip(named_model(str(run.out_dir), ProjectConfig()).loaded, tmp_path / "exported")
-    assert card in (tmp_path / "exported" / "README.md").read_text()
-    for listed in ("license:\n- mit\n- apache-2.0", "license:\n- 1", "license: []"):
-        (tmp_path / "first" / "README.md").write_text(f"---\n{listed}\n---\n")
-        found = start_facts(of(tiny_config, f"local-dir:{tmp_path / 'first'}"), "first").licence
-        assert found == ("mit, apache-2.0" if "mit" in listed else None)
-
-
-def test_a_plan_says_which_tokenizer_is_not_here(
-    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "model")
-    described = json.loads((tmp_path / "model" / CONFIG).read_text())
-    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "shop/words"
-    (tmp_path / "model" / CONFIG).write_text(json.dumps(described))
-    fetched(tmp_path / "hub", "shop/clip", tmp_path / "model")
-    on_the_hub, here = of(tiny_config, "hf-hub:shop/clip"), of(tiny_config, f"local-dir:{tmp_path / 'model'}")
-    assert "lacks the tokenizer of shop/words (not here: fetched when it begins)" in start_facts(on_the_hub, "x").line()
-    assert f"lacks the tokenizer ({tmp_path / 'model'} has none)" in start_facts(here, "x").line()
-    (tmp_path / "words").mkdir()
-    save_word_tokenizer(tmp_path / "words")
-    fetched(tmp_path / "hub", "shop/words", tmp_path / "words")
-    save_word_tokenizer(tmp_path / "model")
-    assert (start_facts(on_the_hub, "x").lacks, start_facts(here, "x").lacks) == ((), ())
-
-
-def test_a_folder_that_does_not_say_how_photos_are_prepared_is_named_by_an_architecture_that_can_be_written(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / WEIGHTS).touch()
-    (tmp_path / CONFIG).write_text(json.dumps({"model_cfg": open_clip.get_model_config("ViT-L-14")}))
-    assert "clip_model=ViT-L-14/openai=FILE" in message(lambda: find_start(f"local-dir:{tmp_path}"))
-    assert find_start(f"ViT-L-14/openai={tmp_path / WEIGHTS}").model_config["quick_gelu"], "as the message says"
-    assert f"ViT-L-14={tmp_path}, or ViT-L-14/openai=FILE" in message(lambda: find_start(f"ViT-L-14/openai={tmp_path}"))
-
-
-def test_a_folder_that_is_named_like_an_architecture_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "first").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert "(a folder is ./first)" in message(lambda: find_start("first"))
-
-
-def test_a_run_beside_its_architecture_is_settled_to_its_newest_checkpoint(
-    tiny_config: ProjectConfig, garments: Path, tmp_path: Path
-) -> None:
-    steps = {"training.batch_size": 16, "training.max_steps": 1, "training.num_workers": 0, "dataset_root": str(garments)}
-    run = train(of(tiny_config, "tiny-clip", None).with_overrides(steps), tmp_path / "run")
-    own = f"tiny-clip={run.checkpoint}"
-    for config in (
-        of(tiny_config, f"tiny-clip={run.out_dir}"),
-        of(tiny_config, "tiny-clip", run.out_dir),
-        of(tiny_config, f"tiny-clip={run.out_dir}", run.out_dir),
-    ):
-        assert (settled(config).model_name, settled(config).model.pretrained) == (own, "default")
-    assert settled(of(tiny_config, f"local-dir:{run.out_dir}", None)).model.pretrained is None
-    assert start_facts(settled(config), "x").weights.endswith(f"{run.checkpoint / 'model.safetensors'}")
 
 
 def test_weights_whose_activation_no_name_says_are_said_to_be_computed_with_gelu(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import optuna
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,10 +12,8 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.models.start_facts import start_changes
-from fashionclip_tune.models.tiny import TINY_PREPROCESSING
 from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
-from fashionclip_tune.tuning.sweep import prepared
 
 TWO = """
 BASE = {{"training.batch_size": 16}}
@@ -105,32 +102,3 @@ def test_photos_that_are_not_square_are_refused_in_the_plan(garments: Path, tmp_
     path.write_text(json.dumps(described))
     with pytest.raises(UserError, match=r"photos of 32 x 64 pixels are not supported, only square ones"):
         planned(garments, tmp_path, TWO.format(folder=str(folder)))
-
-
-def test_the_fashion_space_is_planned_for_a_t4_before_anything_is_fetched(
-    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-    plan = plan_sweep(SweepSettings(data=str(garments), space="fashion", gpu_memory_gb=15.8, device="cuda"), dry_run=True)
-    labels = {facts.label for facts in plan.starts.values()}
-    assert labels == {"ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256", "fashionCLIP", "fashionSigLIP"}
-    assert all("fetched when it begins" in facts.line() for facts in plan.starts.values())
-
-
-def test_what_a_sweep_has_fetched_is_known_to_its_record(
-    garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    tag = {"hf_hub": "shop/tagged/", **TINY_PREPROCESSING}
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"shop": tag})
-    space = 'def space(trial):\n    return {"clip_model": "tiny-clip/shop", "training.batch_size": 16}\n'
-    plan = planned(garments, tmp_path, space)
-    assert [(facts.is_at_hand, facts.licence) for facts in plan.starts.values()] == [(False, None)]
-    repository = tmp_path / "hub" / "models--shop--tagged"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("1" * 40)
-    exported("tiny-clip", repository / "snapshots" / ("1" * 40))
-    (repository / "snapshots" / ("1" * 40) / "README.md").write_text("---\nlicense: mit\n---\n")
-    facts = prepared(plan).starts
-    assert [(each.is_at_hand, each.licence) for each in facts.values()] == [(True, "mit")]

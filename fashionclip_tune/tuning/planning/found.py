@@ -58,6 +58,8 @@ def find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappin
     check = check_space(space, build, flags.seed)
     if flags.scheduler == FREEZE_THAW:
         space, check = with_default_points(space, check, build, flags.seed)
+    for config in check.configs if settles_names else ():
+        check.check_start(config)
     return Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check, settles_names)
 
 

@@ -98,7 +98,8 @@ class SweepPlan:
         wanted = {**drawn, **self.settings.overrides}
         check_known_size(wanted.get("training.batch_size"), self.stage_examples)
         if self.settles_names:
-            start = settled(with_stored(self.base, wanted, known_models=self.check.config_of_model))
+            start = settled(self.base.with_overrides(wanted))
+            self.check.check_start(start)
             wanted |= {"clip_model": start.model_name, "model.pretrained": start.model.pretrained}
         config = self.build(wanted)
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]

@@ -128,7 +128,8 @@ def test_all_choices_of_a_start_are_in_the_plan_however_many_there_are(garments:
     files = [
         f"tiny-clip={shutil.copy(folder / 'open_clip_model.safetensors', tmp_path / f'{n}.safetensors')}" for n in range(60)
     ]
-    space = f'def space(trial):\n    return {{"clip_model": trial.suggest_categorical("start", {files!r})}}\n'
+    drawn = f'{{"clip_model": trial.suggest_categorical("start", {files!r}), "training.batch_size": 16}}'
+    space = f"def space(trial):\n    return {drawn}\n"
     plan = planned(garments, tmp_path, space, scheduler="none")
     assert set(plan.starts) == set(files)
 
@@ -163,6 +164,7 @@ def test_a_sweep_names_its_checkpoint_as_its_start(garments: Path, tmp_path: Pat
     planned(garments, tmp_path, space, overrides=overrides, begun={})
 
 
+@pytest.mark.slow
 def test_the_fashion_space_is_planned_for_a_t4_before_anything_is_fetched(
     garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,7 +40,7 @@ def phase_bars(console: Console | None = None) -> Iterator[OnPhase]:
     if not console.is_terminal:
         yield _Lines(console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task, shown = progress.add_task("", total=None, visible=False), ""
 
@@ -92,5 +92,5 @@ class _Lines:
         self._done[what] = done
         due_at, due_from = self._next[what]
         if now >= due_at and due_from <= done < total:
-            self._console.print(f"{what}: {done:,} of {total:,}", highlight=False, soft_wrap=True)
+            self._console.print(f"{what}: {done:,} of {total:,}", highlight=False, soft_wrap=True, markup=False)
             self._next[what] = (now + _NEXT_LINE_S, done + _NEXT_SHARE * total)

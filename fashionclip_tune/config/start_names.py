@@ -6,8 +6,8 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 # OpenCLIP's own, of models that it does not list.
@@ -91,10 +91,11 @@ def start_labels(names: Iterable[str]) -> dict[str, str]:
     for depth in (2, 3, 99):
         many = list(labels.values())
         labels = {name: _label(name, depth) if many.count(label) > 1 else label for name, label in labels.items()}
-    seen = Counter[str]()
+    taken = set[str]()
     for name, label in labels.items():  # two files that differ in their suffix, two snapshots of one repository
-        seen[label] += 1
-        labels[name] = f"{label}-{seen[label]}" if seen[label] > 1 else label
+        numbered = (label if number == 1 else f"{label}-{number}" for number in count(1))
+        labels[name] = next(each for each in numbered if each not in taken)
+        taken.add(labels[name])
     return labels
 
 

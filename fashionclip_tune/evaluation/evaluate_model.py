@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from fashionclip_tune.config.choices import RetrievalProtocol
@@ -84,7 +85,7 @@ class Report:
         return gains
 
     def table(self) -> Table:
-        title = f"{self.about['model']} on {self.about['split']}, {self.about['data']}"
+        title = escape(f"{self.about['model']} on {self.about['split']}, {self.about['data']}")
         table = Table(title=title, caption="R@k: Recall@k", caption_justify="left", box=None, pad_edge=False)
         for header in ("protocol", "direction"):
             table.add_column(header, no_wrap=True)

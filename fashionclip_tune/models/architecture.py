@@ -18,6 +18,7 @@ from fashionclip_tune.config.section import value_at
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.models.batch_norms import batch_norms, check_one_pass
 from fashionclip_tune.models.foreign_code import no_foreign_code
+from fashionclip_tune.models.hub import text_tower_here
 from fashionclip_tune.models.openclip import openclip_is_quiet, reason_of
 from fashionclip_tune.models.starts import check_architecture, find_start
 from fashionclip_tune.models.token_rows import FIRST_EDITION, USUAL_ROWS, use_token_rows
@@ -87,10 +88,13 @@ def planned_network(config: ProjectConfig, clip_rows: int = USUAL_ROWS) -> Any:
 
 @lru_cache(maxsize=8)
 def _built(name: str) -> Any:
-    openclip_name = find_start(name, None).openclip_name
+    start = find_start(name, None)
+    tower = text_tower_here(start.model_config)
     try:
         with openclip_is_quiet(), no_foreign_code(name), torch.device("meta"):
-            return open_clip.create_model(openclip_name, load_weights=False, pretrained_text=False, device="meta")
+            return open_clip.create_model(
+                start.openclip_name, load_weights=False, pretrained_text=False, device="meta", **tower
+            )
     except UserError:
         raise
     except Exception as error:  # open_clip, timm and the hub's client raise many types

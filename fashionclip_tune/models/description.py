@@ -1,6 +1,7 @@
 """What OpenCLIP knows of an architecture, or a folder says of one; how photos are prepared for it."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -11,6 +12,7 @@ import open_clip
 
 from fashionclip_tune.config.choices import ClipModelOptions
 from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX
+from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.models.foreign_code import refuse_code
 from fashionclip_tune.models.tiny import TINY_MODELS, TINY_PREPROCESSING, register_tiny_models
@@ -24,11 +26,7 @@ DEFAULT_TAGS = {
 CONFIG_NAME = "open_clip_config.json"
 _RECORD_OF_WEIGHTS = ("checkpoint.json", "model.safetensors")  # a checkpoint of ours
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
-# Sizes may differ: positions are resized then, with a warning. The rest says where weights and tokens come from.
-_NOT_OF_THE_NETWORK = {
-    *("image_size", "context_length", "timm_model_pretrained", "hf_model_pretrained"),
-    *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
-}
+_SAYS_NOTHING = ("timm_model_pretrained", "hf_model_pretrained")  # of where other weights come from, which are not loaded
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -53,9 +51,10 @@ def registered(name: str, said: str = "") -> dict[str, Any]:
     model_config: dict[str, Any] | None = open_clip.get_model_config(name)
     if model_config is None:
         no_place = f"{said!r}: there is no such folder, and {name!r}" if said != name and said else repr(name)
+        here = f" (a folder is ./{said or name})" if Path(said or name).is_dir() else ""
         raise UserError(
-            f"clip_model = {no_place} is no OpenCLIP architecture: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, another name "
-            f"from open_clip.list_models(), ARCHITECTURE/TAG, ARCHITECTURE=FILE, {HUB_PREFIX}OWNER/NAME, or "
+            f"clip_model = {no_place} is no OpenCLIP architecture{here}: {', '.join([*DEFAULT_TAGS, *TINY_MODELS])}, another "
+            f"name from open_clip.list_models(), ARCHITECTURE/TAG, ARCHITECTURE=FILE, {HUB_PREFIX}OWNER/NAME, or "
             f"{LOCAL_PREFIX}FOLDER (an OpenCLIP folder, a run, a checkpoint or a sweep)"
         )
     return model_config
@@ -137,21 +136,46 @@ def preprocessing_beside(file: Path) -> dict[str, Any]:
     return {}
 
 
+def preprocessing_of(name: str, described: Mapping[str, Any]) -> Preprocessing:
+    """Of OpenCLIP's ``preprocess_cfg``, which may come from anyone's file.
+
+    Raises:
+        UserError: it is none that photos can be prepared by here; says which part, and what is allowed.
+    """
+    size, mean, std = described["size"], described["mean"], described["std"]
+    sides = [size] if isinstance(size, int) else list(size)
+    if len(set(sides)) != 1:
+        raise UserError(f"{name}: photos of {sides[0]} x {sides[1]} pixels are not supported, only square ones")
+    for what, allowed in (("resize_mode", ("shortest", "squash")), ("interpolation", ("bicubic", "bilinear"))):
+        if described[what] not in allowed:
+            among = " and ".join(allowed)
+            raise UserError(f"{name}: {what} = {described[what]!r} in its preprocess_cfg is not supported, only {among}")
+    for what, numbers in (("mean", mean), ("std", std)):
+        is_list = isinstance(numbers, list | tuple) and len(numbers) == 3
+        if not is_list or not all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
+            raise UserError(f"{name}: {what} = {numbers!r} in its preprocess_cfg is not allowed: three numbers")
+    if min(std) <= 0:
+        raise UserError(f"{name}: std = {std!r} in its preprocess_cfg is not allowed: above 0")
+    return Preprocessing(sides[0], tuple(mean), tuple(std), described["resize_mode"], described["interpolation"])
+
+
 def architecture_of_file(name: str, file: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """The named architecture, with QuickGELU where the description or our own record beside the file says so.
 
     Raises:
-        UserError: that description is of another architecture. Shapes alone would not tell: heads and activations have none.
+        UserError: that is of another architecture, of photos or texts of another size, or of another tokenizer. Shapes alone
+            would not tell: heads, activations and tokens have none, and positions are resized.
     """
-    beside = file.parent / CONFIG_NAME
     record, weights_name = _RECORD_OF_WEIGHTS
+    beside, key = file.parent / CONFIG_NAME, "model_cfg"
     if file.name == weights_name and (file.parent / record).is_file():
-        stored = _read(file.parent / record).get("model_config") or {}
-        return {**expected, "quick_gelu": True} if stored.get("quick_gelu") else expected
-    found = _read(beside).get("model_cfg") if beside.is_file() else None
+        beside, key = file.parent / record, "model_config"
+    found = _read(beside).get(key) if beside.is_file() else None
     if not isinstance(found, Mapping):
         return expected
     differing = _differences(found, expected)
+    if expected.get("quick_gelu") and not found.get("quick_gelu"):
+        differing.append("quick_gelu = False, not True")
     if differing:
         raise UserError(
             f"the weights file {file} is not of {name}, by {beside} beside it ({'; '.join(differing)}): name their folder, "
@@ -189,7 +213,7 @@ def differences_of_starts(found: object, expected: Mapping[str, Any]) -> list[st
 
 
 def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Where two ``model_cfg`` describe different networks, by what OpenCLIP takes where one of them is silent."""
+    """Where two ``model_cfg`` describe different networks or tokens, by what OpenCLIP takes where one of them is silent."""
     flat = [_network_settings(model_config) for model_config in (found, expected)]
     names = sorted(flat[0].keys() | flat[1].keys())
     return [
@@ -202,7 +226,7 @@ def _network_settings(model_config: Mapping[str, Any]) -> dict[str, Any]:
     for part, defaults in (("vision_cfg", open_clip.CLIPVisionCfg()), ("text_cfg", open_clip.CLIPTextCfg())):
         said = model_config.get(part)
         described = {**asdict(defaults), **(said if isinstance(said, Mapping) else {})}
-        settings |= {f"{part}.{key}": value for key, value in described.items() if key not in _NOT_OF_THE_NETWORK}
+        settings |= {f"{part}.{key}": value for key, value in described.items() if key not in _SAYS_NOTHING}
     return settings
 
 
@@ -226,7 +250,7 @@ def published_preprocessing(name: str, model_config: Mapping[str, Any], what: st
         return json.loads(next(iter(wanted)))  # type: ignore[no-any-return]
     choices = "; ".join(f"{', '.join(tags)}: {said}" for said, tags in wanted.items())
     found = f"its published weights differ ({choices})" if wanted else "it has no published weights"
-    one_of = f"Name one of them, as clip_model={name}/{next(iter(wanted.values()))[0]}=FILE, or s" if wanted else "S"
+    one_of = f"Name one of them, as clip_model={published}/{next(iter(wanted.values()))[0]}=FILE, or s" if wanted else "S"
     example = '{"preprocess_cfg": {"mean": [...], "std": [...], "interpolation": "bicubic", "resize_mode": "shortest"}}'
     raise UserError(
         f"how photos are prepared for {what} of {published or name} is not known: {found}. {one_of}ay it in {beside}, as in an "

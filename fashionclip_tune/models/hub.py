@@ -3,26 +3,30 @@
 What is in a cache is taken as it is, without asking the hub for a newer one: a sweep starts from the same weights to its end.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
 from huggingface_hub import constants, model_info, snapshot_download, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fashionclip_tune.errors import UnavailableError, UserError
 
 CARD_NAME = "README.md"
 _ANSWERS_WITHIN_S = 20
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 _BESIDE_TOKENIZERS = ("*token*.json", "merges.txt", "config.json", CARD_NAME)
 
 
-def _check_repository(repository: str) -> None:
-    """Raises UserError for what cannot be the name of a repository."""
-    if _REPOSITORY.fullmatch(repository) is None:
+def _check_repository(repository: str, *, has_owner: bool = False) -> None:
+    """Raises UserError for what cannot be the name of a repository; old ones, which OpenCLIP names, have no owner."""
+    try:
+        validate_repo_id(repository)
+        is_place = "/" in repository or not has_owner
+    except HFValidationError:
+        is_place = False
+    if not is_place:
         raise UserError(f"hf-hub:{repository} is no place on the hub: hf-hub:OWNER/NAME is expected")
 
 
@@ -80,8 +84,31 @@ def tokenizer_folder(repository: str, cache_dir: Path | None) -> Path:
     return hub_file(repository, "the tokenizer", _TOKENIZER_FILES, cache_dir, also=_BESIDE_TOKENIZERS).parent
 
 
+def cached_tokenizer(repository: str, cache_dir: Path | None) -> Path | None:
+    """A file of it where it is on this machine already."""
+    return cached_file(repository, _TOKENIZER_FILES, cache_dir)
+
+
+def text_tower_here(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``text_cfg`` by which OpenCLIP builds a text tower of transformers from a folder, without asking the hub for it.
+
+    Empty for towers that are OpenCLIP's own. Raises as ``hub_file`` does.
+    """
+    text = model_config["text_cfg"]
+    if not (tower := text.get("hf_model_name")):
+        return {}
+    is_here = Path(tower).is_dir()
+    folder = tower if is_here else hub_file(tower, "the description of the text tower", ["config.json"], None).parent
+    return {"text_cfg": {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}}
+
+
 def description_folder(repository: str, what: str, name: str) -> Path:
-    """The folder of a model's description, and of its tokenizer where it has one of its own; raises as ``hub_file`` does."""
+    """The folder of a model's description, and of its tokenizer where it has one of its own.
+
+    Raises:
+        UserError: somebody named what is no place on the hub; else as ``hub_file`` does.
+    """
+    _check_repository(repository, has_owner=True)
     return hub_file(repository, what, [name], None, also=(*_TOKENIZER_FILES, *_BESIDE_TOKENIZERS)).parent
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import open_clip
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, brings_weights, is_tag
+from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, brings_weights, is_path, is_tag, joined, parts
 from fashionclip_tune.config.stored import stored_config
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.description import CONFIG_NAME, registered
@@ -72,6 +72,29 @@ def _stored(flat: Mapping[str, Any], *, allow_remote: bool) -> ProjectConfig:
     return stored_config(flat, allow_remote=allow_remote, known_models=[name] if is_here else [])
 
 
+def settled(config: ProjectConfig) -> ProjectConfig:
+    """The same start by one name: ``clip_model`` has the weights too, and of a run the checkpoint that is its newest now."""
+    name, place = config.model_name, config.model.pretrained
+    architecture, own = parts(name)
+    if own is not None and f"{architecture}={own}" == name:
+        own = _settled(own)
+        name = f"{architecture}={own}"
+    if place not in ("default", None):
+        place = _settled(str(place))
+        name = name if brings_weights(name) else joined(name, place)
+        place = "default" if parts(name)[1] == place else place
+    if (folder := folder_of(name)) is not None:
+        name = f"{LOCAL_PREFIX}{model_folder(folder)}"
+    is_settled = (name, place) == (config.model_name, config.model.pretrained)
+    return config if is_settled else config.with_overrides({"clip_model": name, "model.pretrained": place})
+
+
+def _settled(place: str) -> str:
+    """A tag or a file as it is."""
+    folder = Path(place).expanduser()
+    return str(model_folder(folder.absolute())) if is_path(place) and folder.is_dir() else place
+
+
 def starting_point(config: ProjectConfig) -> ProjectConfig:
     """``should_load_checkpoint`` starts from the weights of a file, an OpenCLIP folder or one of our checkpoints."""
     if not config.should_load_checkpoint:
@@ -89,7 +112,7 @@ def loading_call(name: str, pretrained: str | None) -> str | None:
     calls = "open_clip.create_model_and_transforms"
     if start.repository is not None:
         return f'{calls}("{HUB_PREFIX}{start.repository}")'
-    if not start.has_weights or start.file_hash is not None:
+    if not start.has_weights or start.file_hash is not None or start.is_of_transformers:
         return None
     if start.tag is None and folder_of(start.openclip_name) is not None:
         return f'{calls}("{start.openclip_name}")'

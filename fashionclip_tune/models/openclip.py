@@ -4,8 +4,7 @@ import copy
 import hashlib
 import json
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -23,11 +22,11 @@ from fashionclip_tune.config.start_names import LOCAL_PREFIX
 from fashionclip_tune.data.preprocessing import Preprocessing, Tokenizer
 from fashionclip_tune.errors import UnavailableError, UserError
 from fashionclip_tune.files import give_usual_mode
-from fashionclip_tune.models.description import CONFIG_NAME, describe_folder, known_name, registered
+from fashionclip_tune.models.description import CONFIG_NAME, describe_folder, known_name, preprocessing_of, registered
 from fashionclip_tune.models.foreign_code import drop_code_names, no_foreign_code
-from fashionclip_tune.models.hub import CARD_NAME, has_tokenizer, tokenizer_folder
+from fashionclip_tune.models.hub import CARD_NAME, text_tower_here, tokenizer_folder
 from fashionclip_tune.models.start import Start
-from fashionclip_tune.models.start_facts import start_card
+from fashionclip_tune.models.start_facts import start_card, tokenizer_on_the_hub
 from fashionclip_tune.models.starts import find_start, folder_of
 from fashionclip_tune.models.token_rows import plain_state
 from fashionclip_tune.models.transformers_shapes import set_activation
@@ -56,7 +55,7 @@ class LoadedModel:
     """CLIP models were trained with the scale kept at or below 100; SigLIP models were not."""
     fits_logit_bias: bool = False
     """The sigmoid loss was added to a model without a bias; it is to be fitted to the first batch."""
-    card: dict[str, str] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
     """Licence and source of the weights, as far as they are known, by the names of the hub's model cards."""
 
 
@@ -108,11 +107,12 @@ def _cached(config: ProjectConfig) -> LoadedModel:
 def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_tokenizer: bool = True) -> LoadedModel:
     for note in start.notes:
         _log.info(f"note: {note}")
-    weights, model_config, card = None, start.model_config, dict[str, str]()
+    weights, model_config, card = None, start.model_config, dict[str, Any]()
     folder = folder_of(start.openclip_name)
     described = registered(start.openclip_name) if folder is None else describe_folder(folder, name).model_config
     own = {key: value for key, value in model_config.items() if value != described.get(key)}
     arguments = {key: value for key, value in own.items() if key not in ("quick_gelu", "custom_text")}
+    arguments |= text_tower_here(model_config)
     if start.has_weights:
         weights, card = _read_start(start, cache_dir)
         if "logit_bias" in weights and "init_logit_bias" not in model_config:  # of a CLIP model trained with the sigmoid loss
@@ -142,7 +142,7 @@ def _load_cached(start: Start, name: str, cache_dir: Path, seed: int, with_token
     except Exception as error:  # open_clip, the hub's client and safetensors raise many types
         raise _weights_error(start, error) from error
     tokenizer = _tokenizer(start, cache_dir) if with_tokenizer else _same_tokens(network.context_length)
-    preprocessing = _preprocessing(name, network.visual.preprocess_cfg)
+    preprocessing = preprocessing_of(name, network.visual.preprocess_cfg)
     return LoadedModel(
         name=known_name(model_config) or (name if folder is not None else start.openclip_name),
         network=network,
@@ -161,30 +161,7 @@ def _first_config(start: Start) -> dict[str, Any]:
     return start.model_config if known is None else registered(known)
 
 
-def _preprocessing(name: str, described: Mapping[str, Any]) -> Preprocessing:
-    """Of OpenCLIP's ``preprocess_cfg``, which may come from anyone's file.
-
-    Raises:
-        UserError: it is none that photos can be prepared by here; says which part, and what is allowed.
-    """
-    size, mean, std = described["size"], described["mean"], described["std"]
-    sides = [size] if isinstance(size, int) else list(size)
-    if len(set(sides)) != 1:
-        raise UserError(f"{name}: photos of {sides[0]} x {sides[1]} pixels are not supported, only square ones")
-    for what, allowed in (("resize_mode", ("shortest", "squash")), ("interpolation", ("bicubic", "bilinear"))):
-        if described[what] not in allowed:
-            among = " and ".join(allowed)
-            raise UserError(f"{name}: {what} = {described[what]!r} in its preprocess_cfg is not supported, only {among}")
-    for what, numbers in (("mean", mean), ("std", std)):
-        is_list = isinstance(numbers, list | tuple) and len(numbers) == 3
-        if not is_list or not all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
-            raise UserError(f"{name}: {what} = {numbers!r} in its preprocess_cfg is not allowed: three numbers")
-    if min(std) <= 0:
-        raise UserError(f"{name}: std = {std!r} in its preprocess_cfg is not allowed: above 0")
-    return Preprocessing(sides[0], tuple(mean), tuple(std), described["resize_mode"], described["interpolation"])
-
-
-def _read_start(start: Start, cache_dir: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_start(start: Start, cache_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, and what is to stand on the card of a model that is trained from them."""
     try:
         file = start.fetch(cache_dir)
@@ -208,7 +185,7 @@ def openclip_is_quiet() -> Iterator[None]:
 
 
 def fetch_weights(config: ProjectConfig) -> None:
-    """Downloads a tag's weights and tokenizer into the cache, or checks that a path is there; loads nothing.
+    """Downloads weights, tokenizer and text tower's description into the caches, or checks that a path is there; loads nothing.
 
     Raises:
         UserError: says which tag, where it was looked for, and how to bring it.
@@ -221,6 +198,7 @@ def fetch_weights(config: ProjectConfig) -> None:
         raise
     except Exception as error:
         raise _weights_error(start, error) from error
+    text_tower_here(start.model_config)
     _tokenizer(start, cache_dir)
 
 
@@ -228,14 +206,11 @@ def _tokenizer(start: Start, cache_dir: Path) -> Tokenizer:
     """That of the folder, else of OpenCLIP's own list, else the one on the hub that the description names."""
     text, folder = start.model_config["text_cfg"], folder_of(start.openclip_name)
     on_the_hub = text.get("hf_tokenizer_name")
-    source = f"of {on_the_hub}" if on_the_hub else "of OpenCLIP"
-    if start.tokenizer_folder is not None:
-        folder = start.tokenizer_folder
-        source = f"in {folder}"
-    elif folder is not None and (has_tokenizer(folder) or not start.is_on_the_hub):
-        source = f"in {folder}"
-    elif on_the_hub:
-        folder = tokenizer_folder(on_the_hub, None if start.is_on_the_hub else cache_dir)
+    if (repository := tokenizer_on_the_hub(start)) is not None:
+        source, folder = f"of {repository}", tokenizer_folder(repository, None if start.is_on_the_hub else cache_dir)
+    else:
+        folder = start.tokenizer_folder or folder
+        source = f"in {folder}" if folder is not None else "of OpenCLIP"
     try:
         with openclip_is_quiet(), no_foreign_code(start.openclip_name):
             tokenizer: Tokenizer
@@ -302,8 +277,7 @@ def export_openclip(loaded: LoadedModel, folder: Path) -> None:
     described = {"model_cfg": loaded.model_config, "preprocess_cfg": preprocess}
     (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
     if loaded.card:
-        licence, base = loaded.card.get("license"), loaded.card.get("base_model")
-        head = ModelCardData(library_name="open_clip", license=licence, base_model=base).to_yaml()
+        head = ModelCardData(library_name="open_clip", **loaded.card).to_yaml()
         ModelCard(f"---\n{head}\n---\n").save(folder / CARD_NAME)
     if isinstance(loaded.tokenizer, open_clip.tokenizer.HFTokenizer):
         loaded.tokenizer.save_pretrained(folder)

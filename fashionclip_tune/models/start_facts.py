@@ -1,22 +1,22 @@
 """What is to be known of a start before it is trained: architecture, input, tokenizer, where its weights are, licence."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from huggingface_hub import ModelCard
+from huggingface_hub import metadata_load
 from open_clip.transform import PreprocessCfg
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.config.start_names import HUB_PREFIX, start_labels
 from fashionclip_tune.models.description import known_name
-from fashionclip_tune.models.hub import CARD_NAME
+from fashionclip_tune.models.hub import CARD_NAME, cached_file, cached_tokenizer, has_tokenizer
 from fashionclip_tune.models.start import Start
 from fashionclip_tune.models.starts import architecture_start, find_start, folder_of
 from fashionclip_tune.models.tiny import TINY_MODELS, pretrained_tiny_dir
-from fashionclip_tune.storage.checkpoint import file_hash
+from fashionclip_tune.storage.checkpoint import RECORD_NAME, file_hash, read_record
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,18 @@ class StartFacts:
     """Of a file that somebody may write anew: no tag's, no repository's, not of a tiny tower's own."""
     licence: str | None
     """As the card beside the weights says it; None: none does, or they are not fetched yet."""
+    source: str | None = None
+    """What they were trained from, likewise."""
+    lacks: tuple[str, ...] = ()
+    """What else of the hub's is fetched when the sweep begins; of a folder, what it has not."""
 
     def line(self) -> str:
         named = self.label if self.label == self.architecture else f"{self.label}: {self.architecture}"
         text = f"{named}, {self.image_size} px, {self.context_length} tokens of {self.tokenizer}; {self.weights}"
         text += "" if self.is_at_hand else ", not on this machine: fetched when it begins"
-        return f"{text}; licence {self.licence}" if self.licence else text
+        text += f"; lacks {' and '.join(self.lacks)}" if self.lacks else ""
+        text += f"; licence {self.licence}" if self.licence else ""
+        return f"{text}; trained from {self.source}" if self.source else text
 
 
 _RESIZING = {"resize_mode": PreprocessCfg.resize_mode, "interpolation": PreprocessCfg.interpolation}
@@ -56,6 +62,7 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
     vision, text = start.model_config["vision_cfg"], start.model_config["text_cfg"]
     size = vision.get("image_size", open_clip.CLIPVisionCfg.image_size)
     file = start.at_hand(config.model_cache_dir)
+    card = _card(file) if file is not None else {}
     return StartFacts(
         label,
         _architecture(start),
@@ -67,7 +74,9 @@ def start_facts(config: ProjectConfig, label: str) -> StartFacts:
         file is not None or not start.has_weights,
         start.notes,
         file_hash(start.file) if start.file is not None and config.model_name not in TINY_MODELS else None,
-        _card(file).get("license") if file is not None else None,
+        _listed(card, "license", "license_name"),
+        _listed(card, "base_model"),
+        tuple(_lacks(start, config.model_cache_dir)),
     )
 
 
@@ -118,8 +127,8 @@ def _weights(start: Start) -> str:
     return f"weights in {start.file}" if start.file is not None else "random weights"
 
 
-def start_card(start: Start, weights_file: Path) -> dict[str, str]:
-    """Of the hub's model card of whatever is trained from a start: ``license`` and ``base_model``, as far as they are known.
+def start_card(start: Start, weights_file: Path) -> dict[str, Any]:
+    """Of the hub's model card of whatever is trained from a start: its licence and ``base_model``, as far as they are known.
 
     A folder's own card is read: what was trained from a start names it, too.
     """
@@ -136,11 +145,46 @@ def _repository(start: Start) -> str:
     return str(known.get("hf_hub", "").rpartition("/")[0])
 
 
-def _card(weights_file: Path) -> dict[str, str]:
-    """What the head of the card beside the weights says of both."""
-    path = weights_file.parent / CARD_NAME
+def tokenizer_on_the_hub(start: Start) -> str | None:
+    """The repository that its tokenizer is in; None: it is in a folder, or OpenCLIP's own."""
+    folder = folder_of(start.openclip_name)
+    is_in_folder = folder is not None and (has_tokenizer(folder) or not start.is_on_the_hub)
+    if start.tokenizer_folder is not None or is_in_folder:
+        return None
+    name: str | None = start.model_config["text_cfg"].get("hf_tokenizer_name")
+    return name
+
+
+def _lacks(start: Start, cache_dir: Path) -> Iterator[str]:
+    text, folder, begins = start.model_config["text_cfg"], folder_of(start.openclip_name), "not here: fetched when it begins"
+    if start.repository is not None and not start.is_on_the_hub:
+        return  # its description is not here, and may name another
+    repository, tower, place = tokenizer_on_the_hub(start), text.get("hf_model_name"), start.tokenizer_folder or folder
+    if repository and cached_tokenizer(repository, None if start.is_on_the_hub else cache_dir) is None:
+        yield f"the tokenizer of {repository} ({begins})"
+    elif not repository and place is not None and text.get("hf_tokenizer_name") and not has_tokenizer(place):
+        yield f"the tokenizer ({place} has none)"
+    if tower and not Path(tower).is_dir() and cached_file(tower, ["config.json"], None) is None:
+        yield f"the description of the text tower {tower} ({begins})"
+
+
+def _listed(card: Mapping[str, Any], *names: str) -> str | None:
+    """As people read it: one, or several after commas."""
+    said = [card[name] for name in names if name in card]
+    return ", ".join(each for value in said for each in ([value] if isinstance(value, str) else value)) or None
+
+
+def _card(weights_file: Path) -> dict[str, Any]:
+    """What the head of the card beside the weights says of both, else the record of a checkpoint of ours."""
+    path, record = weights_file.parent / CARD_NAME, weights_file.parent / RECORD_NAME
     try:
-        head = ModelCard.load(path).data.to_dict() if path.is_file() else {}
-    except Exception:  # somebody's README: yaml and the hub's client raise many types
+        head = (metadata_load(path) if path.is_file() else None) or {}
+        if record.is_file():
+            head = {**(read_record(record.parent).get("card") or {}), **head}
+    except Exception:  # somebody's files: yaml and the hub's client raise many types
         return {}
-    return {name: head[name] for name in ("license", "base_model") if isinstance(head.get(name), str)}
+    return {name: head[name] for name in ("license", "license_name", "license_link", "base_model") if _is_text(head.get(name))}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value))

@@ -7,8 +7,12 @@ from typing import Any
 
 import open_clip
 
-from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX, architecture_of, joined, parts
+from fashionclip_tune.config.start_names import (
+    HUB_PREFIX,
+    LOCAL_PREFIX,
+    architecture_of,
+    parts,
+)
 from fashionclip_tune.errors import UnavailableError, UserError, command
 from fashionclip_tune.models.description import (
     CONFIG_NAME,
@@ -85,16 +89,6 @@ def _known_beforehand(name: str) -> str | None:
     return _ON_THE_HUB.get(repository) if cached_file(repository, [CONFIG_NAME], None) is None else None
 
 
-def settled(config: ProjectConfig) -> ProjectConfig:
-    """The same start by one name: ``clip_model`` has the weights too, and of a run the checkpoint that is its newest now."""
-    name, place = config.model_name, config.model.pretrained
-    if place not in ("default", None) and parts(name)[1] is None and not name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
-        name = joined(name, str(place))
-    if (folder := folder_of(name)) is not None:
-        name = f"{LOCAL_PREFIX}{model_folder(folder)}"
-    return config if name == config.model_name else config.with_overrides({"clip_model": name, "model.pretrained": "default"})
-
-
 def model_folder(place: Path) -> Path:
     """The checkpoint, the OpenCLIP folder or whatever else a folder stands for: of a sweep its winner, of a run its newest."""
     if (place / SWEEP_NAME).is_file():
@@ -123,9 +117,15 @@ def _find(name: str, pretrained: str | None) -> Start:
         prepared = preprocessing_of_tag(architecture, place)
         return Start(architecture, architecture_of_tag(architecture, place), prepared, tag=place)
     if place.is_dir():
+        if like:
+            raise UserError(
+                f"clip_model = {name!r}: {place} is a folder, which no tag describes: {architecture}={place}, or "
+                f"{architecture}/{like}=FILE with its weights file"
+            )
         return _folder(architecture, place, base.model_config)
-    if like:  # said by the user, whatever lies beside the file
+    if like:  # activation and photos are as the user says, whatever lies beside the file
         expected, prepared = architecture_of_tag(architecture, like), preprocessing_of_tag(architecture, like)
+        architecture_of_file(architecture, place, {**expected, "quick_gelu": False})
         return Start(architecture, expected, prepared, file=place)
     start = Start(base.openclip_name, architecture_of_file(architecture, place, base.model_config), {}, file=place)
     beside = preprocessing_beside(place)

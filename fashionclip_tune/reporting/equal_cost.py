@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from fashionclip_tune.evaluation.metric import Metric
@@ -90,7 +91,7 @@ def equal_cost_table(sweep_dir: Path, rows: Sequence[TrialRow], metric: Metric) 
     for header in headers(metric):
         table.add_column(header, justify="left" if header == "model" else "right")
     for each in found:
-        table.add_row(*each.cells())
+        table.add_row(*map(escape, each.cells()))
     return table
 
 

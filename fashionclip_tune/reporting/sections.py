@@ -247,12 +247,14 @@ def starts(view: SweepView) -> Iterator[str]:
     known = list(view.content.get("starts", {}).values())
     rows = [
         [text(each["label"]), text(each["architecture"]), f"{each['image_size']} px, {each['context_length']} tokens",
-         text(each["weights"]), text(each["licence"] or "not said beside the weights")]
+         text(each["weights"]), text(each["licence"] or "not said beside the weights"),
+         text(each.get("source") or "")]
         for each in known
     ]  # fmt: skip
     if rows:
         yield "<h3>What trials started from</h3>"
-        yield table(("start", "architecture", "input", "weights", "licence"), [(row, "") for row in rows], numbers=())
+        headers = ("start", "architecture", "input", "weights", "licence", "trained from")
+        yield table(headers, [(row, "") for row in rows], numbers=())
 
 
 def failures(rows: Sequence[TrialRow]) -> Iterator[str]:

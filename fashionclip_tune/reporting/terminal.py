@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -45,7 +46,7 @@ class _Either:
         return Measurement(max(map(len, self.short.split())), len(self.long))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.long if options.max_width >= len(self.long) else self.short
+        yield escape(self.long if options.max_width >= len(self.long) else self.short)
 
 
 def trials_table(rows: Sequence[TrialRow], title: str, sweep: Mapping[str, Any], ties: Collection[str] = ()) -> Table:
@@ -61,7 +62,7 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep: Mapping[str, Any],
     legend += " augment: the first caption (1st cap), any (any cap) or a weighted choice (mix cap); strength of image changes;"
     legend += " RA: RandAugment, E: erasing."
     legend += _PAUSED * any(paused_at(row, sweep) is not None for row in rows)
-    table = Table(title=title, caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=escape(title), caption=legend, caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("trial", "model", "loss", "lr", "augment"):
         table.add_column(header, no_wrap=header != "augment")
     for header in ("seen", metric.short, "±", "gain", "%"):
@@ -73,7 +74,7 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep: Mapping[str, Any],
         end, rung = end_of(row, sweep) + tie, paused_at(row, sweep)
         table.add_row(
             row["trial_id"],
-            start_of(row),
+            escape(start_of(row)),
             loss_label(config.get("loss_function")),
             f"{config['training.learning_rate']:.1e}".replace("e-0", "e-") if "training.learning_rate" in config else "",
             _augmentation(config),
@@ -82,7 +83,7 @@ def trials_table(rows: Sequence[TrialRow], title: str, sweep: Mapping[str, Any],
             _half_width(metric.interval(row)),
             figure_or_nothing(row.get("gain"), "+.4f"),
             figure_or_nothing(row.get("relative_gain"), "+.0%").rstrip("%"),
-            end if rung is None else _Either(end, f"rung {rung}{tie}"),
+            escape(end) if rung is None else _Either(end, f"rung {rung}{tie}"),
         )
     return table
 
@@ -183,5 +184,5 @@ def _best_of_each(groups: Sequence[Sequence[Standing]]) -> Table:
         if number:
             table.add_row()
         for each in group:
-            table.add_row(*each.cells())
+            table.add_row(*map(escape, each.cells()))
     return table

@@ -272,6 +272,7 @@ class Run:
             "preprocessing": vars(self._loaded.preprocessing),
             "tokenizer": tokenizer_name(self._loaded),
             "model_config": self._loaded.model_config,
+            "card": self._loaded.card,
             "history": self._rows,
             "duration_s": self._duration_s(),
             "device_s": self._device_time.seconds,

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from fashionclip_tune.errors import StoppedError, UnavailableError, UserError, command
 from fashionclip_tune.models.openclip import fetch_weights
-from fashionclip_tune.models.start_facts import start_changes
+from fashionclip_tune.models.start_facts import facts_of_starts, start_changes
 from fashionclip_tune.models.starts import find_start
 from fashionclip_tune.progress import messages_on
 from fashionclip_tune.reporting.sweep_files import is_open, refit_lines
@@ -76,7 +77,7 @@ def _start(
         _log.info(f"older:    {len(older)} ended trials of {plan.settings.warm_start} come first: not counted, not ranked here")
     if dry_run:
         return None
-    _prepare(plan)
+    plan = prepared(plan)
     with driving(location, is_new=True), with_resume_hint(how_to_go_on(location, plan.settings)):
         return _drive(plan, location, console, started)
 
@@ -115,7 +116,7 @@ def _resume(found: _Reopened, console: Console, started: float, *, dry_run: bool
         print_result(saved, location, plan.settings, console)
         return saved
     with with_resume_hint(how_to_go_on(location, plan.settings)):
-        _prepare(plan)
+        plan = prepared(plan)
         with driving(location):
             location.restore()
             return _drive(plan, location, console, started)
@@ -178,11 +179,15 @@ def _print_plan(plan: SweepPlan, location: SweepLocation, console: Console) -> N
     print_lines(console, [f"sweep:    {location.shown}{two_tiers}", *plan_lines(plan)])
 
 
-def _prepare(plan: SweepPlan) -> None:
-    """Weights, and copies of shards where trials run here: once, before trials would make them side by side."""
+def prepared(plan: SweepPlan) -> SweepPlan:
+    """Weights, and copies of shards where trials run here: once, before trials would make them side by side.
+
+    The plan then has what is known of starts that are here only now.
+    """
     _prepare_models(plan)
     if plan.settings.cluster is None:
         copy_data(plan.base)
+    return replace(plan, starts=facts_of_starts(plan.check.config_of_model))
 
 
 def _fetch_result(location: SweepLocation) -> None:

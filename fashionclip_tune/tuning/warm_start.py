@@ -24,7 +24,7 @@ from fashionclip_tune.config.stored import BATCH_NORM, EDITION_PATH, stored_conf
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.evaluation.metric import metric_of
 from fashionclip_tune.models.architecture import may_have_batch_norms
-from fashionclip_tune.models.starts import settled
+from fashionclip_tune.models.named_model import settled
 from fashionclip_tune.storage.folder import RemoteFolder, read_journal
 from fashionclip_tune.tuning.persistence.mirror import read_header
 from fashionclip_tune.tuning.planning.plan import SweepPlan

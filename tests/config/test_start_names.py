@@ -57,3 +57,9 @@ def test_labels_are_short_and_no_two_are_alike() -> None:
         *("first/best", "second/best", "a/x", "b/x"),
         *("it/step_00000010", "ViT-B-16=a/w", "ViT-B-16=a/w-2", "hub/dress", "hub/dress-2"),
     ]
+
+
+def test_a_label_with_a_number_is_no_other_start_s() -> None:
+    named = ["V=/a/w.pt", "V=/a/w.safetensors", "V=/a/w-2.pt", "V=/b/w-2.pt"]
+    for names in (named, named[::-1]):
+        assert len(set(start_labels(names).values())) == len(names)

@@ -18,7 +18,9 @@ from torch import nn
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.models.named_model import loading_call, named_model
+from fashionclip_tune.models.architecture import meta_model
+from fashionclip_tune.models.hub import tokenizer_folder
+from fashionclip_tune.models.named_model import loading_call, named_model, settled
 from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model, load_random_model
 from fashionclip_tune.models.start_facts import start_facts
 from fashionclip_tune.models.starts import find_start
@@ -280,28 +282,44 @@ OF_ANOTHER = {
     "text_cfg.no_causal_mask": True,
     "text_cfg.pool_type": "last",
     "vision_cfg.pool_type": "avg",
+    "vision_cfg.act_kwargs": {"approximate": "tanh"},
+    "vision_cfg.image_size": 64,
+    "text_cfg.context_length": 16,
+    "text_cfg.hf_tokenizer_name": "of/somebody",
+    "text_cfg.tokenizer_kwargs": {"clean": "lower"},
 }
 
 
 @pytest.mark.parametrize(("path", "value"), OF_ANOTHER.items())
-def test_a_file_beside_the_description_of_another_architecture_is_refused(
-    tiny_config: ProjectConfig, tmp_path: Path, path: str, value: object
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_a_file_beside_the_description_or_record_of_another_architecture_or_tokenizer_is_refused(
+    tiny_config: ProjectConfig, tmp_path: Path, path: str, value: object, is_ours: bool
 ) -> None:
     export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path)
     described = json.loads((tmp_path / CONFIG).read_text())
     part, key = path.split(".")
     described["model_cfg"][part][key] = value
+    weights = tmp_path / WEIGHTS
+    if is_ours:
+        (tmp_path / "checkpoint.json").write_text(json.dumps({"model_config": described["model_cfg"]}))
+        weights = weights.rename(tmp_path / "model.safetensors")
     (tmp_path / CONFIG).write_text(json.dumps(described))
-    said = message(lambda: load_model(of(tiny_config, "tiny-clip", tmp_path / WEIGHTS)))
+    said = message(lambda: load_model(of(tiny_config, "tiny-clip", weights)))
     assert f"{path} = {value}, not " in said
     assert f"--set clip_model=local-dir:{tmp_path}" in said
+
+
+def test_a_file_beside_a_description_with_gelu_is_not_computed_with_quick_gelu(tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).touch()
+    (tmp_path / CONFIG).write_text(json.dumps({"model_cfg": open_clip.get_model_config("ViT-B-32")}))
+    assert "quick_gelu = False, not True" in message(lambda: find_start(f"ViT-B-32-quickgelu={tmp_path / WEIGHTS}"))
 
 
 def test_a_description_that_spells_out_defaults_is_of_the_same_architecture(tiny_config: ProjectConfig, tmp_path: Path) -> None:
     loaded = load_model(of(tiny_config, "tiny-clip", None))
     export_openclip(loaded, tmp_path)
     described = json.loads((tmp_path / CONFIG).read_text())
-    described["model_cfg"]["text_cfg"] |= {"no_causal_mask": False, "hf_tokenizer_name": "of/somebody"}
+    described["model_cfg"]["text_cfg"] |= {"no_causal_mask": False, "hf_tokenizer_name": None}
     described["model_cfg"] |= {"init_logit_bias": -10.0, "custom_text": True}
     (tmp_path / CONFIG).write_text(json.dumps(described))
     start = find_start("tiny-clip", str(tmp_path / WEIGHTS))
@@ -524,7 +542,53 @@ def test_what_is_no_place_on_the_hub_is_refused_in_words(tiny_config: ProjectCon
     assert "OWNER/NAME is expected" in message(lambda: load_model(of(tiny_config, f"hf-hub:{repository}")))
 
 
-def test_a_card_hands_licence_and_source_on(tiny_config: ProjectConfig, tmp_path: Path) -> None:
+TOKENIZERS = {open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name") for name in open_clip.list_models()}
+
+
+@pytest.mark.parametrize("repository", sorted(filter(None, TOKENIZERS)))
+def test_every_tokenizer_that_openclip_names_is_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str
+) -> None:
+    """Old repositories, such as bert-base-uncased, have no owner."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert f"the tokenizer of {repository} " in message(lambda: tokenizer_folder(repository, None))
+    (tmp_path / "words").mkdir()
+    save_word_tokenizer(tmp_path / "words")
+    folder = fetched(tmp_path / "hub", repository, tmp_path / "words")
+    assert tokenizer_folder(repository, tmp_path / "openclip_cache") == folder
+
+
+def test_a_text_tower_that_the_hub_describes_is_looked_for_before_trials_are_started(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import RobertaConfig
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = unlisted(tmp_path / "model")
+    described = json.loads((folder / CONFIG).read_text())
+    described["model_cfg"]["text_cfg"] = {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base"}
+    (folder / CONFIG).write_text(json.dumps(described))
+    save_word_tokenizer(folder)
+    config = of(tiny_config, f"local-dir:{folder}")
+    for call in (fetch_weights, load_model, load_random_model):
+        said = message(lambda call=call: call(config))
+        assert "the description of the text tower of roberta-base (config.json)" in said
+        assert str(tmp_path / "hub" / "models--roberta-base") in said
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 9}
+    RobertaConfig(**small).save_pretrained(tmp_path / "tower")
+    fetched(tmp_path / "hub", "roberta-base", tmp_path / "tower")
+    asked = list[str]()
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", lambda *names, **_: asked.extend(names))
+    network = load_model(of(tiny_config, f"local-dir:{folder}", None)).network
+    assert network.text.transformer.config.hidden_size == 8
+    assert asked == [], "what is in the cache is used as it is"
+    meta_model(f"local-dir:{folder}")
+    fetch_weights(config)
+
+
+def test_a_card_hands_licence_and_source_on(
+    tiny_config: ProjectConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "first")
     assert not (tmp_path / "first" / "README.md").exists(), "nothing is known of random weights"
     (tmp_path / "first" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: shop/clip\n---\nText\n")
@@ -535,6 +599,75 @@ def test_a_card_hands_licence_and_source_on(tiny_config: ProjectConfig, tmp_path
     for broken in ("---\nlicense: [a\n---\n", "---\n1: 2\n---\n", "no head", "---\n---\n"):
         (tmp_path / "first" / "README.md").write_text(broken)
         assert start_facts(of(tiny_config, f"local-dir:{tmp_path / 'first'}"), "first").licence is None
+    assert "metadata" not in capfd.readouterr().err, "the hub's client warns of a README without"
+
+
+def test_a_run_hands_licence_and_source_on(tiny_config: ProjectConfig, garments: Path, tmp_path: Path) -> None:
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "first")
+    card = "license: other\nlicense_name: shop-1\nbase_model:\n- shop/clip\n- shop/more"
+    (tmp_path / "first" / "README.md").write_text(f"---\n{card}\n---\nText\n")
+    steps = {"training.batch_size": 16, "training.max_steps": 1, "training.num_workers": 0, "dataset_root": str(garments)}
+    run = train(of(tiny_config, f"local-dir:{tmp_path / 'first'}").with_overrides(steps), tmp_path / "run")
+    facts = start_facts(of(tiny_config, f"local-dir:{run.out_dir}"), "run")
+    assert (facts.licence, facts.source) == ("other, shop-1", "shop/clip, shop/more")
+    assert "; licence other, shop-1; trained from shop/clip, shop/more" in facts.line()
+    export_openclip(named_model(str(run.out_dir), ProjectConfig()).loaded, tmp_path / "exported")
+    assert set(card.splitlines()) <= set((tmp_path / "exported" / "README.md").read_text().splitlines())
+    for listed in ("license:\n- mit\n- apache-2.0", "license:\n- 1", "license: []"):
+        (tmp_path / "first" / "README.md").write_text(f"---\n{listed}\n---\n")
+        found = start_facts(of(tiny_config, f"local-dir:{tmp_path / 'first'}"), "first").licence
+        assert found == ("mit, apache-2.0" if "mit" in listed else None)
+
+
+def test_a_plan_says_which_tokenizer_is_not_here(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "model")
+    described = json.loads((tmp_path / "model" / CONFIG).read_text())
+    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "shop/words"
+    (tmp_path / "model" / CONFIG).write_text(json.dumps(described))
+    fetched(tmp_path / "hub", "shop/clip", tmp_path / "model")
+    on_the_hub, here = of(tiny_config, "hf-hub:shop/clip"), of(tiny_config, f"local-dir:{tmp_path / 'model'}")
+    assert "lacks the tokenizer of shop/words (not here: fetched when it begins)" in start_facts(on_the_hub, "x").line()
+    assert f"lacks the tokenizer ({tmp_path / 'model'} has none)" in start_facts(here, "x").line()
+    (tmp_path / "words").mkdir()
+    save_word_tokenizer(tmp_path / "words")
+    fetched(tmp_path / "hub", "shop/words", tmp_path / "words")
+    save_word_tokenizer(tmp_path / "model")
+    assert (start_facts(on_the_hub, "x").lacks, start_facts(here, "x").lacks) == ((), ())
+
+
+def test_a_folder_that_does_not_say_how_photos_are_prepared_is_named_by_an_architecture_that_can_be_written(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / WEIGHTS).touch()
+    (tmp_path / CONFIG).write_text(json.dumps({"model_cfg": open_clip.get_model_config("ViT-L-14")}))
+    assert "clip_model=ViT-L-14/openai=FILE" in message(lambda: find_start(f"local-dir:{tmp_path}"))
+    assert find_start(f"ViT-L-14/openai={tmp_path / WEIGHTS}").model_config["quick_gelu"], "as the message says"
+    assert f"ViT-L-14={tmp_path}, or ViT-L-14/openai=FILE" in message(lambda: find_start(f"ViT-L-14/openai={tmp_path}"))
+
+
+def test_a_folder_that_is_named_like_an_architecture_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "(a folder is ./first)" in message(lambda: find_start("first"))
+
+
+def test_a_run_beside_its_architecture_is_settled_to_its_newest_checkpoint(
+    tiny_config: ProjectConfig, garments: Path, tmp_path: Path
+) -> None:
+    steps = {"training.batch_size": 16, "training.max_steps": 1, "training.num_workers": 0, "dataset_root": str(garments)}
+    run = train(of(tiny_config, "tiny-clip", None).with_overrides(steps), tmp_path / "run")
+    own = f"tiny-clip={run.checkpoint}"
+    for config in (
+        of(tiny_config, f"tiny-clip={run.out_dir}"),
+        of(tiny_config, "tiny-clip", run.out_dir),
+        of(tiny_config, f"tiny-clip={run.out_dir}", run.out_dir),
+    ):
+        assert (settled(config).model_name, settled(config).model.pretrained) == (own, "default")
+    assert settled(of(tiny_config, f"local-dir:{run.out_dir}", None)).model.pretrained is None
+    assert start_facts(settled(config), "x").weights.endswith(f"{run.checkpoint / 'model.safetensors'}")
 
 
 def test_weights_whose_activation_no_name_says_are_said_to_be_computed_with_gelu(tmp_path: Path) -> None:

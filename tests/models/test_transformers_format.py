@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
+from fashionclip_tune.models.named_model import loading_call
 from fashionclip_tune.models.openclip import LoadedModel, load_model, openclip_is_quiet
+from fashionclip_tune.models.starts import find_start
 from fashionclip_tune.models.tiny import register_tiny_models
 from fashionclip_tune.models.transformers_export import write_transformers
 from fashionclip_tune.models.transformers_format import (
@@ -587,3 +589,9 @@ def test_a_published_architecture_is_found_again_by_what_is_written_of_it(name: 
     found, model_config_found = find_architecture(config, "it")
     assert found == name
     assert model_config_found == model_config
+
+
+def test_openclip_s_own_call_is_not_given_for_a_folder_of_transformers(tmp_path: Path) -> None:
+    save(clip_config(), tmp_path)
+    assert find_start(f"local-dir:{tmp_path}").is_of_transformers
+    assert loading_call(f"local-dir:{tmp_path}", "default") is None

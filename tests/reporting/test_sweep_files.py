@@ -243,3 +243,13 @@ def test_a_winner_above_zero_shot_is_not(small_sweep: Path, tmp_path: Path) -> N
         row["untouched_recall_at_10"] = sweep["best"]["metrics"]["recall_at_10"]
     assert "below zero-shot" not in " ".join(winner_lines(sweep, tmp_path / "sweep"))
     assert zero_shot_lines({"trials": []}, "it", {"recall_at_10": 0.5}) == []
+
+
+def test_names_with_brackets_are_shown_whole(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "one [a]", [150, 148])
+    sweep = json.loads((folder / "sweep.json").read_text())
+    for trial, start in zip(sweep["trials"], ("shop [v1]", "[/x]"), strict=True):
+        trial["start"] = start
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    text = printed(folder)
+    assert all(name in text for name in ("one [a] (finished)", "shop [v1]", "[/x]"))

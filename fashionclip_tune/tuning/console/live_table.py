@@ -1,13 +1,14 @@
 """Shows a running sweep: a live table on a terminal, one line an event elsewhere."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from fashionclip_tune.errors import StopReason, rung_of
@@ -112,10 +113,13 @@ class Progress:
         took_s = sweep["elapsed_s"] + time.monotonic() - self._shown_at
         so_far = f"{took_s / 60:.0f} min" if took_s >= 90 else f"{took_s:.0f} s"
         if not rows:
-            return f"{sweep['name']}: starting, {so_far}"
+            return escape(f"{sweep['name']}: starting, {so_far}")
         shown = _newest(rows, max(3, self.console.height - _OTHER_LINES))
         metric = metric_of(sweep)
-        cells = [self._cells(row, metric) for row in shown]
+        names = _shortened(
+            {start_of(row) for row in rows}, _NARROW_MODEL if self.console.width < _NARROW else self.console.width
+        )
+        cells = [self._cells(row, metric, names[start_of(row)]) for row in shown]
         headers = [header.format(metric=metric.short) for header in (*_WORDS, *_NUMBERS)]
         widths = [max(len(text) for text in (header, *column)) for header, *column in zip(headers, *cells, strict=True)]
         room = self.console.width - _FREE_COLUMNS - sum(width + 1 for width in widths)
@@ -124,8 +128,8 @@ class Progress:
         if hidden := [row for row in rows if row not in shown]:
             below += [f"{len(hidden)} more have ended" + " or are paused" * any(map(is_open, hidden))]
         table = Table(
-            title=f"{sweep['name']}: {self._counted(' trials')}, {so_far} so far{self._left()}",
-            caption="; ".join([*below, f"lr: learning rate, ex/s: examples a second, {metric.legend}"]),
+            title=escape(f"{sweep['name']}: {self._counted(' trials')}, {so_far} so far{self._left()}"),
+            caption=escape("; ".join([*below, f"lr: learning rate, ex/s: examples a second, {metric.legend}"])),
             title_justify="left",
             caption_justify="left",
             box=None,
@@ -137,14 +141,12 @@ class Progress:
         table.add_column("state", no_wrap=True)
         for row, texts in zip(shown, cells, strict=True):
             style = "bold" if row in best else "red" if has_failed(row) else "" if row["state"] == "RUNNING" else "dim"
-            table.add_row(*texts, _fitting(row, sweep, room), style=style)
+            table.add_row(*map(escape, (*texts, _fitting(row, sweep, room))), style=style)
         return table
 
-    def _cells(self, row: TrialRow, metric: Metric) -> list[str]:
+    def _cells(self, row: TrialRow, metric: Metric, model: str) -> list[str]:
         config = row["config"]
-        model, rate = start_of(row), config.get("training.learning_rate")
-        if self.console.width < _NARROW and len(model) > _NARROW_MODEL:
-            model = model[: _NARROW_MODEL - 1] + "…"
+        rate = config.get("training.learning_rate")
         return [
             row["trial_id"],
             model,
@@ -155,6 +157,16 @@ class Progress:
             figure_or_nothing(row.get("recall_change"), "+.4f"),
             figure_or_nothing(row.get("samples_per_second"), ",.0f"),
         ]
+
+
+def _shortened(names: Collection[str], most: int) -> dict[str, str]:
+    """Each in so many characters at most: without its end, or its beginning where two would look alike, or whole."""
+    found = {name: name for name in names}
+    for cut in (lambda name: f"{name[: most - 1]}…", lambda name: f"…{name[1 - most :]}"):
+        short = {name: name if len(name) <= most else cut(name) for name in names}
+        if len(set(short.values())) == len(names):
+            return short
+    return found
 
 
 def time_left(seconds: float | None) -> str:

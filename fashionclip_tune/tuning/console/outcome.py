@@ -66,10 +66,9 @@ def print_result(result: dict[str, Any], location: SweepLocation, settings: Swee
     print_lines(console, bad_sample_lines(sweep_dir))
     if result["state"] == "INTERRUPTED":
         why = "the time of this run is up" if result.get("time_is_up") else "interrupted"
-        console.print(f"{why}; {how_to_go_on(location, settings)}", highlight=False, soft_wrap=True)
-    console.print(
-        f"curves: {module_command('tensorboard.main', '--logdir', sweep_dir / 'trials')}", highlight=False, soft_wrap=True
-    )
+        console.print(f"{why}; {how_to_go_on(location, settings)}", highlight=False, soft_wrap=True, markup=False)
+    curves = module_command("tensorboard.main", "--logdir", sweep_dir / "trials")
+    console.print(f"curves: {curves}", highlight=False, soft_wrap=True, markup=False)
 
 
 def write_sweep_report(location: SweepLocation, settings: SweepSettings, *, finished: bool) -> None:

@@ -10,7 +10,7 @@ from fashionclip_tune.config.stored import as_begun
 from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.data.index import ShardIndex
 from fashionclip_tune.models.architecture import with_default_freeze
-from fashionclip_tune.models.starts import settled
+from fashionclip_tune.models.named_model import settled
 from fashionclip_tune.tuning.planning.allocation import Site
 from fashionclip_tune.tuning.planning.dataset import data_location, load_data, rows_of_captions
 from fashionclip_tune.tuning.planning.fresh import with_default_points
@@ -58,6 +58,8 @@ def find(settings: SweepSettings, flags: CheckedFlags, site: Site, begun: Mappin
     check = check_space(space, build, flags.seed)
     if flags.scheduler == FREEZE_THAW:
         space, check = with_default_points(space, check, build, flags.seed)
+    for config in check.configs if settles_names else ():
+        check.check_start(config)
     return Found(site, space, base, len(shards.train) + len(shards.valid), train, valid, check, settles_names)
 
 

@@ -13,8 +13,8 @@ from fashionclip_tune.config.stored import with_stored
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.machine.hardware import Machine
 from fashionclip_tune.models.architecture import forward_flops, with_default_freeze
+from fashionclip_tune.models.named_model import settled
 from fashionclip_tune.models.start_facts import StartFacts, facts_of_starts
-from fashionclip_tune.models.starts import settled
 from fashionclip_tune.tuning.planning.allocation import Allotment, find_site
 from fashionclip_tune.tuning.planning.budget import check_batch_sizes, check_known_size, plan_examples
 from fashionclip_tune.tuning.planning.dataset import check_batches, describe_data, rows_of_captions
@@ -98,7 +98,8 @@ class SweepPlan:
         wanted = {**drawn, **self.settings.overrides}
         check_known_size(wanted.get("training.batch_size"), self.stage_examples)
         if self.settles_names:
-            start = settled(with_stored(self.base, wanted, known_models=self.check.config_of_model))
+            start = settled(self.base.with_overrides(wanted))
+            self.check.check_start(start)
             wanted |= {"clip_model": start.model_name, "model.pretrained": start.model.pretrained}
         config = self.build(wanted)
         fixed = [path for path in self.settings.overrides if path != "hardware.threads"]

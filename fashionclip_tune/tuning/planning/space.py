@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import create_trial
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.config.start_names import architecture_of
+from fashionclip_tune.config.start_names import LOCAL_PREFIX, architecture_of
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import check_model_options
 from fashionclip_tune.tuning.study.draws import DrawnPoint, Space, draw_points
@@ -76,6 +76,25 @@ class SpaceCheck:
         named: Any = self.distributions[self.model_parameter]
         return tuple(choice for choice in named.choices if choice in self.start_of_choice)
 
+    def check_start(self, config: ProjectConfig) -> None:
+        """Raises UserError for a start that the plan knows nothing of, or whose name is another's, too."""
+        name, pretrained = config.model_name, config.model.pretrained
+        if config.should_load_checkpoint:
+            raise UserError(
+                "should_load_checkpoint is not for sweeps, whose starts are told apart by clip_model: say there what "
+                f"checkpoint_path says, {LOCAL_PREFIX}{config.checkpoint_path}, or ARCHITECTURE=FILE of a weights file"
+            )
+        if (known := self.config_of_model.get(name)) is None:
+            raise UserError(
+                f"{name} was drawn, of which the plan knows nothing: add a point that draws it to POINTS of the space"
+            )
+        if known.model.pretrained != pretrained:
+            raise UserError(
+                f"{name} is drawn with model.pretrained = {known.model.pretrained} and {pretrained}: starts of a sweep are "
+                "told apart by clip_model alone. Write clip_model = ARCHITECTURE/TAG, ARCHITECTURE=FILE or a folder; random "
+                "weights want a sweep of their own (--set model.pretrained=none)"
+            )
+
 
 def load_space(name_or_file: str) -> SearchSpace:
     """A space of ``fashionclip_tune/spaces/`` by name, or any Python file.
@@ -118,7 +137,7 @@ def _with_plain_values(draw: Callable[[optuna.trial.Trial], Any]) -> Callable[[o
 
 
 def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectConfig], seed: int) -> SpaceCheck:
-    """Draws the space's own points and 100 random ones, and builds the configuration of each.
+    """Draws the space's own points, 100 random ones and choices that are not among them; builds the configuration of each.
 
     Raises:
         UserError: names the space, what it drew and what is wrong with it.
@@ -129,6 +148,7 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
     configs = []
     try:
         drawn = list(draw_points(space.draw, _CHECKED_POINTS, seed, space.points))
+        drawn += draw_points(space.draw, 0, seed, _not_drawn(drawn))
     except Exception as error:
         raise UserError(f"space {space.file} fails when it is drawn from: {_where(error, space.file)}") from error
     for point, wanted in zip_longest(drawn, space.points):
@@ -155,6 +175,22 @@ def check_space(space: SearchSpace, build: Callable[[dict[str, Any]], ProjectCon
         configs=tuple(configs),
         num_points=_num_points(drawn, len(space.points)),
     )
+
+
+def _not_drawn(drawn: Sequence[DrawnPoint]) -> list[dict[str, Any]]:
+    """Points with the choices that chance left out."""
+    choices = {
+        name: kind.choices
+        for point in drawn
+        for name, kind in point.distributions.items()
+        if isinstance(kind, CategoricalDistribution)
+    }
+    return [
+        {name: choice}
+        for name, those in choices.items()
+        for choice in those
+        if all(point.params.get(name, ...) != choice for point in drawn)
+    ]
 
 
 def _num_points(drawn: Sequence[DrawnPoint], num_given: int) -> int | None:

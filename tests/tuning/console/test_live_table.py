@@ -166,3 +166,12 @@ def test_time_left_counts_what_runs_and_what_has_not_begun() -> None:
         ", about 10 min left",
         ", about 2.5 h left",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_starts_look_different_whatever_their_names_are(width: int) -> None:
+    names = ["shop [v1]", "shop [v2]", "ViT-B-16-SigLIP/webli", "ViT-B-16-SigLIP/other", "[/x]"]
+    lines = table([row(number, "RUNNING", start=name) for number, name in enumerate(names)], width)
+    shown = [line.split("sigmoid")[0][5:].strip() for line in lines[2:7]]
+    assert len(set(shown)) == len(names)
+    assert (shown[:2], shown[4]) == (["shop [v1]", "shop [v2]"], "[/x]")

@@ -255,7 +255,7 @@ def test_the_example_of_the_page_is_a_space(tmp_path: Path) -> None:
 
 
 def test_the_shipped_spaces_leave_the_size_at_64() -> None:
-    for name in ("tiny", "openclip", "published"):
+    for name in ("tiny", "openclip", "published", "fashion"):
         space = load_space(name)
         check = check_space(space, lambda drawn, base=space.base: ProjectConfig().with_overrides({**base, **drawn}), seed=0)
         assert check.batch_sizes == (64,)

@@ -235,7 +235,7 @@ def test_a_foreign_sweep_is_shown_as_text_whatever_its_words_and_figures_are(fin
 @pytest.mark.parametrize("search", [None, 7, [], {}, {"rungs": None}, {"rungs": ["x", {}, [1]]}, {"rungs": {"32": 1}}])
 def test_strange_terms_of_a_search_are_none(finished: Path, search: Any) -> None:
     change_sweep(finished, search=search)
-    assert "0000 at 32 photos" in page_of(finished).text
+    assert "0000 at 32 examples" in page_of(finished).text
     sweep = read_sweep(finished)
     assert [end_of(row, sweep) for row in sweep["trials"]] == ["budget", "rung 1", "rung 1", "diverged"]
 

@@ -14,7 +14,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.description import CONFIG_NAME, registered
 from fashionclip_tune.models.hub import cached_file
 from fashionclip_tune.models.openclip import LoadedModel, load_model
-from fashionclip_tune.models.starts import SWEEP_NAME, find_start, folder_of, model_folder
+from fashionclip_tune.models.starts import SWEEP_NAME, find_start, folder_of, is_described_here, model_folder
 from fashionclip_tune.models.tiny import TINY_MODELS
 from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER
 from fashionclip_tune.storage.checkpoint import RECORD_NAME, read_record, weights_at
@@ -81,12 +81,17 @@ def starting_point(config: ProjectConfig) -> ProjectConfig:
 
 
 def loading_call(name: str, pretrained: str | None) -> str | None:
-    """How any OpenCLIP user loads the weights that a model starts from; None: they are random, or OpenCLIP cannot."""
+    """How any OpenCLIP user loads the weights that a model starts from; None: they are random, or OpenCLIP cannot.
+
+    The name may be of anybody's file: the hub is not asked.
+    """
+    calls = "open_clip.create_model_and_transforms"
     try:
+        if not is_described_here(name):
+            return f'{calls}("{name}")' if pretrained == "default" else None
         start = find_start(name, pretrained)
     except UserError:
         return None
-    calls = "open_clip.create_model_and_transforms"
     if start.repository is not None:
         return f'{calls}("{HUB_PREFIX}{start.repository}")'
     if not start.has_weights or start.file_hash is not None:

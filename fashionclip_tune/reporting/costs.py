@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.metric import Metric
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
-from fashionclip_tune.models.starts import check_architecture
+from fashionclip_tune.models.starts import check_architecture, is_described_here
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost, headers
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
 from fashionclip_tune.reporting.html import panels, table
@@ -89,9 +89,9 @@ def _weights_mb(view: SweepView) -> dict[str, float | None]:
 
 
 def _computed_mb(model: str) -> float | None:
-    """Of the tensors in fp32; None of one that is not known here, or only on the hub."""
+    """Of the tensors in fp32; None of one that is not known here: the name is of a file, so the hub is not asked."""
     try:
-        if not has_known_text_tower(check_architecture(model)):
+        if not is_described_here(model) or not has_known_text_tower(check_architecture(model)):
             return None
     except UserError:
         return None

@@ -19,6 +19,8 @@ from fashionclip_tune.models.tiny import TINY_MODELS
 from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER
 from fashionclip_tune.storage.checkpoint import RECORD_NAME, read_record, weights_at
 
+TRIAL_NAME = "trial.json"  # in a sweep's best/
+
 
 class NamedModel(NamedTuple):
     loaded: LoadedModel
@@ -53,13 +55,25 @@ def started_from(name: str, *, allow_remote: bool) -> ProjectConfig | None:
         return None
     if (place / RECORD_NAME).is_file():
         return _stored(read_record(place)["config"], allow_remote=allow_remote)
-    sweep_dir = place.parent
     try:
-        trial_id = json.loads((sweep_dir / SWEEP_NAME).read_text())["best"]["trial_id"]
-        (record,) = sweep_dir.glob(f"trials/{trial_id}-*/config.json")
+        (record,) = place.parent.glob(f"trials/{exported_trial(place)}-*/config.json")
         return _stored(json.loads(record.read_text()), allow_remote=allow_remote)
     except UserError:
         raise
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def exported_trial(best: Path) -> str | None:
+    """Whose weights a sweep's ``best/`` has: it may be older than what ``sweep.json`` calls the best. None: nobody says.
+
+    Older versions did not record it; of what they have finished it is the best trial.
+    """
+    try:
+        if (best / TRIAL_NAME).is_file():
+            return str(json.loads((best / TRIAL_NAME).read_text())["trial_id"])
+        sweep = json.loads((best.parent / SWEEP_NAME).read_text())
+        return str(sweep["best"]["trial_id"]) if sweep["state"] == "FINISHED" and best.is_dir() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

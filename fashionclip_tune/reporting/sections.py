@@ -14,6 +14,7 @@ from fashionclip_tune.reporting.sweep_files import (
     figure_or_nothing,
     freed_line,
     is_open,
+    load_line,
     loss_label,
     paused_at,
     refit_lines,
@@ -83,10 +84,7 @@ def winner(view: SweepView) -> Iterator[str]:
     if (asked := coverage_line((view.content["best"] or {}).get("metrics", {}))) is not None:
         counted += f" {text(asked)}."
     yield f"<p>Trial {text(best['trial_id'])}: <code>{text(settings)}</code>.{counted}</p>"
-    if (view.folder / "best").is_dir():
-        call = f'open_clip.create_model_and_transforms("local-dir:{view.folder / "best"}")'
-        yield f"<p>Load it: <code>{text(call)}</code></p>"
-    for line in refit_lines(view.content, view.folder):
+    for line in (load_line(view.folder, best["trial_id"]), *refit_lines(view.content, view.folder)):
         yield f"<p>{text(line)}</p>"
 
 

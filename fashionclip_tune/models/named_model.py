@@ -14,10 +14,12 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.description import CONFIG_NAME, registered
 from fashionclip_tune.models.hub import cached_file
 from fashionclip_tune.models.openclip import LoadedModel, load_model
-from fashionclip_tune.models.starts import SWEEP_NAME, find_start, folder_of, model_folder
+from fashionclip_tune.models.starts import SWEEP_NAME, find_start, folder_of, is_described_here, model_folder
 from fashionclip_tune.models.tiny import TINY_MODELS
 from fashionclip_tune.models.weights import NAMES_IN_A_FOLDER
 from fashionclip_tune.storage.checkpoint import RECORD_NAME, read_record, weights_at
+
+TRIAL_NAME = "trial.json"  # in a sweep's best/
 
 
 class NamedModel(NamedTuple):
@@ -53,13 +55,25 @@ def started_from(name: str, *, allow_remote: bool) -> ProjectConfig | None:
         return None
     if (place / RECORD_NAME).is_file():
         return _stored(read_record(place)["config"], allow_remote=allow_remote)
-    sweep_dir = place.parent
     try:
-        trial_id = json.loads((sweep_dir / SWEEP_NAME).read_text())["best"]["trial_id"]
-        (record,) = sweep_dir.glob(f"trials/{trial_id}-*/config.json")
+        (record,) = place.parent.glob(f"trials/{exported_trial(place)}-*/config.json")
         return _stored(json.loads(record.read_text()), allow_remote=allow_remote)
     except UserError:
         raise
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def exported_trial(best: Path) -> str | None:
+    """Whose weights a sweep's ``best/`` has: it may be older than what ``sweep.json`` calls the best. None: nobody says.
+
+    Older versions did not record it; of what they have finished it is the best trial.
+    """
+    try:
+        if (best / TRIAL_NAME).is_file():
+            return str(json.loads((best / TRIAL_NAME).read_text())["trial_id"])
+        sweep = json.loads((best.parent / SWEEP_NAME).read_text())
+        return str(sweep["best"]["trial_id"]) if sweep["state"] == "FINISHED" and best.is_dir() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -104,12 +118,17 @@ def starting_point(config: ProjectConfig) -> ProjectConfig:
 
 
 def loading_call(name: str, pretrained: str | None) -> str | None:
-    """How any OpenCLIP user loads the weights that a model starts from; None: they are random, or OpenCLIP cannot."""
+    """How any OpenCLIP user loads the weights that a model starts from; None: they are random, or OpenCLIP cannot.
+
+    The name may be of anybody's file: the hub is not asked.
+    """
+    calls = "open_clip.create_model_and_transforms"
     try:
+        if not is_described_here(name):
+            return f'{calls}("{name}")' if pretrained == "default" else None
         start = find_start(name, pretrained)
     except UserError:
         return None
-    calls = "open_clip.create_model_and_transforms"
     if start.repository is not None:
         return f'{calls}("{HUB_PREFIX}{start.repository}")'
     if not start.has_weights or start.file_hash is not None or start.is_of_transformers:

@@ -76,6 +76,11 @@ def check_architecture(name: str) -> dict[str, Any]:
     return find_start(name, None).model_config
 
 
+def is_described_here(name: str) -> bool:
+    """Whether the hub is not asked what ``clip_model`` names; raises UserError for what can be no place there."""
+    return not name.startswith(HUB_PREFIX) or cached_file(name.removeprefix(HUB_PREFIX), [CONFIG_NAME], None) is not None
+
+
 def architecture_start(name: str) -> Start:
     """A start on the hub for a plan: as far as it is known before it is fetched."""
     if (known := _known_beforehand(name)) is None:

@@ -8,10 +8,10 @@ import plotly.graph_objects as go
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.metric import Metric
 from fashionclip_tune.models.architecture import has_known_text_tower, meta_model
-from fashionclip_tune.models.starts import check_architecture
+from fashionclip_tune.models.starts import check_architecture, is_described_here
 from fashionclip_tune.reporting.equal_cost import architectures_at_equal_cost, headers
 from fashionclip_tune.reporting.figures import FAINT, colours, described, styled
-from fashionclip_tune.reporting.html import panels, table, text
+from fashionclip_tune.reporting.html import panels, table
 from fashionclip_tune.reporting.sweep_files import TrialRow, figure_or_nothing, is_open, start_of
 from fashionclip_tune.reporting.sweep_view import SweepView
 
@@ -52,7 +52,7 @@ def _of_each_model(shared: Sequence[Cost], metric: Metric) -> str:
         for _, row in cost.of_trials:
             best.setdefault(start_of(row), row)
     rows = [
-        [text(model), f"{metric.score(row):.4f}", *(figure_or_nothing(values.get(model), ",.4g") for values in of_model)]
+        [model, f"{metric.score(row):.4f}", *(figure_or_nothing(values.get(model), ",.4g") for values in of_model)]
         for model, row in best.items()
     ]
     titles = ("model", f"best {metric.label}", *(cost.title for cost in shared))
@@ -89,9 +89,9 @@ def _weights_mb(view: SweepView) -> dict[str, float | None]:
 
 
 def _computed_mb(model: str) -> float | None:
-    """Of the tensors in fp32; None of one that is not known here, or only on the hub."""
+    """Of the tensors in fp32; None of one that is not known here: the name is of a file, so the hub is not asked."""
     try:
-        if not has_known_text_tower(check_architecture(model)):
+        if not is_described_here(model) or not has_known_text_tower(check_architecture(model)):
             return None
     except UserError:
         return None
@@ -156,4 +156,4 @@ def _at_equal_time(view: SweepView) -> Iterator[str]:
         return
     yield f"<h3>Best of each model within the same {limit_s:,.0f} seconds of the device</h3>"
     yield f'<p class="note">{view.metric.legend}.</p>'
-    yield table(headers(view.metric), [(list(map(text, each.cells())), "") for each in found], numbers=(1, 3, 4))
+    yield table(headers(view.metric), [(each.cells(), "") for each in found], numbers=(1, 3, 4))

@@ -152,7 +152,7 @@ class _Story:
             expected = self._last_expected.get(number)
             reached = figure_or_nothing(self._reached(row), ".4f")
             way = [*self._ways.get(number, []), *self._end(row, number)]
-            yield [text(row["trial_id"]), text(_settings_of(row)), _expected(expected), reached, text(" · ".join(way))]
+            yield [row["trial_id"], _settings_of(row), _expected(expected), reached, " · ".join(way)]
 
     def summary(self) -> str:
         kinds = ("went on at once", "thawed", "new", _POINT, "nothing more")
@@ -189,13 +189,13 @@ class _Story:
             ran += f"; ended for good: {', '.join(map(_id, decision.given_up))}"
         return [
             str(decision.place),
-            text(at_a_rung),
+            at_a_rung,
             value,
-            text(ran),
+            ran,
             _expected(chosen),
             _expected(runner_up),
             "" if chosen is None or runner_up is None else _ratio(runner_up.score, chosen.score),
-            "" if runner_up is None else text(self._in_words(runner_up, decision)),
+            "" if runner_up is None else self._in_words(runner_up, decision),
         ]
 
     def _ran(self, decision: Decision) -> str:

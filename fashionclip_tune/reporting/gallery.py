@@ -16,10 +16,10 @@ from fashionclip_tune.evaluation.dataset import EvaluationSet, evaluation_set
 from fashionclip_tune.evaluation.encode import embed
 from fashionclip_tune.evaluation.examples import as_jpeg, fixed_queries, thumbnail, top_photos
 from fashionclip_tune.evaluation.protocols import Pool, retrieve
-from fashionclip_tune.models.named_model import named_model
+from fashionclip_tune.models.named_model import exported_trial, named_model
 from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.progress import OnProgress, no_progress
-from fashionclip_tune.reporting.sweep_files import TrialRow, read_sweep
+from fashionclip_tune.reporting.sweep_files import TrialRow
 from fashionclip_tune.storage.checkpoint import newest_weights
 
 TOP = 10
@@ -77,7 +77,7 @@ def make_gallery(
     if not folders:
         raise UserError(f"the folder of trial {best['trial_id']} is not in {sweep_dir}")
     # On the durable side of a sweep, such as a drive, trials have no checkpoints: there the winner has a folder of its own.
-    has_weights = newest_weights(folders[0]) is not None or _winner(sweep_dir) != best["trial_id"]
+    has_weights = newest_weights(folders[0]) is not None or exported_trial(sweep_dir / "best") != best["trial_id"]
     caller = ProjectConfig().with_overrides({"reading.allow_remote": allow_remote})
     found = named_model(str(folders[0] if has_weights else sweep_dir / "best"), caller)
     config = found.started_from
@@ -101,12 +101,6 @@ def make_gallery(
     unreadable = {sample.key for sample in bad}
     readable = [place for place, key in enumerate(photos.reader.index.keys.tolist()) if key not in unreadable]
     return _chosen(best["trial_id"], photos, torch.tensor(readable[: len(pool.products_N)]), pool)
-
-
-def _winner(sweep_dir: Path) -> str | None:
-    """Whose weights ``best/`` has."""
-    exported = (sweep_dir / "best").is_dir()
-    return (read_sweep(sweep_dir)["best"] or {}).get("trial_id") if exported else None
 
 
 def _chosen(trial_id: str, photos: EvaluationSet, readable_N: Tensor, pool: Pool) -> Gallery:

@@ -39,19 +39,24 @@ def wide(drawn: str) -> str:
     return f'<div class="wide">{drawn}</div>'
 
 
+class Markup(str):
+    """A cell that is HTML already."""
+
+
 def table(headers: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], numbers: Sequence[int] | range) -> str:
-    """Cells are HTML already; the second of each row is its class."""
+    """Cells are words, whoever wrote them, or ``Markup``; the second of each row is its class."""
 
     def line(cells: Sequence[str], tag: str, kind: str = "") -> str:
-        marked = (f"<{tag}{' class=number' if column in numbers else ''}>{cell}</{tag}>" for column, cell in enumerate(cells))
+        shown = (cell if isinstance(cell, Markup) else text(cell) for cell in cells)
+        marked = (f"<{tag}{' class=number' if column in numbers else ''}>{cell}</{tag}>" for column, cell in enumerate(shown))
         return f"<tr{f' class={kind}' if kind else ''}>{''.join(marked)}</tr>"
 
     body = "".join(line(cells, "td", kind) for cells, kind in rows)
     return f"<table><thead>{line(headers, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
-def text(value: str) -> str:
-    return html.escape(value)
+def text(value: object) -> str:
+    return html.escape(str(value))
 
 
 def answers(gallery: Gallery | str) -> Iterator[str]:
@@ -59,7 +64,8 @@ def answers(gallery: Gallery | str) -> Iterator[str]:
         yield f'<p class="note">Not shown: {text(gallery)}.</p>'
         return
     yield (
-        f'<p class="note">Captions and the ten photos that trial {gallery.trial_id} finds first among {gallery.num_photos:,}. '
+        f'<p class="note">Captions and the ten photos that trial {text(gallery.trial_id)} finds first among '
+        f"{gallery.num_photos:,}. "
         "Green, ✓: the photo asked for. Orange: another photo of the same product, right under the product protocol only.</p>"
     )
     for title, queries, none in (

@@ -142,6 +142,6 @@ def _side_by_side(views: Sequence[SweepView]) -> Iterator[str]:
     if len(groups) > 1:
         yield f'<p class="note">{NOT_COMPARABLE.capitalize()}.</p>'
     for group in groups:
-        yield table(standing_headers([group]), [(list(map(text, each.cells())), "") for each in group], numbers=(3, 4, 5))
+        yield table(standing_headers([group]), [(each.cells(), "") for each in group], numbers=(3, 4, 5))
     elsewhere = "Its figures are in the table, the intervals below with each sweep's winner."
     yield plot(figures.best_of_each(groups), "no sweep has a result yet", elsewhere)

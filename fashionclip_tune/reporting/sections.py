@@ -6,7 +6,7 @@ from fashionclip_tune.errors import rung_of
 from fashionclip_tune.evaluation.evaluate import counted_as, coverage_line
 from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.reporting import figures as plots
-from fashionclip_tune.reporting.html import plot, table, text, wide
+from fashionclip_tune.reporting.html import Markup, plot, table, text, wide
 from fashionclip_tune.reporting.sweep_files import (
     PAUSED,
     TrialRow,
@@ -14,6 +14,7 @@ from fashionclip_tune.reporting.sweep_files import (
     figure_or_nothing,
     freed_line,
     is_open,
+    load_line,
     loss_label,
     paused_at,
     refit_lines,
@@ -69,7 +70,7 @@ def winner(view: SweepView) -> Iterator[str]:
     yield (
         '<div class="cards">'
         + "".join(
-            f'<div class="card"><div class="label">{label}</div><div class="figure {kind}">{value}</div>'
+            f'<div class="card"><div class="label">{label}</div><div class="figure {kind}">{text(value)}</div>'
             f'<div class="small">{text(small)}</div></div>'
             for label, value, small, kind in cards
         )
@@ -82,11 +83,8 @@ def winner(view: SweepView) -> Iterator[str]:
     counted = f" Counted as {text(counted_as(best))}." if best.get("protocol") else ""
     if (asked := coverage_line((view.content["best"] or {}).get("metrics", {}))) is not None:
         counted += f" {text(asked)}."
-    yield f"<p>Trial {best['trial_id']}: <code>{text(settings)}</code>.{counted}</p>"
-    if (view.folder / "best").is_dir():
-        call = f'open_clip.create_model_and_transforms("local-dir:{view.folder / "best"}")'
-        yield f"<p>Load it: <code>{text(call)}</code></p>"
-    for line in refit_lines(view.content, view.folder):
+    yield f"<p>Trial {text(best['trial_id'])}: <code>{text(settings)}</code>.{counted}</p>"
+    for line in (load_line(view.folder, best["trial_id"]), *refit_lines(view.content, view.folder)):
         yield f"<p>{text(line)}</p>"
 
 
@@ -119,14 +117,15 @@ def ranking(view: SweepView) -> Iterator[str]:
         is_best = view.best is not None and row["trial_id"] == view.best["trial_id"]
         low, high = view.metric.interval(row) or (None, None)
         test = view.tests.get(row["trial_id"])
-        verdict = '<span class="tag best">best</span>' if is_best else ""
+        verdict = Markup('<span class="tag best">best</span>' if is_best else "")
         if test is not None and (test.is_tie or paused_at(row, view.content) is None):
-            verdict = '<span class="tag tie">tie</span>' if test.is_tie else '<span class="tag real">real</span>'
+            kind = "tie" if test.is_tie else "real"
+            verdict = Markup(f'<span class="tag {kind}">{kind}</span>')
         rate = row["config"].get("training.learning_rate")
         cells = [
             str(place),
             row["trial_id"],
-            text(start_of(row)),
+            start_of(row),
             loss_label(row["config"].get("loss_function")),
             "" if rate is None else f"{rate:.1e}",
             f"{view.metric.score(row):.4f}",
@@ -135,7 +134,7 @@ def ranking(view: SweepView) -> Iterator[str]:
             verdict,
             "" if row.get("gain") is None else f"{row['gain']:+.4f}",
             f"{row['examples_seen']:,}",
-            text(end_of(row, view.content)),
+            end_of(row, view.content),
         ]
         rows.append((cells, "best" if is_best else ""))
     yield table(headers, rows, numbers=(4, 5, 6, 7, 9, 10))
@@ -181,7 +180,7 @@ def gains(view: SweepView) -> Iterator[str]:
     for (model, loss), row in best_of.items():
         relative = "" if row["relative_gain"] is None else f"{row['relative_gain']:+.2%}"
         figures = [f"{metric.zero_shot(row):.4f}", f"{metric.score(row):.4f}", f"{row['step']:,}", relative]
-        rows.append(([f"{text(model)} ({text(loss_label(loss))})", *figures, row["trial_id"]], ""))
+        rows.append(([f"{model} ({loss_label(loss)})", *figures, row["trial_id"]], ""))
     yield f'<p class="note">{metric.legend}.</p>'
     headers = ("model (loss)", f"zero-shot {metric.short}", f"best {metric.short}", "at step", "gain", "trial")
     yield table(headers, rows, numbers=range(1, 5))
@@ -246,9 +245,8 @@ def starts(view: SweepView) -> Iterator[str]:
     """What trials started from; nothing of a sweep that an older version ran."""
     known = list(view.content.get("starts", {}).values())
     rows = [
-        [text(each["label"]), text(each["architecture"]), f"{each['image_size']} px, {each['context_length']} tokens",
-         text(each["weights"]), text(each["licence"] or "not said beside the weights"),
-         text(each.get("source") or "")]
+        [each["label"], each["architecture"], f"{each['image_size']} px, {each['context_length']} tokens",
+         each["weights"], each["licence"] or "not said beside the weights", each.get("source") or ""]
         for each in known
     ]  # fmt: skip
     if rows:
@@ -259,8 +257,8 @@ def starts(view: SweepView) -> Iterator[str]:
 
 def failures(rows: Sequence[TrialRow]) -> Iterator[str]:
     cells = [
-        [row["trial_id"], text(start_of(row)), (row["stop_reason"] or "").replace("_", " "),
-         f"{row['examples_seen']:,}", text(row.get("message") or "")]
+        [row["trial_id"], start_of(row), (row["stop_reason"] or "").replace("_", " "),
+         f"{row['examples_seen']:,}", row.get("message") or ""]
         for row in rows
     ]  # fmt: skip
     yield table(("trial", "model", "reason", "examples", "message"), [(each, "") for each in cells], numbers=(3,))

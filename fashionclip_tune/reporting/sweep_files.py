@@ -13,7 +13,7 @@ from fashionclip_tune.evaluation.metric import Metric, metric_of
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Retrieval, compare, load_retrieval
 from fashionclip_tune.evaluation.statistics import PairedTest
 from fashionclip_tune.files import atomic_write
-from fashionclip_tune.models.named_model import loading_call
+from fashionclip_tune.models.named_model import exported_trial, loading_call
 from fashionclip_tune.storage.checkpoint import weights_at
 
 
@@ -243,6 +243,15 @@ def _pretrained(sweep: Mapping[str, Any], row: TrialRow) -> str | None:
     if settings.get("should_load_checkpoint"):
         return str(weights_at(Path(settings["checkpoint_path"])))
     return cast(str | None, settings.get("model.pretrained", "default"))
+
+
+def load_line(sweep_dir: Path, winner: str) -> str:
+    """How to load the winner, where ``best/`` has its weights; else whose it has."""
+    place, exported = sweep_dir / "best", exported_trial(sweep_dir / "best")
+    if exported == winner:
+        return f'      load it: open_clip.create_model_and_transforms("local-dir:{place}")'
+    there = f"has trial {exported}" if exported is not None else "does not say whose weights it has" if place.is_dir() else ""
+    return f"      it is not in {place} yet{there and ', which ' + there}: that is written when the sweep ends or stops"
 
 
 def refit_lines(sweep: Mapping[str, Any], sweep_dir: Path) -> list[str]:

@@ -21,6 +21,7 @@ from fashionclip_tune.reporting.sweep_files import (
     end_of,
     failure_lines,
     figure_or_nothing,
+    load_line,
     loss_label,
     paused_at,
     ranked,
@@ -134,7 +135,7 @@ def winner_lines(sweep: Mapping[str, Any], sweep_dir: Path, ties: Collection[str
     if ties:
         lines.append(f"      not told apart from it (paired test over products, p at least 0.05): {', '.join(sorted(ties))}")
     lines.append(f"      settings: {', '.join(f'{name}={value}' for name, value in config.items())}")
-    lines.append(f'      load it: open_clip.create_model_and_transforms("local-dir:{sweep_dir / "best"}")')
+    lines.append(load_line(sweep_dir, best["trial_id"]))
     return lines + refit_lines(sweep, sweep_dir)
 
 

@@ -109,13 +109,17 @@ class RemoteFolder:
     def folders(self) -> list[str]:
         """Names of the folders directly in this one."""
         found = self._infos(fs.FileSelector(self._root, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory and _is_below(info.base_name))
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Name and bytes of each file below a folder; none where there is no such folder."""
+        """Name and bytes of each file below a folder; none where there is no such folder.
+
+        Left out is what no folder can have: an object's key may be ``best/../../x``, and a copy would lie outside.
+        """
         selector = fs.FileSelector(self._path(under), allow_not_found=True, recursive=True)
         found = [info for info in self._infos(selector) if info.type == fs.FileType.File]
-        return {info.path[len(self._root) :].lstrip("/"): info.size for info in found}
+        sizes = {info.path[len(self._root) :].removeprefix("/"): info.size for info in found}
+        return {name: size for name, size in sizes.items() if _is_below(name)}
 
     def remove(self, name: str) -> None:
         """Deletes a file, emptied before: a drive keeps what was deleted in its trash, which counts.
@@ -217,6 +221,10 @@ class RemoteFolder:
                 self._before_change(True)
                 self._remove(path)
             raise StorageError(f"{self.location} cannot be written to ({name}: {error}): {_MAKE_ROOM}") from error
+
+
+def _is_below(name: str) -> bool:
+    return not {"", ".", ".."} & set(name.split("/"))
 
 
 def _retried(attempt: Callable[[], _T]) -> _T:

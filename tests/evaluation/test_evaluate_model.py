@@ -83,7 +83,7 @@ def test_a_run_its_checkpoint_and_its_export_have_the_figures_of_the_run(
     trial = tmp_path / "sweep" / "trials" / "0003-tiny-sig-siglip"
     trial.mkdir(parents=True)
     shutil.copy(trained.out_dir / "config.json", trial)
-    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"best": {"trial_id": "0003"}}))
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"state": "FINISHED", "best": {"trial_id": "0003"}}))
     for model in (tmp_path / "sweep" / "best", tmp_path / "sweep"):
         report = evaluate(model, "--protocol", "instance")
         assert [recalls(figures) for figures in report["figures"]] == [in_the_run]

@@ -15,6 +15,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
 from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
 from fashionclip_tune.metrics import QueryRanks
+from fashionclip_tune.models import hub
 from fashionclip_tune.reporting.comparison import names_of, standings
 from fashionclip_tune.reporting.page import write_report
 from fashionclip_tune.reporting.sweep_files import best_row, read_sweep, refit_lines, ties_with_best, zero_shot_lines
@@ -83,6 +84,21 @@ def printed(*folders: Path) -> str:
     for part in comparison(folders):
         console.print(part, soft_wrap=isinstance(part, str))
     return written.getvalue()
+
+
+def test_the_hub_is_not_asked_for_what_a_foreign_sweep_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(hub, "model_info", lambda repository, **how: asked.append(repository))
+    folder = write_sweep(tmp_path / "one", [40, 30])  # below zero-shot
+    rows = json.loads((folder / "sweep.json").read_text())["trials"]
+    for each, name in zip(rows, ("hf-hub:somebody/beacon", 'hf-hub:x/y") or evil("'), strict=True):
+        each["config"]["clip_model"] = name
+    change_sweep(folder, trials=rows)
+    assert 'load them: open_clip.create_model_and_transforms("hf-hub:somebody/beacon")' in printed(folder)
+    assert "hf-hub:somebody/beacon" in write_report([folder], gallery=False).read_text()
+    change_sweep(folder, trials=rows[1:], best={**read_sweep(folder)["best"], "trial_id": "0001"})
+    assert "load them" not in printed(folder)
+    assert asked == []
 
 
 def test_trials_inside_chance_of_the_best_are_called_ties(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """The best single trial of a sweep, as a folder that any OpenCLIP user loads."""
 
+import json
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.models.named_model import starting_point
+from fashionclip_tune.models.named_model import TRIAL_NAME, starting_point
 from fashionclip_tune.models.openclip import LoadedModel, export_openclip, load_model
 from fashionclip_tune.models.transformers_shapes import activation_notes
 from fashionclip_tune.models.weights import put_weights
@@ -53,11 +55,16 @@ def export_best(
     put_weights(loaded.network, weights, folder)
     for note in activation_notes(loaded.model_config):
         _log.info(f"note: {note}")
-    export_whole(loaded, sweep_dir / "best", limited)
+    export_whole(loaded, sweep_dir / "best", limited, {TRIAL_NAME: json.dumps({"trial_id": best["trial_id"]}) + "\n"})
 
 
-def export_whole(loaded: LoadedModel, folder: Path, limited: RemoteFolder | None = None) -> None:
-    """An OpenCLIP folder, in place of an older one, whole or not at all. ``limited``: as for ``export_best``."""
+def export_whole(
+    loaded: LoadedModel, folder: Path, limited: RemoteFolder | None = None, also: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """An OpenCLIP folder, in place of an older one, whole or not at all. ``limited``: as for ``export_best``.
+
+    ``also``: texts of more files, by name.
+    """
     unfinished = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     if limited is not None:
@@ -66,6 +73,8 @@ def export_whole(loaded: LoadedModel, folder: Path, limited: RemoteFolder | None
         limited.require_room(unfinished.name, num_bytes, lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
         export_openclip(loaded, unfinished)
+        for name, text in also.items():
+            (unfinished / name).write_text(text)
     except Exception:  # a full disk: what is half there would only take the room that is made
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

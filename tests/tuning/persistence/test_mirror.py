@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+from pyarrow import fs
 
 from fashionclip_tune.errors import StorageError
 from fashionclip_tune.storage.folder import RemoteFolder
@@ -246,6 +247,22 @@ def test_a_finished_sweep_is_brought_to_another_machine_for_people(tmp_path: Pat
     assert {name: (other_dir / name).read_text() for name in files} == files
     found = {str(path.relative_to(other_dir)) for path in other_dir.rglob("*") if path.is_file()} - files.keys()
     assert found == {"study.journal", f"{trial}/events.out.tfevents.1", "refit/evaluations/step_00000001.json"}
+
+
+def test_a_key_of_an_object_store_that_climbs_is_no_file_of_the_sweep(tmp_path: Path) -> None:
+    """A key is any text: joined to the local folder, these lead out of it."""
+    store, run_dir = fs._MockFileSystem(), tmp_path / "scratch" / "sweeps" / "it"
+    folder = RemoteFolder("bucket/it", store)
+    climbing = ("best/../../escaped", "trials/evaluations/../../../escaped.json", "refit/evaluations/../../../../escaped.json")
+    for name in ("best/weights", "best/./dotted", *climbing):
+        store.create_dir(f"bucket/it/{name}".rpartition("/")[0], recursive=True)
+        folder.put(name, b"{}")
+    mirror = SweepMirror(folder, run_dir)
+    mirror.fetch_evaluations()
+    mirror.fetch_for_people()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [run_dir / "best" / "weights"]
+    assert folder.sizes() == {"best/weights": 2}
+    assert RemoteFolder("bucket/it/best", store).folders() == []
 
 
 def test_a_refit_elsewhere_leaves_the_winner_as_it_is_and_knows_the_refit_before(

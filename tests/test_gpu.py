@@ -193,6 +193,18 @@ for model, batch_size in (("ViT-B-16", 2), ("ViT-B-16-SigLIP2-256", 128)):
     assert siglip2 == "Tesla T4 [128, 64] [False, True]"
 
 
+def test_a_micro_batch_is_measured_whatever_smaller_one_was_measured_before(card: Card) -> None:
+    code = """
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.profiling.probe import probe
+for size in (16, 64, 16):
+    settings = {"training.batch_size": 64, "training.micro_batch_size": size}
+    found = probe(ProjectConfig(clip_model="tiny-clip").with_overrides(settings))
+    print(found.best.micro_batch_size, [each.micro_batch_size for each in found.probes])
+"""
+    assert card.run("-c", code).splitlines() == ["16 [16]", "64 [64]", "16 [16]"]
+
+
 def test_no_step_waits_for_the_card_whatever_is_switched_on(card: Card) -> None:
     """But the first of a run, which makes what is kept. What is drawn on the CPU goes there from pinned memory alone."""
     code = """

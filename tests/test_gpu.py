@@ -341,7 +341,7 @@ def test_a_sweep_of_tiny_towers_runs_to_its_end_two_at_a_time(card: Card, photos
 
 
 def test_an_evaluation_waits_for_the_device_at_its_end_only(card: Card, photos: Path) -> None:
-    """Three blocks of pixels and of captions; the first time, constants are brought to the card."""
+    """Three blocks of pixels and of captions, of which the last are cut; the first time, constants are brought to the card."""
     code = f"""
 from pathlib import Path
 import torch
@@ -357,7 +357,7 @@ loaded.network.to(plan.device)
 photos = evaluation_set(find_dataset(Path({str(photos)!r})).valid, loaded.preprocessing)
 for mode in ("default", "error"):
     torch.cuda.set_sync_debug_mode(mode)
-    pool, *_ = embed(loaded, photos, all_captions=False, batch_size=3, plan=plan, max_bad_share=0)
+    pool, *_ = embed(loaded, photos, all_captions=False, batch_size=4, plan=plan, max_bad_share=0)
 print(*pool.images_ND.shape)
 """
     assert card.run("-c", code).split()[0] == "9"

@@ -193,6 +193,18 @@ for model, batch_size in (("ViT-B-16", 2), ("ViT-B-16-SigLIP2-256", 128)):
     assert siglip2 == "Tesla T4 [128, 64] [False, True]"
 
 
+def test_a_micro_batch_is_measured_whatever_smaller_one_was_measured_before(card: Card) -> None:
+    code = """
+from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.profiling.probe import probe
+for size in (16, 64, 16):
+    settings = {"training.batch_size": 64, "training.micro_batch_size": size}
+    found = probe(ProjectConfig(clip_model="tiny-clip").with_overrides(settings))
+    print(found.best.micro_batch_size, [each.micro_batch_size for each in found.probes])
+"""
+    assert card.run("-c", code).splitlines() == ["16 [16]", "64 [64]", "16 [16]"]
+
+
 def test_no_step_waits_for_the_card_whatever_is_switched_on(card: Card) -> None:
     """But the first of a run, which makes what is kept. What is drawn on the CPU goes there from pinned memory alone."""
     code = """
@@ -329,7 +341,7 @@ def test_a_sweep_of_tiny_towers_runs_to_its_end_two_at_a_time(card: Card, photos
 
 
 def test_an_evaluation_waits_for_the_device_at_its_end_only(card: Card, photos: Path) -> None:
-    """Three blocks of pixels and of captions; the first time, constants are brought to the card."""
+    """Three blocks of pixels and of captions, of which the last are cut; the first time, constants are brought to the card."""
     code = f"""
 from pathlib import Path
 import torch
@@ -345,7 +357,7 @@ loaded.network.to(plan.device)
 photos = evaluation_set(find_dataset(Path({str(photos)!r})).valid, loaded.preprocessing)
 for mode in ("default", "error"):
     torch.cuda.set_sync_debug_mode(mode)
-    pool, *_ = embed(loaded, photos, all_captions=False, batch_size=3, plan=plan, max_bad_share=0)
+    pool, *_ = embed(loaded, photos, all_captions=False, batch_size=4, plan=plan, max_bad_share=0)
 print(*pool.images_ND.shape)
 """
     assert card.run("-c", code).split()[0] == "9"

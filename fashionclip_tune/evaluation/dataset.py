@@ -48,6 +48,8 @@ class EvaluationSet:
     num_query_photos: int
     """The first of the photos; those behind them are in the gallery only."""
     preprocessing: Preprocessing
+    num_decoders: int
+    """Threads that decode photos, if torch has not more."""
 
     def __len__(self) -> int:
         return len(self.first_rows_N)
@@ -65,6 +67,7 @@ def evaluation_set(
     storage: ShardStorage | None = None,
     *,
     gallery: tuple[Shard, ...] = (),
+    num_decoders: int = 1,
 ) -> EvaluationSet:
     """Reads the captions; photos are read when they are encoded.
 
@@ -99,6 +102,7 @@ def evaluation_set(
         ),
         num_query_photos=int(index.shard_sizes[: len(shards)].sum()),
         preprocessing=preprocessing,
+        num_decoders=num_decoders,
     )
 
 
@@ -115,20 +119,28 @@ def pixel_blocks(
             pixels_CHW[:] = photos.preprocessing.resize(decode_pil(encoded))
             kept.write(sample, pixels_CHW)
 
-    yield from decoded_blocks(len(photos), photos.preprocessing.size, batch_size, fill, pin_memory=pin_memory)
+    size, at_least = photos.preprocessing.size, photos.num_decoders
+    yield from decoded_blocks(len(photos), size, batch_size, fill, at_least, pin_memory=pin_memory)
     if kept.why_not:
         warnings.warn(f"photos to evaluate on are decoded at each evaluation: {kept.why_not}", stacklevel=2)
 
 
 def decoded_blocks(
-    num_photos: int, size: int, batch_size: int, fill: Callable[[int, Tensor], None], *, pin_memory: bool = False
+    num_photos: int,
+    size: int,
+    batch_size: int,
+    fill: Callable[[int, Tensor], None],
+    num_decoders: int = 1,
+    *,
+    pin_memory: bool = False,
 ) -> Generator[tuple[int, PixelBlock], None, None]:
     """Blocks in order. Threads read or decode ahead while the device encodes (both let go of Python's lock).
 
     Args:
         fill: writes a photo's pixels [3, size, size]; ValueError or OSError where it cannot be read.
+        num_decoders: threads, if torch has not more.
     """
-    num_threads = torch.get_num_threads()  # what this run may use of the machine
+    num_threads = max(num_decoders, torch.get_num_threads())  # what this run may use of the machine
 
     def block(start: int) -> PixelBlock:
         pixels_BCHW = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8, pin_memory=pin_memory)

@@ -124,10 +124,11 @@ def _encode_images(
             images_BCHW = photos.preprocessing.normalise(images_BCHW)
             with plan.autocast(), clock.block():
                 block_BD = network.encode_image(images_BCHW, normalize=True)  # type: ignore[operator]
-            embeddings.append(block_BD.float() if len(good) == batch_size else block_BD.float()[good])
+            embeddings.append(block_BD.float())
             readable += [start + slot for slot in good]
             on_progress(min(start + batch_size, len(photos)), len(photos))
-    return torch.cat(embeddings), torch.tensor(readable)
+    readable_N = torch.tensor(readable, pin_memory=plan.device.type == "cuda")
+    return torch.cat(embeddings)[readable_N.to(plan.device, non_blocking=True)], readable_N
 
 
 @torch.no_grad()

@@ -75,16 +75,16 @@ def probe(config: ProjectConfig) -> ProbeReport:
     card = torch.cuda.get_device_properties(plan.device)
     known = cache_dir() / "probes" / f"{probe_identity(config)}.json"
     measured: dict[str, int | None] = json.loads(known.read_text()) if known.is_file() else {}
-    sizes = _sizes(config, loaded)
-    if not any(measured.get(str(size)) for size in sizes):
-        measured |= _measure(config, loaded, plan)
-        write_json(known, measured)
-    probes = tuple(
-        Probe(size, _estimate(config, loaded, size, plan.autocast_dtype), measured[str(size)], measured[str(size)] is not None)
-        for size in sizes
-        if str(size) in measured
-    )
-    return ProbeReport(card.name, card.total_memory, probes)
+    probes = list[Probe]()
+    for size in _sizes(config, loaded):
+        if str(size) not in measured:
+            measured[str(size)] = _peak_of(lambda size=size: _train(config, loaded, plan, size), plan)  # type: ignore[misc]
+            write_json(known, measured)
+        peak = measured[str(size)]
+        probes.append(Probe(size, _estimate(config, loaded, size, plan.autocast_dtype), peak, peak is not None))
+        if peak is not None:
+            break
+    return ProbeReport(card.name, card.total_memory, tuple(probes))
 
 
 def _sizes(config: ProjectConfig, loaded: LoadedModel) -> list[int]:
@@ -145,16 +145,6 @@ def _estimate(config: ProjectConfig, loaded: LoadedModel, micro_batch_size: int,
         gradient_checkpointing=config.hardware.gradient_checkpointing,
         averages_weights=config.optimizer.ema_decay is not None,
     )
-
-
-def _measure(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan) -> dict[str, int | None]:
-    """Micro-batch to peak bytes, None where memory ran out."""
-    peaks: dict[str, int | None] = {}
-    for size in _sizes(config, loaded):
-        peaks[str(size)] = _peak_of(lambda size=size: _train(config, loaded, plan, size), plan)  # type: ignore[misc]
-        if peaks[str(size)] is not None:
-            break
-    return peaks
 
 
 def _peak_of(work: Callable[[], None], plan: PrecisionPlan) -> int | None:

@@ -86,9 +86,10 @@ class RunEvaluator:
     def _metrics(self, measure: Callable[..., Evaluation]) -> Metrics:
         metrics: Metrics = {}
         protocol, speed = self._config.evaluation.protocol, None
+        num_decoders = self._config.training.num_workers  # loader processes, which rest meanwhile
         for prefix, shards in (("train_", self._shards.train_eval), ("", self._shards.valid)):
             if shards:
-                photos = evaluation_set(shards, self._loaded.preprocessing, self._storage)
+                photos = evaluation_set(shards, self._loaded.preprocessing, self._storage, num_decoders=num_decoders)
                 measured = self._within_memory(partial(measure, self._loaded, photos, protocol=protocol))
                 metrics |= {prefix + name: value for name, value in measured.metrics.items()}
                 self.bad_samples |= dict.fromkeys(measured.bad_samples)

@@ -1,19 +1,24 @@
 """How fast a model encodes: what is timed, and that the figure changes no other."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.data.dataset import run_shards
 from fashionclip_tune.data.shards import find_dataset
+from fashionclip_tune.evaluation import dataset as dataset_module
 from fashionclip_tune.evaluation import encode as encoding_module
 from fashionclip_tune.evaluation.dataset import evaluation_set
 from fashionclip_tune.evaluation.encode import BlockClock, EncodingSpeed, embed
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.models.precision import PrecisionPlan
+from fashionclip_tune.training.evaluator import RunEvaluator
 from fashionclip_tune.training.history import read_history
 from fashionclip_tune.training.train import train
 
@@ -75,6 +80,29 @@ def test_runs_record_their_speed_and_zero_shot_from_the_cache_has_none(tiny_conf
     fields = set(EncodingSpeed._fields)
     assert [fields <= set(row) for row in (*first, *second)] == [True, True, False, True]
     assert all(row[name] > 0 for row in (first[1], second[1]) for name in fields)
+
+
+def test_a_runs_photos_are_decoded_by_the_cores_of_its_loader_processes_too(
+    tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads meet in their first photos. Beside a GPU training itself has one; the cores are the loader's."""
+    monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
+    torch.set_num_threads(1)
+    meeting, met, decode = threading.Barrier(2), set[int](), dataset_module.decode_pil
+
+    def decode_together(data: bytes) -> Image.Image:
+        if threading.get_ident() not in met:
+            met.add(threading.get_ident())
+            meeting.wait(timeout=20)
+        return decode(data)
+
+    monkeypatch.setattr(dataset_module, "decode_pil", decode_together)
+    config = tiny_config.with_overrides({"training.num_workers": 2, "evaluation.batch_size": 8})
+    evaluator = RunEvaluator(
+        config, run_shards(config), load_model(config), PrecisionPlan(CPU, None), lambda: None, lambda what, done, total: None
+    )
+    assert evaluator.evaluate()["num_pairs"] == 20
+    assert len(met) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

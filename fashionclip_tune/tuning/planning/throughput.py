@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.config.stored import EDITION_PATH, UNSAID
 from fashionclip_tune.files import cache_dir, write_json
 from fashionclip_tune.machine.gpus import T4, find_gpu
 from fashionclip_tune.machine.hardware import available_cores
@@ -262,10 +263,11 @@ def _settings_of(run_dir: Path) -> dict[str, Any]:
 
 def _kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of what ``_path`` goes by, what trials of one sweep may differ in."""
-    return {path: value for path, value in settings.items() if path.startswith(_DIFFERS)}
+    return {path: value for path, value in {**UNSAID, **settings}.items() if path.startswith(_DIFFERS)}
 
 
 _DIFFERS = (
+    EDITION_PATH,  # in which a sweep goes on that was begun before
     *("clip_model", "training.batch_size", "training.micro_batch_size", "training.num_workers", "freeze."),
     "hardware.gradient_checkpointing",
 )
@@ -279,5 +281,6 @@ def _path(config: ProjectConfig, at_a_time: int, num_valid: int) -> Path:
     parts = [platform.machine(), available_cores(), device, torch.__version__, config.model_name, at_a_time, num_valid]
     parts += [config.training.batch_size, config.training.num_workers, config.hardware.threads, str(config.dataset_dir)]
     parts += [config.training.micro_batch_size, config.hardware.gradient_checkpointing, vars(config.freeze)]
+    parts += [config.training.edition]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir() / "rates" / f"{name}.json"

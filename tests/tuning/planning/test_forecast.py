@@ -291,16 +291,19 @@ def test_a_sweeps_own_stages_are_measured_from_its_files(tmp_path: Path) -> None
 def test_an_earlier_sweep_is_measured_by_kind_of_trial(
     small_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its trials froze nothing: of such as freeze a tower it says nothing, not even of the same model."""
+    """Its trials froze nothing, in this edition: of others it says nothing, not even of the same model."""
     monkeypatch.setenv("FASHIONCLIP_CACHE", str(tmp_path))
+    monkeypatch.setattr(rates, "_MEASURED_FLOPS", 0)
     saved = json.loads(next(small_sweep.glob("trials/0000-*/config.json")).read_text())
     same = ProjectConfig.from_dict(saved).with_overrides({"training.learning_rate": 1e-6})
     frozen = same.with_overrides({"freeze.text_tower": True})
-    keep_measured(small_sweep, [same, frozen], lambda config: 2, 20)
+    older = same.with_overrides({"training.edition": 1})
+    keep_measured(small_sweep, [older, same, frozen], lambda config: 2, 20)
     assert len(list((tmp_path / "rates").iterdir())) == 1
     paces = model_paces([same], lambda config: 2, num_valid=20, stated=None)
     assert paces is not None
     assert paces[0].source == "measured in an earlier sweep"
+    assert model_paces([older], lambda config: 2, num_valid=20, stated=None) is None
 
 
 def test_a_tiny_tower_is_measured_once(

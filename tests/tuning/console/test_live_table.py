@@ -119,7 +119,7 @@ def test_before_the_first_trial_the_table_says_that_it_starts() -> None:
 
 def test_a_message_that_has_no_room_in_the_table_stands_above_it() -> None:
     message = "12 samples could not be read, such as [shard] 000000.tar"
-    text = shown([row(0, "FAIL", stop_reason="bad_data", message=message, recall_at_10=None)], terminal=True, width=200)
+    text = shown([row(0, "FAIL", stop_reason="bad_data", message=message, recall_at_10=None)], terminal=True, width=100)
     assert text.count(message) == 1
 
 

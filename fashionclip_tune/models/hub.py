@@ -9,7 +9,8 @@ from typing import Any
 
 import open_clip
 from huggingface_hub import constants, model_info, snapshot_download, try_to_load_from_cache
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # documented, and not in an __all__
 
 from fashionclip_tune.errors import UnavailableError, UserError
 

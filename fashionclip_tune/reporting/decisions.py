@@ -234,7 +234,7 @@ class _Story:
     def _end(self, row: TrialRow, number: int) -> list[str]:
         """How its way ended, where the last decision does not say it."""
         if paused_at(row, self._view.content) is None:
-            return [{StopReason.BUDGET: "whole budget"}.get(row["stop_reason"] or "", end_of(row, self._view.content))]
+            return ["whole budget" if row["stop_reason"] == StopReason.BUDGET else end_of(row, self._view.content)]
         is_over = row["state"] == "PRUNED" and not any(part.startswith("given up") for part in self._ways.get(number, []))
         return ["ended with the sweep"] if is_over else []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
-import pandas
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -71,16 +71,14 @@ def test_a_second_start_embeds_what_is_new_and_forgets_what_is_gone(model: str, 
     assert "9 photos" in (first := found(model, photos, tmp_path)).about
     assert "9 of them new" in first.about
     assert "0 of them new" in found(model, photos, tmp_path).about
-    kept = {
-        row["id"]: row["checksum"] for row in pandas.read_parquet(tmp_path / "vectors" / "photos.parquet").to_dict("records")
-    }
+    kept = {row["id"]: row["checksum"] for row in pq.read_table(tmp_path / "vectors" / "photos.parquet").to_pylist()}
     (photos / "0.JPG").unlink()
     shutil.copy(photos / "1.png", photos / "another.png")
     Image.new("RGB", (30, 30), "red").save(photos / "2.JPG", "JPEG")
     changed = found(model, photos, tmp_path, count=20)
     assert "9 photos" in changed.about
     assert "2 of them new" in changed.about
-    rows = pandas.read_parquet(tmp_path / "vectors" / "photos.parquet")
+    rows = pq.read_table(tmp_path / "vectors" / "photos.parquet").to_pydict()
     assert set(rows["id"]) == {*kept, "another.png"} - {"0.JPG"}
     vectors = np.load(tmp_path / "vectors" / "vectors.npy")
     assert vectors.shape == (9, 96)

@@ -177,7 +177,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run_sweep: RunSweep, garme
         "trials:   12",
         "budget:   432 examples a trial (2.7 epochs), evaluated every 48",
         "rungs at 48, 144 examples",
-        "losses:   contrastive, siglip\n",
+        "losses:   InfoNCE, sigmoid\n",
         "trials wait there, and what promises most for its cost goes on",
         "metric:   recall_at_10, protocol instance",
     ):
@@ -215,7 +215,7 @@ def test_a_dry_run_plans_for_a_card_that_is_not_here(
         "of 15.8 GB (estimate)",
         "host RAM: at most",
         "10 passes over the data",
-        "samples/s a trial (estimate for a T4)",
+        "examples/s a trial (estimate for a T4)",
         "cut first",
     ):
         assert part in out
@@ -252,8 +252,8 @@ def test_a_resumed_sweep_keeps_its_card_and_takes_a_time_budget_of_its_own() -> 
             ["--scheduler", "asha-stopping", "--min-trials-per-model", "5"],
             "at least 5 trials for each start, in turns of like cost",
         ),
-        (["--min-trials-per-model", "0"], "losses:   contrastive, siglip\n"),
-        (["--set", "clip_model=tiny-sig"], "losses:   contrastive, siglip\n"),
+        (["--min-trials-per-model", "0"], "losses:   InfoNCE, sigmoid\n"),
+        (["--set", "clip_model=tiny-sig"], "losses:   InfoNCE, sigmoid\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
@@ -14,7 +14,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.architecture import forward_flops
 from fashionclip_tune.tuning.planning.allocation import Allotment
 from fashionclip_tune.tuning.schedulers import FREEZE_THAW, StoppingRule, WaitingRule, stopping_rule
-from fashionclip_tune.tuning.study.freeze_thaw import SearchTerms
+from fashionclip_tune.tuning.study.freeze_thaw import SearchTerms, batch_key
 from fashionclip_tune.tuning.study.policy import ModelQuota
 
 # Seconds, as measured on two cores without other work: see results/README.md, "The plan against what came".
@@ -101,12 +101,21 @@ class Course:
 
     def cost_of_models(self, budget: int, stage: int) -> dict[str, float]:
         """Of a whole trial: seconds of the sweep, as many running side by side as fit; where no rate is known, operations."""
+        return self._costs(budget, stage, lambda config: config.model_name)
+
+    def cost_of_batches(self, budget: int, stage: int) -> dict[str, float]:
+        """The same by model and batch size; empty where all have one size."""
+        if len({config.training.batch_size for config in self.configs}) < 2:
+            return {}
+        return self._costs(budget, stage, lambda config: batch_key(config.model_name, config.training.batch_size))
+
+    def _costs(self, budget: int, stage: int, key: Callable[[ProjectConfig], str]) -> dict[str, float]:
         costs: dict[str, list[float]] = {}
         for number, config in enumerate(self.configs):
             pace = None if self.paces is None else self.paces[number].trial_s(budget, stage)
             cost = forward_flops(config.model_name) * budget if pace is None else pace / self.allotment.at_a_time(config)
-            costs.setdefault(config.model_name, []).append(float(cost))
-        return {model: median(each) for model, each in costs.items()}
+            costs.setdefault(key(config), []).append(float(cost))
+        return {each: median(found) for each, found in costs.items()}
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,8 @@ def search_terms(course: Course, budget: int, stage: int, keep_paused: int) -> S
     rule = stopping_rule(FREEZE_THAW, stage_examples=stage, budget_examples=budget, reduction_factor=course.reduction_factor)
     costs = course.cost_of_models(budget, stage)
     total = _part_of_budget(course, rule, budget, stage) * course.num_trials * _mean_cost(course, costs)
-    return SearchTerms(course.num_trials, rule.rungs, budget, costs, total, keep_paused, max(1, course.num_points))
+    num_points, of_batches = max(1, course.num_points), course.cost_of_batches(budget, stage)
+    return SearchTerms(course.num_trials, rule.rungs, budget, costs, total, keep_paused, num_points, of_batches)
 
 
 def _mean_cost(course: Course, costs: Mapping[str, float]) -> float:

@@ -33,7 +33,11 @@ class FreshSettings:
         found = []
         for each in draw_points(self._space.draw, count, seed, given, skips_errors=True):
             with suppress(UserError):
-                found.append(FreshPoint(each.params, each.distributions, self._start(each.settings)))
+                found.append(
+                    FreshPoint(
+                        each.params, each.distributions, self._start(each.settings), each.settings.get("training.batch_size")
+                    )
+                )
         return found
 
     def _start(self, drawn: Mapping[str, Any]) -> str:

@@ -62,6 +62,10 @@ class FreshPoint:
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     start: str
+    batch_size: int | None = None
+    """Where the space draws it."""
+    cost: float | None = None
+    """Of a whole trial; None: that of its start."""
 
 
 Fresh = Callable[[int, Sequence[Mapping[str, Any]], int], Sequence[FreshPoint]]
@@ -135,7 +139,8 @@ def choose(
             return None
         costs = [(trial.cost or 0.0) + thaw_cost * cost_of_start.get(trial.start, 0.0) for trial in open_]
         usual = sum(cost_of_start.values()) / len(cost_of_start)
-        costs += [cost_of_start.get(point.start, usual) for point in new]  # a start that is rarely drawn may not be known
+        # A start that is rarely drawn may not be known.
+        costs += [cost_of_start.get(point.start, usual) if point.cost is None else point.cost for point in new]
         mean_C, deviation_C = (np.concatenate(pair) for pair in zip(ends.of(open_), ends.of_new(new), strict=True))
         score_C = expected_improvement(mean_C, deviation_C, ends.best) / np.sqrt(np.maximum(costs, 1e-9))
         names: list[tuple[int | None, Mapping[str, Any]]] = [(trial.number, trial.params) for trial in open_]

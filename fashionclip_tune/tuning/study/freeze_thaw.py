@@ -10,7 +10,7 @@ fixed before the first trial, never by a clock, so that a killed sweep decides a
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -32,6 +32,8 @@ class SearchTerms:
         total_cost: of all trials together, in the same unit.
         keep_paused: trials of each start that may wait at a time.
         num_points: as for ``choose``; a sweep that began before there was this rule goes on without.
+        cost_of_batch: likewise, by start and batch size (``batch_key``), where the space draws that: what does not fit a card
+            at once is cut, and takes longer. A sweep that began before goes by its starts.
     """
 
     num_trials: int
@@ -41,6 +43,7 @@ class SearchTerms:
     total_cost: float
     keep_paused: int
     num_points: int = 0
+    cost_of_batch: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "SearchTerms":
@@ -57,10 +60,15 @@ class SearchTerms:
         """Where a trial is held against others next; the last time at the end of its budget."""
         return min((rung for rung in self.rungs if rung > examples_seen), default=self.budget_examples)
 
-    def cost(self, start: str, first: int, last: int) -> float:
-        """Of the examples between two moments of a trial."""
+    def cost(self, start: str, batch_size: int | None, first: int, last: int) -> float:
+        """Of the examples between two moments of a trial; ``batch_size``: None where the space does not draw it."""
         usual = sum(self.cost_of_start.values()) / len(self.cost_of_start)
-        return self.cost_of_start.get(start, usual) * (last - first) / self.budget_examples
+        of_start = self.cost_of_start.get(start, usual)
+        return self.cost_of_batch.get(batch_key(start, batch_size), of_start) * (last - first) / self.budget_examples
+
+
+def batch_key(start: str, batch_size: int | None) -> str:
+    return f"{start}, batch {batch_size}"
 
 
 class FreezeThaw:
@@ -181,13 +189,16 @@ class FreezeThaw:
             curve={each / budget: value for each, value in shown.items()},
             variances={each / budget: found for each, found in judged.items() if found is not None},
             state="ended" if trial.state.is_finished() else "waiting" if waits else "running",
-            cost=terms.cost(start, last, terms.budget_examples) if may_run else None,
+            cost=self._cost(trial, last, terms.budget_examples) if may_run else None,
             data=came_from.get("data", ""),
             is_failure=scores_nothing(trial),
         )
 
     def _start(self, trial: FrozenTrial) -> str:
         return str(settings(trial).get("clip_model", ""))
+
+    def _cost(self, trial: FrozenTrial, first: int, last: int) -> float:
+        return self._terms.cost(self._start(trial), settings(trial).get("training.batch_size"), first, last)
 
     def _is_affordable(self, trial: FrozenTrial, reporter: int | None) -> bool:
         """Whether half of the way to its next rung at least is within what all trials together may cost.
@@ -197,10 +208,10 @@ class FreezeThaw:
         """
         terms, last = self._terms, max(trial.intermediate_values, default=0)
         begun = [*self._study.trials(), *self._study.queued()[1]]
-        spent = sum(terms.cost(self._start(each), 0, self._will_have_seen(each, reporter)) for each in begun)
+        spent = sum(self._cost(each, 0, self._will_have_seen(each, reporter)) for each in begun)
         first_rungs = terms.num_trials - len(begun)
-        to_start = first_rungs * terms.cost("", 0, terms.next_rung(0))
-        return spent + to_start + terms.cost(self._start(trial), last, terms.next_rung(last)) / 2 <= terms.total_cost
+        to_start = first_rungs * terms.cost("", None, 0, terms.next_rung(0))
+        return spent + to_start + self._cost(trial, last, terms.next_rung(last)) / 2 <= terms.total_cost
 
     def _will_have_seen(self, trial: FrozenTrial, reporter: int | None) -> int:
         last = max(trial.intermediate_values, default=0)
@@ -211,8 +222,12 @@ class FreezeThaw:
         return any(self._in_time(start, 0, self._terms.next_rung(0)) for start in self._terms.cost_of_start)
 
     def _fresh_in_time(self, seed: int, given: Sequence[Mapping[str, Any]], count: int) -> list[FreshPoint]:
-        first_rung = self._terms.next_rung(0)
-        return [point for point in self._fresh(seed, given, count) if self._in_time(point.start, 0, first_rung)]
+        terms = self._terms
+        return [
+            replace(point, cost=terms.cost_of_batch.get(batch_key(point.start, point.batch_size)))
+            for point in self._fresh(seed, given, count)
+            if self._in_time(point.start, 0, terms.next_rung(0))
+        ]
 
 
 def _candidate(judged: Judged | None) -> Candidate | None:

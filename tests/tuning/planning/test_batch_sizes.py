@@ -18,12 +18,13 @@ from fashionclip_tune.tuning.console.plan_text import plan_lines
 from fashionclip_tune.tuning.planning import gpu_memory, throughput
 from fashionclip_tune.tuning.planning.allocation import Allotment
 from fashionclip_tune.tuning.planning.budget import plan_examples
-from fashionclip_tune.tuning.planning.forecast import Course, ModelPace
+from fashionclip_tune.tuning.planning.forecast import Course, ModelPace, search_terms
 from fashionclip_tune.tuning.planning.plan import SweepPlan, plan_sweep
 from fashionclip_tune.tuning.planning.settings import SweepSettings
 from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.planning.space import check_space, load_space
 from fashionclip_tune.tuning.planning.throughput import model_paces
+from fashionclip_tune.tuning.study.freeze_thaw import batch_key
 
 ROOT = Path(__file__).parents[3]
 GB = 10**9
@@ -259,3 +260,13 @@ def test_the_shipped_spaces_leave_the_size_at_64() -> None:
         space = load_space(name)
         check = check_space(space, lambda drawn, base=space.base: ProjectConfig().with_overrides({**base, **drawn}), seed=0)
         assert check.batch_sizes == (64,)
+
+
+def test_the_search_knows_what_each_size_costs() -> None:
+    allotment = Allotment(Slots(1, 1, 0), Machine(2, 12 * GB, GB), {}, None, None)
+    slow, fast = ModelPace(60.0, 1.0, 1.0, "stated"), ModelPace(100.0, 1.0, 1.0, "stated")
+    course = Course(8, allotment, [sized(64), sized(512, 64)], [fast, slow], 3, "asha")
+    terms = search_terms(course, 46_080, 5_120, keep_paused=3)
+    assert terms.cost_of_batch[batch_key("ViT-B-32", 512)] > 1.5 * terms.cost_of_batch[batch_key("ViT-B-32", 64)]
+    same = search_terms(Course(8, allotment, [sized(64)], [fast], 3, "asha"), 46_080, 5_120, keep_paused=3)
+    assert same.cost_of_batch == {}

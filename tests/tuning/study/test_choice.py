@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -123,6 +124,15 @@ def test_at_equal_promise_the_cheap_start_is_preferred() -> None:
     ahead = [trial(n, 1e-5 * 3**n, rising(0.4)) for n in range(5)]
     ahead += [trial(n, n * 1e-5, rising(0.6 + n / 30), params={"model": "large"}) for n in (5, 7, 9)]
     assert chosen(ahead, fresh=lambda *_: both).chosen.params["model"] == "large"
+
+
+def test_at_equal_promise_the_cheap_batch_is_preferred() -> None:
+    known = [trial(n, 1e-5 * 3**n, rising(0.4)) for n in range(7)]
+    (point,) = plain(1.5e-4)
+    for costs in ((1.0, 2.0), (2.0, 1.0)):
+        points = [replace(point, batch_size=size, cost=cost) for size, cost in zip((64, 512), costs, strict=True)]
+        found = chosen(known, fresh=lambda *_, points=points: points)
+        assert found.chosen.score == pytest.approx(found.runner_up.score * 2**0.5)
 
 
 def test_a_waiting_trial_beats_a_copy_of_itself() -> None:

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from fashionclip_tune.tuning.study.choice import FreshPoint
 from fashionclip_tune.tuning.study.draws import draw_points
-from fashionclip_tune.tuning.study.freeze_thaw import FreezeThaw, SearchTerms
+from fashionclip_tune.tuning.study.freeze_thaw import FreezeThaw, SearchTerms, batch_key
 from fashionclip_tune.tuning.study.study import SweepStudy, settings, stop_reason
 
 STAGE, BUDGET = 100, 900
@@ -77,9 +77,40 @@ def run(study: SweepStudy, search: FreezeThaw, slots: int = 1, space: Any = spac
             del running[number]
 
 
+def test_a_batch_costs_what_its_size_costs_where_that_is_known() -> None:
+    terms = replace(TERMS, cost_of_batch={batch_key("small", 512): 12.0})
+    assert terms.cost("small", 512, 0, BUDGET) == 12.0
+    assert terms.cost("small", 64, 0, BUDGET) == terms.cost("small", None, 0, BUDGET) == 9.0
+    assert terms.cost("other", 512, 0, BUDGET) == 22.5, "a start that is not known costs as the mean one"
+    assert SearchTerms.from_record(json.loads(json.dumps(terms.to_record()))) == terms
+    older = {name: value for name, value in TERMS.to_record().items() if name != "cost_of_batch"}
+    assert SearchTerms.from_record(older) == TERMS
+
+
+def test_new_settings_are_chosen_by_what_their_batch_costs(tmp_path: Path) -> None:
+    def with_batch(trial: Any) -> dict[str, Any]:
+        return {**space(trial), "training.batch_size": trial.suggest_categorical("batch", [64, 512])}
+
+    def offered(seed: int, given: Any, count: int) -> list[FreshPoint]:
+        drawn = draw_points(with_batch, count, seed, given, skips_errors=True)
+        return [
+            FreshPoint(each.params, each.distributions, each.settings["clip_model"], each.settings["training.batch_size"])
+            for each in drawn
+        ]
+
+    batches: dict[bool, list[int]] = {}
+    for is_dear in (False, True):
+        costs = {batch_key(model, 512): 9 * cost for model, cost in TERMS.cost_of_start.items()} if is_dear else {}
+        study = SweepStudy(tmp_path / f"{is_dear}.journal", seed=1, num_startup_trials=None, points=POINTS)
+        terms = replace(TERMS, cost_of_batch=costs, total_cost=1e4, num_trials=16)
+        run(study, FreezeThaw(study, terms, seed=1, fresh=offered), space=with_batch)
+        batches[is_dear] = [settings(each)["training.batch_size"] for each in study.trials()]
+    assert batches[True].count(512) < batches[False].count(512), "a dear batch is drawn less often"
+
+
 def spent(study: SweepStudy) -> float:
     trials = study.trials()
-    return sum(TERMS.cost(settings(each)["clip_model"], 0, max(each.intermediate_values, default=0)) for each in trials)
+    return sum(TERMS.cost(settings(each)["clip_model"], None, 0, max(each.intermediate_values, default=0)) for each in trials)
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -89,8 +120,8 @@ def test_all_trials_start_and_together_cost_what_they_may(tmp_path: Path, slots:
     assert search.is_over()
     assert [number for number, seen in began if seen == 0] == list(range(TERMS.num_trials))
     assert any(seen > 0 for _, seen in began), "one was thawed"
-    assert spent(study) <= TERMS.total_cost + TERMS.cost("large", 300, 900) / 2
-    assert spent(study) >= TERMS.total_cost - TERMS.cost("large", 300, 900) / 2 or not study.waiting
+    assert spent(study) <= TERMS.total_cost + TERMS.cost("large", None, 300, 900) / 2
+    assert spent(study) >= TERMS.total_cost - TERMS.cost("large", None, 300, 900) / 2 or not study.waiting
     assert any(stop_reason(trial) == "budget" for trial in study.trials())
     search.close()
     assert {trial.state for trial in study.trials()} == {TrialState.COMPLETE, TrialState.PRUNED}

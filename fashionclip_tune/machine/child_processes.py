@@ -63,12 +63,14 @@ def ending_with_starter() -> Iterator[None]:
         watcher.join()
 
 
-def end_with_us(command: int) -> None:
+def end_with_us(command: int, *, leads_group: bool = False) -> None:
     """Has a command that this process runs killed within seconds of this process' own end, whatever it waits for.
 
-    It would notice by itself when it writes to us; one whose server is silent never does. What a shell runs is told by its
-    pipes.
+    It would notice by itself when it writes to us; one whose server is silent never does.
+
+    Args:
+        leads_group: all that it has started goes with it: a shell's end alone ends none of what it runs.
     """
     if os.name == "posix":
-        ids = [str(os.getpid()), str(command)]
+        ids = [str(os.getpid()), f"-{command}" if leads_group else str(command)]
         subprocess.run(["sh", "-c", _END_WITH, "sh", *ids], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=False)

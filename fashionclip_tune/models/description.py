@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.hf_configs import arch_dict
 
 from fashionclip_tune.config.choices import ClipModelOptions
 from fashionclip_tune.config.start_names import HUB_PREFIX, LOCAL_PREFIX
@@ -87,16 +88,29 @@ def _refuse_towers_of_others(model_config: Mapping[str, Any], what: str) -> None
     """A file does not decide what is looked for on the hub: only towers that timm or OpenCLIP itself names are."""
     for part in _PARTS[1:]:
         image, text = (str(model_config[part].get(key) or "") for key in ("timm_model_name", "hf_model_name"))
-        place = image.partition(":")[2]  # timm's hf-hub:, hf_hub: and local-dir:
-        if place and not Path(place).is_dir():
+        source, _, place = image.partition(":")  # timm's hf-hub:, hf_hub: and local-dir:, in any case
+        if place and not (source.lower() == "local-dir" and Path(place).is_dir()):
             raise UserError(
                 f"{what} the tower {image!r}, which is described elsewhere and not followed: name an architecture of timm"
             )
-        if text and text not in _openclips_text_towers() and not Path(text).is_dir():
+        if text and Path(text).is_dir():
+            _refuse_towers_within(Path(text) / "config.json")
+        elif text and text not in _openclips_text_towers():
             raise UserError(
                 f"{what} the tower {text!r}, which is described elsewhere and not followed: name a folder, or one of "
                 f"{', '.join(sorted(_openclips_text_towers()))}"
             )
+
+
+def _refuse_towers_within(path: Path) -> None:
+    """A text tower of transformers may itself name networks and kernels on the hub, but for the kinds that OpenCLIP has."""
+    described = _read(path)
+    kind = str(described.get("model_type"))
+    if kind not in arch_dict:
+        raise UserError(f"{path} describes a text tower of model_type = {kind!r}: allowed are {', '.join(sorted(arch_dict))}")
+    for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        if described.get(name) not in (None, "eager", "sdpa"):
+            raise UserError(f"{path} wants {name} = {described[name]!r}: allowed are eager and sdpa; take it out")
 
 
 @cache

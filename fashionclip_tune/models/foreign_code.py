@@ -37,19 +37,31 @@ def _flags(described: object, above: str = "") -> Iterator[tuple[str, object]]:
 
 @contextmanager
 def no_foreign_code(where: object) -> Iterator[None]:
-    """Within, transformers imports no file that is not its own, and asks nobody.
+    """Within, transformers imports no file that is not its own, asks nobody, and takes no other class for a tokenizer's.
 
     Raises:
         UserError: there is no way to load it without.
     """
+    from transformers import PreTrainedTokenizerBase
     from transformers import dynamic_module_utils as gate
+    from transformers.models.auto import tokenization_auto as classes
+    from transformers.utils.import_utils import DummyObject
 
     def refuse(*args: object, **options: object) -> None:
         raise _refusal(where)
 
+    def tokenizers_alone(name: str) -> Any:
+        found = class_of(name)
+        # Any of its classes would be taken, and a network may be described on the hub. A dummy says what is not installed.
+        if found is None or isinstance(found, DummyObject) or issubclass(found, PreTrainedTokenizerBase):
+            return found
+        raise UserError(f"{where} names {name} as its tokenizer_class, which is no tokenizer of transformers: {_CURE}")
+
     # All of its ways to code pass the first; the second is the time in which it asks at the keyboard.
     before = gate.get_cached_module_file, gate.TIME_OUT_REMOTE_CODE
+    class_of = classes.tokenizer_class_from_name
     gate.get_cached_module_file, gate.TIME_OUT_REMOTE_CODE = refuse, 0  # type: ignore[assignment]
+    classes.tokenizer_class_from_name = tokenizers_alone
     try:
         yield
     except ValueError as error:
@@ -58,6 +70,7 @@ def no_foreign_code(where: object) -> Iterator[None]:
         raise _refusal(where) from error
     finally:
         gate.get_cached_module_file, gate.TIME_OUT_REMOTE_CODE = before
+        classes.tokenizer_class_from_name = class_of
 
 
 def _refusal(where: object) -> UserError:

@@ -1,6 +1,5 @@
 """Weights files read as tensors, and put into a network only where they are the network's own; nothing in them is executed."""
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.token_rows import tables_in_rows, whole
 from fashionclip_tune.storage.checkpoint import tables_beside
+from fashionclip_tune.storage.pickled import load_pickled
 
 # Published runs wrote the first; OpenCLIP's and Lightning's the second.
 _WEIGHTS_KEYS = ("model_state_dict", "state_dict")
@@ -31,12 +31,11 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
         UserError: the file holds code, or no weights.
     """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        content: Any = load_pickled(path)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} was not loaded: it is cut short, or holds more than tensors and plain values, which could run code "
-            f"({reason}). Where you trust it, save its weights alone: torch.save(network.state_dict(), FILE)"
+            f"({error}). Where you trust it, save its weights alone: torch.save(network.state_dict(), FILE)"
         ) from error
     for key in _WEIGHTS_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

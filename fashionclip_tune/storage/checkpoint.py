@@ -8,7 +8,6 @@ of the stage; tensors and plain values only) and ``checkpoint.json`` (what, of w
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import give_usual_mode, sync_folder, write_json
+from fashionclip_tune.storage.pickled import load_pickled
 
 _VERSION = 3
 _KEPT = 2
@@ -251,10 +251,9 @@ def _check_content(folder: Path, step: int) -> None:
 def _training_state(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
     """A file that holds anything but tensors and plain values is refused, not executed."""
     try:
-        state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} cannot be resumed from: {STATE_NAME} is not ours ({reason})") from error
+        state: dict[str, Any] = load_pickled(folder / STATE_NAME, mmap=mmap)
+    except ValueError as error:
+        raise UserError(f"{folder} cannot be resumed from: {STATE_NAME} is not ours ({error})") from error
     return state
 
 

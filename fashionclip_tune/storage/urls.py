@@ -28,11 +28,14 @@ def open_url(url: str) -> Any:
         except ValueError as error:
             raise OSError(str(error)) from error
         return filesystem.open_input_stream(path, buffer_size=_REQUEST_BYTES)
-    from webdataset.gopen import gopen  # which imports torch, for seconds; a configuration asks for schemes only
+    from webdataset.gopen import Pipe, gopen  # which imports torch, for seconds; a configuration asks for schemes only
 
-    stream = gopen(url)
+    if is_pipe := scheme_of(url) == "pipe":  # as gopen does, in a group of its own; 141: we stopped reading
+        stream = Pipe(url.removeprefix("pipe:"), mode="rb", shell=True, ignore_status=[141], start_new_session=True)
+    else:
+        stream = gopen(url)
     if (command := getattr(stream, "proc", None)) is not None:
-        end_with_us(command.pid)
+        end_with_us(command.pid, leads_group=is_pipe)
     return stream
 
 

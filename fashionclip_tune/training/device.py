@@ -18,11 +18,15 @@ from fashionclip_tune.errors import OutOfMemoryError
 # which older versions of torch do not have.
 _TEXTS = (
     "can't allocate memory",  # the CPU's allocator
+    "DefaultCPUAllocator: not enough memory",  # the same on Windows
+    "std::bad_alloc",
+    "CUDA out of memory",  # torch's own error within another one, as torch.compile raises it
     "CUDA error: out of memory",  # the runtime: a context, a kernel that is loaded, pinned memory
     "CUDA driver error: out of memory",
     "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",  # no memory for cuBLAS's handle; torch calls nothing of cuBLAS without one
+    "CUDNN_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",  # before cuDNN 9
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",

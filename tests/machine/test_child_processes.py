@@ -143,7 +143,8 @@ if __name__ == "__main__":
     kill(process, mark)
 
 
-def test_a_command_that_waits_for_a_silent_server_ends_too(mark: str) -> None:
-    process = python("from fashionclip_tune.storage.urls import read_url; read_url('pipe:exec sleep 600')")
+@pytest.mark.parametrize("command", ["exec sleep 600", "sleep 600 | cat", "sleep 600; true", "(sleep 600) | gunzip"])
+def test_a_command_that_waits_for_a_silent_server_ends_too(mark: str, command: str) -> None:
+    process = python(f"from fashionclip_tune.storage.urls import read_url; read_url('pipe:{command}')")
     assert named(wait_until(mark, lambda found: named(found, "sleep 600") > 1, 60), "sleep 600")
     kill(process, mark)

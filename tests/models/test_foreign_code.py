@@ -184,12 +184,19 @@ def test_a_text_tower_of_transformers_brings_no_code(tiny_config: ProjectConfig,
     (folder / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.TheirConfig"}}))
     change(folder / "open_clip_config.json", lambda content: text(content).update(hf_model_name=str(folder)))
     config = tiny_config.with_overrides({"clip_model": f"local-dir:{folder}", "model.pretrained": "default"})
-    assert "auto_map" in message(lambda: load_model(config))
+    assert "model_type = 'theirs'" in message(lambda: load_model(config))
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("place", ["hf-hub:somebody/tower", "hf_hub:somebody/tower", "local-dir:/nowhere/tower"])
-def test_a_folder_whose_tower_is_described_elsewhere_is_refused(tiny_config: ProjectConfig, folder: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    "place", ["hf-hub:somebody/tower", "HF_HUB:somebody/tower", "local-dir:/nowhere/tower", "hf-hub:somebody/here"]
+)
+def test_a_folder_whose_tower_is_described_elsewhere_is_refused(
+    tiny_config: ProjectConfig, folder: Path, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one stands, there may be a folder of a repository's name."""
+    (tmp_path / "somebody" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     change(folder / "open_clip_config.json", lambda content: content["model_cfg"]["vision_cfg"].update(timm_model_name=place))
     for way in WAYS.values():
         assert "which is described elsewhere" in message(lambda way=way: way(tiny_config, folder))
@@ -201,6 +208,35 @@ def test_a_folder_whose_text_tower_is_described_elsewhere_is_refused(tiny_config
         said = message(lambda way=way: way(tiny_config, folder))
         assert "'somebody/tower', which is described elsewhere" in said
         assert "roberta-base" in said
+
+
+BACKBONE = {"use_timm_backbone": False, "backbone": "somebody/else", "use_pretrained_backbone": True, "backbone_config": None}
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"model_type": "table-transformer", "is_encoder_decoder": True, **BACKBONE}, "model_type = 'table-transformer'"),
+        ({"model_type": "timm_backbone", "is_encoder_decoder": True, "backbone": "hf-hub:somebody/else"}, "'timm_backbone'"),
+        ({"model_type": "roberta", "attn_implementation": "somebody/kernel"}, "attn_implementation = 'somebody/kernel'"),
+    ],
+)
+def test_a_text_tower_in_a_folder_names_no_network_on_the_hub(
+    tiny_config: ProjectConfig, folder: Path, described: dict[str, Any], said: str
+) -> None:
+    (folder / "config.json").write_text(json.dumps(described))
+    change(folder / "open_clip_config.json", lambda content: text(content).update(hf_model_name=str(folder)))
+    for way in WAYS.values():
+        assert said in message(lambda way=way: way(tiny_config, folder))
+
+
+@pytest.mark.parametrize("name", ["AutoModel", "AutoModelFast", "TableTransformerModel"])
+def test_a_tokenizer_is_of_no_other_class(tiny_config: ProjectConfig, folder: Path, name: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "table-transformer", **BACKBONE}))
+    change(folder / "tokenizer_config.json", lambda content: (content.pop("auto_map"), content.update(tokenizer_class=name)))
+    said = message(lambda: WAYS["local-dir"](tiny_config, folder))
+    assert str(folder) in said
+    assert "as its tokenizer_class, which is no tokenizer of transformers" in said
 
 
 def test_a_text_tower_that_cannot_be_had_is_a_mistake_of_the_name(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Weights in ``.pt`` files: what the published runs saved is found, and nothing else is believed or executed."""
 
 import os
+import tarfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.models.weights import read_pickled_weights
+from fashionclip_tune.storage.checkpoint import Checkpoint
 from tests.models.test_openclip import scrambled
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5)}
@@ -117,6 +119,29 @@ def test_code_in_a_file_is_not_run(tiny_config: ProjectConfig, tmp_path: Path) -
     with suppress(RuntimeError):
         torch.load(path, weights_only=False)
     assert exploded.is_dir(), "the bomb is live"
+
+
+@pytest.mark.parametrize("form", ["TorchScript", "tar"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_a_form_in_which_an_older_torch_runs_code_is_not_given_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """CVE-2025-32434: up to 2.5.1 weights_only did not hold for these. Today's torch refuses them itself."""
+    path = tmp_path / "training_state.pt"
+    if form == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.add(__file__, "pickle")
+    else:
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    monkeypatch.setattr(torch, "load", lambda *args, **how: pytest.fail("it was loaded"))
+    assert "it is a TorchScript or tar archive" in message(path)
+    with pytest.raises(UserError, match=r"cannot be resumed from: training_state\.pt is not ours \(it is a TorchScript"):
+        Checkpoint(tmp_path, {}).training_state()
+
+
+def test_an_old_file_of_plain_weights_is_read(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_pickled_weights(tmp_path / "model.pt")["a.weight"], WEIGHTS["a.weight"])
 
 
 def test_weights_of_another_model_are_refused(tiny_config: ProjectConfig, tmp_path: Path) -> None:

@@ -361,3 +361,13 @@ for mode in ("default", "error"):
 print(*pool.images_ND.shape)
 """
     assert card.run("-c", code).split()[0] == "9"
+
+
+def test_the_benchmark_of_a_card_runs_on_the_made_up_one(card: Card, tmp_path: Path) -> None:
+    out, parts = tmp_path / "gpu.json", ("card", "peaks", "run")
+    said = card.run("-m", "benchmarks", "gpu", "--models", "tiny-clip", "--out", out, "--parts", *parts)
+    found = json.loads(out.read_text())
+    assert [result["failed"] for result in found.values() if "failed" in result] == []
+    assert set(found) == {"card", "peaks tiny-clip", "run tiny-clip"}
+    assert [row["step"] for row in found["run tiny-clip"]["rows"]] == [0, 30, 60]
+    assert said.count("\n| tiny-clip | ") == 6

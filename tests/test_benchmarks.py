@@ -1,6 +1,7 @@
 """The benchmarks: what they count, on figures small enough to count by hand."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from benchmarks.search import search_table
 from benchmarks.speed import gpu, plan_beside_fact, t4_plans
 from fashionclip_tune.files import write_json
 from fashionclip_tune.training.history import TIMING
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_table_of_curves_reads_back_and_loses_a_torn_line(tmp_path: Path) -> None:
@@ -39,10 +42,25 @@ def test_gpu_sees_gradients_that_are_not_equal_and_says_what_failed() -> None:
     import torch
 
     assert gpu.relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])) == pytest.approx(1 / 34**0.5)
-    assert gpu.tasks(("card", "bits", "run"), ("A", "B")) == [("card", ""), ("bits", "A"), ("bits", "B"), ("run", "ViT-B-32")]
+    assert gpu.tasks(("card", "bits", "run"), ("A", "B")) == [("card", ""), ("bits", "A"), ("bits", "B"), ("run", "A")]
     found = gpu.measure("bits", "no-such-model", "cuda", time.monotonic() + 60)
     assert "Error: " in found["failed"]
     assert gpu.measure("bits", "tiny-clip", "cuda", time.monotonic() - 1) == {"failed": "no time was left"}
+
+
+def test_gpu_prints_the_tables_of_the_results() -> None:
+    measured = json.loads((ROOT / "results" / "gpu_nvidia_h200.json").read_text())
+    page = (ROOT / "results" / "README.md").read_text()
+    rates = {
+        "step A": {"as trained": 1234.5, "wall_s": 9.0},
+        "step B": {"failed": "Error: no"},
+        "peaks B": {"failed": "Error: no"},
+    }
+    *steps, _, _, _ = gpu.tables(rates)
+    assert steps == ["| model | step | samples/s |", "|---|---|---|", "| A | as trained | 1,234 |"]
+    peaks = [line.rsplit(" | ", 1)[0] for line in gpu.tables(measured) if line.startswith("| ViT")]
+    assert len(peaks) == 18
+    assert all(f"\n{line} | " in page for line in peaks), "all but the estimates, which have changed since"
 
 
 def test_machines_are_lost_under_way_only_and_compared_but_for_the_times(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ import ctypes
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.openclip import load_random_model
 from fashionclip_tune.models.precision import plan_precision
+from fashionclip_tune.models.token_rows import use_token_rows
 from fashionclip_tune.profiling.probe import random_batch
 from fashionclip_tune.training.device import repeatable
 from fashionclip_tune.training.trainer import Trainer
@@ -219,12 +220,14 @@ made_up = ctypes.CDLL(None)
 options = {
     "training.batch_size": 16, "training.micro_batch_size": 8, "device": "cuda", "loss.positives": "mask",
     "optimizer.ema_decay": 0.99, "model.patch_dropout": 0.5, "augmentation.rand_augment": True, "augmentation.erasing": True,
+    "hardware.gradient_checkpointing": True,
 }
 for model, loss in (("tiny-clip", "contrastive"), ("tiny-sig", "siglip"), ("tiny-clip", "siglip")):
     for strength in (1.0, 0.0):
         changes = {"loss_function": loss, "augmentation.image_strength": strength}
         config = ProjectConfig(clip_model=model).with_overrides(options | changes)
         plan, loaded, counts = plan_precision(config), load_random_model(config), []
+        use_token_rows(loaded.network, config, 100)
         batch = random_batch(config, loaded).pin_memory()
         note = lambda batch: counts.append((made_up.gpu_standin_waits(), made_up.gpu_standin_pageable_copies()))
         with repeatable(config.hardware.deterministic):
@@ -280,6 +283,7 @@ from fashionclip_tune.profiling.probe import probe
 cases = [
     ("ViT-B-32", 16, False, False), ("ViT-B-32", 64, True, False), ("ViT-B-16", 64, False, False),
     ("ViT-B-16-SigLIP2-256", 64, True, True), ("ViT-B-16-SigLIP2-256", 32, False, False),
+    ("ViT-B-16-SigLIP2-256", 64, True, False),
 ]
 for model, size, again, frozen in cases:
     settings = {{"training.micro_batch_size": size, "hardware.gradient_checkpointing": again, "freeze.token_embedding": frozen}}
@@ -287,7 +291,7 @@ for model, size, again, frozen in cases:
     print(found.micro_batch_size, found.estimate.total_bytes / found.measured_bytes, model, again, frozen)
 """
     found = [line.split(maxsplit=2) for line in card.run("-c", code).splitlines()]
-    assert [int(size) for size, _, _ in found] == [16, 64, 64, 64, 32]
+    assert [int(size) for size, _, _ in found] == [16, 64, 64, 64, 32, 64]
     for size, share, what in found:
         assert 1 <= float(share) < 1.18, f"{what}, micro-batch {size}: {share}"
 
@@ -361,3 +365,13 @@ for mode in ("default", "error"):
 print(*pool.images_ND.shape)
 """
     assert card.run("-c", code).split()[0] == "9"
+
+
+def test_the_benchmark_of_a_card_runs_on_the_made_up_one(card: Card, tmp_path: Path) -> None:
+    out, parts = tmp_path / "gpu.json", ("card", "peaks", "run")
+    said = card.run("-m", "benchmarks", "gpu", "--models", "tiny-clip", "--out", out, "--parts", *parts)
+    found = json.loads(out.read_text())
+    assert [result["failed"] for result in found.values() if "failed" in result] == []
+    assert set(found) == {"card", "peaks tiny-clip", "run tiny-clip"}
+    assert [row["step"] for row in found["run tiny-clip"]["rows"]] == [0, 30, 60]
+    assert said.count("\n| tiny-clip | ") == 6

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -359,10 +359,11 @@ def probe(model: str, device: str) -> Found:
 
 
 def run(model: str, device: str) -> Found:
-    """Two stages of 1,920 photos, and an evaluation of 480 after each."""
+    """Two stages of 1,920 photos, and an evaluation of 483 after each: an odd number, of which the tests' made-up card, whose
+    ranks are all zeros, counts each."""
     with tempfile.TemporaryDirectory() as folder:
-        data, out = Path(folder, "data"), Path(folder, "run")
-        _command("-m", "fashionclip_tune", "synthesize", "--out", data, "--num-products", 200, "--image-size", 256)
+        data, out, side = Path(folder, "data"), Path(folder, "run"), 48 if model.startswith("tiny-") else 256
+        _command("-m", "fashionclip_tune", "synthesize", "--out", data, "--num-products", 201, "--image-size", side)
         settings = {
             **{"clip_model": model, "model.pretrained": "none", "hardware.precision": "fp16", "training.num_workers": 6},
             **{"training.budget_examples": 3_840, "training.stage_examples": 1_920, "device": device},
@@ -404,17 +405,32 @@ def _command(*words: object) -> str:
 PARTS: dict[str, Callable[[str, str], Found]] = {
     part.__name__: part for part in (card, step, busy, waits, bits, peaks, caps, probe, run, sweep)
 }
-_ONCE = {"card": "", "run": MODELS[0], "sweep": ""}
-"""Parts that are done with one model, or with none."""
-
-
+_ONCE = {"card": 0, "run": 1, "sweep": 0}
+"""Parts that are done with the first model, or with none."""
 _UNTIMED = ("waits", "bits", "peaks", "caps")
 """Parts that time nothing: several processes at once, where the card holds them."""
 _PART_GIB = 16
 
 
-def tasks(parts: Iterable[str], models: Iterable[str]) -> list[tuple[str, str]]:
-    return [(part, model) for part in parts for model in ([_ONCE[part]] if part in _ONCE else models)]
+def tasks(parts: Iterable[str], models: Sequence[str]) -> list[tuple[str, str]]:
+    return [(part, model) for part in parts for model in (models[: _ONCE.get(part)] or [""])]
+
+
+def tables(found: Mapping[str, Found]) -> list[str]:
+    """Samples a second, and GiB beside the estimate (CUDA's context included), as results/README.md has them."""
+    from fashionclip_tune.profiling.memory import CONTEXT_BYTES
+
+    steps = ["| model | step | samples/s |", "|---|---|---|"]
+    peaks = ["| model | micro-batch | gradient checkpointing | allocated | reserved | estimated |", "|---|---|---|---|---|---|"]
+    for task, result in found.items():
+        part, _, model = task.partition(" ")
+        if part == "step":
+            steps += [f"| {model} | {name} | {result[name]:,.0f} |" for name in _STEPS if name in result]
+        for row in result.get("rows", []) if part == "peaks" else []:
+            gib = (row["allocated"] + CONTEXT_BYTES / GIB, row["with_context"], row["estimated"])
+            cells = (model, row["micro_batch"], "on" if row["checkpointing"] else "off", *(f"{each:.2f}" for each in gib))
+            peaks.append(f"| {' | '.join(map(str, cells))} |")
+    return [*steps, "", *peaks]
 
 
 def measure(part: str, model: str, device: str, end: float) -> Found:
@@ -466,6 +482,7 @@ def main() -> None:
     for task in wanted:
         if task[0] not in _UNTIMED:
             do(task)
+    print(*tables(found), sep="\n")
 
 
 if __name__ == "__main__":

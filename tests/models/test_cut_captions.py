@@ -208,6 +208,28 @@ def test_a_state_continues_bit_for_bit_with_captions_of_changing_length(tiny_con
     assert all(torch.equal(after[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
+def test_the_text_tower_of_a_published_model_continues_bit_for_bit(tiny_config: ProjectConfig) -> None:
+    """ViT-B-32's, beside an image tower that is frozen; captions are cut to 8, 16 and 24 tokens."""
+    settings = {"clip_model": "ViT-B-32", "freeze.image_tower": True, "training.batch_size": 2, "training.micro_batch_size": 1}
+    config = tiny_config.with_overrides(settings)
+    photos = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    given = [
+        TrainBatch(photos, captions(length, 4, context_length=77, end=49407), torch.arange(2), ("a", "b"), ())
+        for length in (6, 12, 20)
+    ]
+    whole, resumed = trainer_for(config), trainer_for(config)
+    text = causal_text(whole.network)
+    assert text is not None
+    assert [text.cut(batch.tokens_BL).shape[1] for batch in given] == [8, 16, 24]
+    steps(whole, given[:1])
+    resumed.network.load_state_dict(weights(whole))
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert steps(whole, given[1:]).loss == steps(resumed, given[1:]).loss
+    after, expected = weights(resumed), weights(whole)
+    assert all(torch.equal(after[key], expected[key]) for key in expected)
+
+
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-sig"])
 def test_measuring_takes_captions_of_full_length(tiny_config: ProjectConfig, name: str) -> None:
     register_tiny_models()

@@ -50,12 +50,12 @@ def no_foreign_code(where: object) -> Iterator[None]:
     def refuse(*args: object, **options: object) -> None:
         raise _refusal(where)
 
-    def tokenizers_alone(name: str) -> Any:
-        found = class_of(name)
+    def tokenizers_alone(class_name: str) -> Any:
+        found = class_of(class_name)
         # Any of its classes would be taken, and a network may be described on the hub. A dummy says what is not installed.
         if found is None or isinstance(found, DummyObject) or issubclass(found, PreTrainedTokenizerBase):
             return found
-        raise UserError(f"{where} names {name} as its tokenizer_class, which is no tokenizer of transformers: {_CURE}")
+        raise UserError(f"{where} names {class_name} as its tokenizer_class, which is no tokenizer of transformers: {_CURE}")
 
     # All of its ways to code pass the first; the second is the time in which it asks at the keyboard.
     before = gate.get_cached_module_file, gate.TIME_OUT_REMOTE_CODE

@@ -9,7 +9,7 @@ reuse_actors=True. ASHA's only rung is the budget: no trial is stopped early, so
 is from before Ray starts until the last trial has ended and Ray is down; "command" is the whole process: imports, the check
 of space and data, and for this project's sweep tables, checkpoints and the exported winner, which the others do not make.
 Seconds of training and evaluation are those that each trial counts itself (``device_s``), so what the machine's other work
-adds to them cancels out in part.
+adds to them cancels out in part. "In steps" is the goodput: the share of the slots' time in the engine that went to training steps.
 """
 
 import argparse
@@ -43,6 +43,18 @@ def settings_of(arguments: argparse.Namespace) -> Any:
     )
 
 
+def step_s(folder: Path) -> float:
+    """Seconds that all trials below a folder spent in training steps, by what each stage says of its rate."""
+    total = 0.0
+    for trial in folder.rglob("evaluations"):
+        before = 0
+        for row in (json.loads(file.read_text()) for file in sorted(trial.glob("step_*.json"))):
+            if rate := row.get("samples_per_second"):
+                total += (row["examples_seen"] - before) / rate
+            before = row["examples_seen"]
+    return total
+
+
 def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from rich.console import Console
 
@@ -62,7 +74,8 @@ def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = settings_of(arguments)
     result = sweep(settings, results=folder, name="ours", resume=False, dry_run=False, console=Console(file=sys.stderr))
     assert result is not None
-    return {"engine_s": engine_s[0], "device_s": [trial["device_s"] for trial in result["trials"]]}
+    device_s = [trial["device_s"] for trial in result["trials"]]
+    return {"engine_s": engine_s[0], "device_s": device_s, "step_s": step_s(folder)}
 
 
 def draw(trial: Any) -> None:
@@ -116,7 +129,8 @@ def run_stock(arguments: argparse.Namespace, folder: Path, reuse_actors: bool) -
     ray.shutdown()
     engine_s = time.perf_counter() - started
     assert not results.errors, results.errors
-    return {"engine_s": engine_s, "device_s": [result.metrics["device_s"] for result in results if result.metrics]}  # type: ignore[attr-defined]
+    device_s = [result.metrics["device_s"] for result in results if result.metrics]  # type: ignore[attr-defined]
+    return {"engine_s": engine_s, "device_s": device_s, "step_s": step_s(folder)}
 
 
 def main() -> None:
@@ -138,7 +152,7 @@ def main() -> None:
         print(json.dumps(figures))
         return
     print(f"{arguments.trials} trials of {arguments.budget:,} examples on {arguments.slots} slots, seed {arguments.seed}")
-    heads = ("engine", "trials' seconds", "ideal, s", "engine, s", "over ideal", "command, s", "over ideal", "load")
+    heads = ("engine", "trials' seconds", "ideal, s", "engine, s", "over ideal", "in steps", "command, s", "over ideal", "load")
     print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     nobody_else = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # gets into a stock Ray
     for engine in arguments.engine or ENGINES:
@@ -150,7 +164,8 @@ def main() -> None:
         command_s = time.perf_counter() - started
         trials_s = sum(figures["device_s"])
         ideal, engine_s = trials_s / arguments.slots, figures["engine_s"]
-        cells = [f"{trials_s:.1f}", f"{ideal:.1f}", f"{engine_s:.1f}", f"{engine_s / ideal:.2f}", f"{command_s:.1f}"]
+        cells = [f"{trials_s:.1f}", f"{ideal:.1f}", f"{engine_s:.1f}", f"{engine_s / ideal:.2f}"]
+        cells += [f"{figures['step_s'] / arguments.slots / engine_s:.0%}", f"{command_s:.1f}"]
         print(f"| {engine} | {' | '.join(cells)} | {command_s / ideal:.2f} | {os.getloadavg()[0]:.1f} |", flush=True)
 
 

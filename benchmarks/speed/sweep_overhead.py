@@ -9,7 +9,8 @@ reuse_actors=True. ASHA's only rung is the budget: no trial is stopped early, so
 is from before Ray starts until the last trial has ended and Ray is down; "command" is the whole process: imports, the check
 of space and data, and for this project's sweep tables, checkpoints and the exported winner, which the others do not make.
 Seconds of training and evaluation are those that each trial counts itself (``device_s``), so what the machine's other work
-adds to them cancels out in part. "In steps" is the goodput: the share of the slots' time in the engine that went to training steps.
+adds to them cancels out in part. "In steps" is the goodput: the share of the slots' time in the engine that trials spent in
+training steps.
 """
 
 import argparse

@@ -130,7 +130,7 @@ def test_where_memory_depends_on_what_is_drawn_each_share_has_its_line_and_its_h
     found = {config.freeze.text_tower: round(pace.samples_per_second) for config, pace in pairs}
     assert found[False] / 3 < found[True] < found[False] / 2
     (said,) = [line for line in lines if line.startswith("rates:")]
-    assert f"{found[True]} to {found[False]} samples/s a trial" in said
+    assert f"{found[True]} to {found[False]} examples/s a trial" in said
 
 
 def test_nothing_is_downloaded_or_pretrained_to_probe(

@@ -78,7 +78,7 @@ def probe(config: ProjectConfig) -> ProbeReport:
     probes = list[Probe]()
     for size in _sizes(config, loaded):
         if str(size) not in measured:
-            measured[str(size)] = _peak_of(lambda size=size: _train(config, loaded, plan, size), plan)  # type: ignore[misc]
+            measured[str(size)] = _measure(config, loaded, plan, size)
             write_json(known, measured)
         peak = measured[str(size)]
         probes.append(Probe(size, _estimate(config, loaded, size, plan.autocast_dtype), peak, peak is not None))
@@ -145,6 +145,11 @@ def _estimate(config: ProjectConfig, loaded: LoadedModel, micro_batch_size: int,
         gradient_checkpointing=config.hardware.gradient_checkpointing,
         averages_weights=config.optimizer.ema_decay is not None,
     )
+
+
+def _measure(config: ProjectConfig, loaded: LoadedModel, plan: PrecisionPlan, size: int) -> int | None:
+    """Peak bytes of a micro-batch, None where memory ran out."""
+    return _peak_of(lambda: _train(config, loaded, plan, size), plan)
 
 
 def _peak_of(work: Callable[[], None], plan: PrecisionPlan) -> int | None:

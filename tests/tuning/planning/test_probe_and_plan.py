@@ -1,6 +1,6 @@
 """What ``probe`` keeps of a card is what a sweep's plan for it goes by: a T4 that is made up, its measuring part replaced."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,16 +59,17 @@ def probe_as_a_user_does(monkeypatch: pytest.MonkeyPatch) -> list[ProjectConfig]
     """All but the measuring itself: neither weights nor a card are needed for it."""
     measured: list[ProjectConfig] = []
 
-    def peaks(config: ProjectConfig, *_: object) -> Mapping[str, int | None]:
-        measured.append(config)
-        return PEAKS[config.model_name]
+    def peak(config: ProjectConfig, loaded: object, plan: object, size: int) -> int | None:
+        if config not in measured:
+            measured.append(config)
+        return PEAKS[config.model_name][str(size)]
 
     def paces(config: ProjectConfig, count: int, **_: object) -> list[float]:
         return [ALONE[config.model_name] * (0.6 if count == 2 else 1.0)] * count
 
     monkeypatch.setattr(probe, "load_random_model", lambda config: SimpleNamespace(network=meta_model(config.model_name)))
     monkeypatch.setattr(probe, "_estimate", lambda *_: MemoryEstimate(*[0] * 9))
-    monkeypatch.setattr(probe, "_measure", peaks)
+    monkeypatch.setattr(probe, "_measure", peak)
     monkeypatch.setattr(pace, "run_side_by_side", paces)
     for model in MODELS:
         main(["probe", "--set", f"clip_model={model}"])

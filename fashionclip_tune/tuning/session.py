@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from fashionclip_tune.errors import StorageError, UserError
 from fashionclip_tune.files import write_json
+from fashionclip_tune.reporting.model_card import model_card
 from fashionclip_tune.reporting.sweep_files import best_row, freed_line
 from fashionclip_tune.storage.folder import RemoteFolder
 from fashionclip_tune.tuning.backend.hooks import SweepJob
@@ -79,6 +81,7 @@ class _Bookkeeping:
         self._plan = plan
         self._location = location
         self._stop = stop
+        self._header = header
         self._record = SweepRecord(location.run_dir, study, header)
         self._retention = Retention(
             location.run_dir,
@@ -111,7 +114,8 @@ class _Bookkeeping:
         self._hparams.add(rows)
         self._retention.apply(rows)
         best = best_row(rows, self._plan.settings.maximised)
-        export_best(self._location.run_dir, best, self._plan.build, self._location.mirror, limited)
+        card = None if best is None else partial(model_card, {**self._header, "trials": rows}, best)
+        export_best(self._location.run_dir, best, self._plan.build, self._location.mirror, limited, card)
         return self.record(state)
 
 

@@ -103,6 +103,7 @@ def test_the_winner_loads_with_openclip_and_scores_what_the_sweep_says(finished:
     import tarfile
 
     best = sweep_json(finished)["best"]
+    assert f"trial {best['trial_id']}, the best of" in (finished / "best" / "README.md").read_text()
     name = f"local-dir:{finished / 'best'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     tokenizer = open_clip.get_tokenizer(name)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fashionclip_tune.config.project import ProjectConfig
+from fashionclip_tune.models.hub import CARD_NAME
 from fashionclip_tune.models.named_model import TRIAL_NAME, starting_point
 from fashionclip_tune.models.openclip import LoadedModel, export_openclip, load_model
 from fashionclip_tune.models.transformers_shapes import activation_notes
@@ -33,12 +34,14 @@ def export_best(
     build: Callable[[dict[str, Any]], ProjectConfig],
     mirror: SweepMirror | None,
     limited: RemoteFolder | None = None,
+    card: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Writes ``SWEEP/best/``, whole or not at all.
 
     Args:
         best: the best trial; None: nothing is written.
         limited: the sweep's folder, where a budget holds for it.
+        card: makes the text of the model card of what is known of the weights before training: licence and source.
 
     Raises:
         StorageError: it does not fit that budget, or the disk.
@@ -55,7 +58,10 @@ def export_best(
     put_weights(loaded.network, weights, folder)
     for note in activation_notes(loaded.model_config):
         _log.info(f"note: {note}")
-    export_whole(loaded, sweep_dir / "best", limited, {TRIAL_NAME: json.dumps({"trial_id": best["trial_id"]}) + "\n"})
+    also = {TRIAL_NAME: json.dumps({"trial_id": best["trial_id"]}) + "\n"}
+    if card is not None:
+        also[CARD_NAME] = card(loaded.card)
+    export_whole(loaded, sweep_dir / "best", limited, also)
 
 
 def export_whole(

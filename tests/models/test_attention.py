@@ -14,7 +14,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.models.sequences import SelfAttention, use_own_attention
 from fashionclip_tune.models.tiny import register_tiny_models
-from tests.training.test_trainer import batches, steps, trainer_for, weights
+from tests.support.trainers import batches, steps, trainer_for, weights
 
 SMALL: dict[str, Any] = {
     "embed_dim": 32,

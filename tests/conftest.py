@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support")  # what its helpers assert is explained as in a test
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: no test reaches out
 # Read when torch is imported, and inherited: threads that wait for others do not spin. Tests share their cores, and a short
 # run that takes 52 s so, beside another one, took 184 s.

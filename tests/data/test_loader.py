@@ -24,10 +24,7 @@ from fashionclip_tune.data.shards import RemoteShard
 from fashionclip_tune.errors import LoaderError, UserError
 from fashionclip_tune.models.openclip import LoadedModel, load_model
 from fashionclip_tune.training.stop_request import children_without_sigterm
-from tests.data.test_batches import assert_equal, batches, configured, encoded, write_shards
-from tests.data.test_shard_cache import needs_curl, served
-
-_ = served  # a fixture
+from tests.support.shards import assert_equal, batches, configured, encoded, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +175,6 @@ def test_a_limit_smaller_than_the_data_gives_the_same_batches_and_holds(
     assert sum(path.stat().st_size for path in tmp_path.glob("scratch/shards/*.tar")) <= limit
 
 
-@needs_curl
 @pytest.mark.parametrize("with_index", [False, True])
 def test_shards_behind_a_url_give_the_batches_of_local_ones(
     served: tuple[Path, str], loaded: LoadedModel, tmp_path: Path, with_index: bool
@@ -201,7 +197,6 @@ def test_shards_behind_a_url_give_the_batches_of_local_ones(
     )
 
 
-@needs_curl
 def test_a_server_without_the_shard_is_an_error_in_one_line(served: tuple[Path, str]) -> None:
     with pytest.raises(UserError, match=r"shard http://127.*/none\.tar cannot be read: "):
         load_index([RemoteShard(f"{served[1]}/none.tar")])

@@ -2,14 +2,10 @@
 
 import contextlib
 import hashlib
-import http.server
 import multiprocessing
 import os
-import shutil
 import threading
 import time
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +14,6 @@ from fashionclip_tune.data.shard_cache import CopyError, Prefetcher, ShardDigest
 from fashionclip_tune.data.shards import RemoteShard
 from fashionclip_tune.files import cache_dir
 from fashionclip_tune.storage.folder import RemoteFolder
-
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 def write(path: Path, num_bytes: int = 5_000) -> tuple[Path, ShardDigest]:
@@ -30,22 +24,6 @@ def write(path: Path, num_bytes: int = 5_000) -> tuple[Path, ShardDigest]:
 
 def copies(folder: Path) -> list[Path]:
     return sorted(folder.glob("shards/*.tar"))
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    folder = tmp_path / "served"
-    folder.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
 
 
 def test_without_scratch_a_local_shard_is_read_where_it_is(tmp_path: Path) -> None:
@@ -184,7 +162,6 @@ def test_whoever_waits_for_another_s_copy_hears_of_headway_and_gets_it(tmp_path:
     assert calls
 
 
-@needs_curl
 def test_a_url_is_copied_to_the_cache_and_an_error_of_the_server_is_one_line(served: tuple[Path, str]) -> None:
     folder, url = served
     shard, content = write(folder / "a.tar")

@@ -8,7 +8,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.evaluate import describe
 from fashionclip_tune.evaluation.metric import DEFAULT_METRIC, METRICS, Metric, metric_named, metric_of
 from fashionclip_tune.evaluation.protocols import compare, retrieve
-from tests.evaluation.test_protocols import pool
+from tests.support.pools import pool
 
 
 def test_the_metrics_are_the_recalls_that_evaluations_have() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.resilience.started_processes import Processes, marked, running
 from fashionclip_tune.config.project import ProjectConfig
-from tests.training.test_train import hard, started
+from tests.support.runs import hard, started
 
 _WITHIN_S = 5.0
 _LOADERS = "multiprocessing.forkserver"

@@ -7,35 +7,19 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.openclip import export_openclip, load_model
 from fashionclip_tune.models.sequences import SelfAttention, use_own_attention
 from fashionclip_tune.models.tiny import register_tiny_models
-from tests.training.test_trainer import batches, steps, trainer_for, weights
-
-SMALL: dict[str, Any] = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32},
-    "text_cfg": {"context_length": 12, "vocab_size": 100, "width": 64, "heads": 2, "layers": 2},
-}
+from tests.support.networks import SMALL, built
+from tests.support.trainers import batches, steps, trainer_for, weights
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def built(model_config: dict[str, Any], **changes: Any) -> Any:
-    """With changes to both towers."""
-    wanted = copy.deepcopy(model_config)
-    for tower in ("vision_cfg", "text_cfg"):
-        wanted[tower].update(changes)
-    make = CustomTextCLIP if wanted.pop("custom_text", False) else CLIP
-    torch.manual_seed(0)
-    return make(**wanted).train()
 
 
 def pass_through(network: Any, batch_size: int = 4) -> tuple[list[Tensor], dict[str, Tensor]]:

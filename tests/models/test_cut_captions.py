@@ -16,8 +16,8 @@ from fashionclip_tune.models.architecture import has_known_text_tower, meta_mode
 from fashionclip_tune.models.openclip import load_model, load_random_model
 from fashionclip_tune.models.sequences import causal_text
 from fashionclip_tune.models.tiny import register_tiny_models
-from tests.models.test_attention import SMALL, built
-from tests.training.test_trainer import batches, model_config, steps, trainer_for, weights
+from tests.support.networks import SMALL, built
+from tests.support.trainers import batches, model_config, steps, trainer_for, weights
 
 END = 99  # the highest token of SMALL
 

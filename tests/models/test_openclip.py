@@ -25,8 +25,9 @@ from fashionclip_tune.data.preprocessing import Preprocessing
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models import openclip as model_module
 from fashionclip_tune.models.description import DEFAULT_TAGS
-from fashionclip_tune.models.openclip import LoadedModel, export_openclip, fetch_weights, load_model
+from fashionclip_tune.models.openclip import export_openclip, fetch_weights, load_model
 from fashionclip_tune.models.starts import find_start
+from tests.support.networks import scrambled
 
 CAPTIONS = ["red cotton dress", "blue jeans with a very long title " * 8, ""]
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -156,15 +157,6 @@ def embeddings(network: Any, images_BCHW: torch.Tensor, tokens_BL: torch.Tensor)
     network.eval()
     with torch.no_grad():
         return [network.encode_image(images_BCHW), network.encode_text(tokens_BL)]
-
-
-def scrambled(loaded: LoadedModel) -> LoadedModel:
-    """As if trained: scale and bias are not what any constructor gives them."""
-    with torch.no_grad():
-        for parameter in loaded.network.parameters():
-            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
-        loaded.network.logit_scale.fill_(3.25)
-    return loaded
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.models.sequences import SharedPatchDropout, share_patch_draws, tied_to_micro_batch
 from fashionclip_tune.training.trainer import Trainer
-from tests.training.test_trainer import CPU, batches, steps, trainer_for, weights
+from tests.support.trainers import CPU, batches, steps, trainer_for, weights
 
 
 def network_with(dropout: nn.Module) -> Any:

@@ -16,7 +16,7 @@ from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.models.weights import read_pickled_weights
 from fashionclip_tune.storage.checkpoint import Checkpoint
-from tests.models.test_openclip import scrambled
+from tests.support.networks import scrambled
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5)}
 WRAPPERS = ("", "module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.")

@@ -9,7 +9,7 @@ from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.architecture import check_model_options
 from fashionclip_tune.models.towers import parameter_groups, parameter_places, prepare_towers
-from tests.models.test_towers import frozen, on_meta
+from tests.support.networks import frozen, on_meta
 
 DECAY = 0.75
 TRUNKS = ("convnext_base", "swin_base_patch4_window7_224", "MobileCLIP2-S0", "MobileCLIP2-S4")

@@ -17,7 +17,7 @@ from fashionclip_tune.models.token_rows import TokenRows, plain_state, rows_at_h
 from fashionclip_tune.models.towers import encoders, parameter_groups, parameter_places
 from fashionclip_tune.models.weights import put_weights
 from fashionclip_tune.training.trainer import Trainer
-from tests.training.test_trainer import CPU, batches, steps
+from tests.support.trainers import CPU, batches, steps
 
 EDITION_1 = {"training.edition": 1}
 THREE = ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256")

@@ -1,9 +1,7 @@
 """Places of parameters, checked against the modules themselves, and what freezing, patch dropout and checkpointing do."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import open_clip
@@ -15,23 +13,11 @@ from torch import nn
 from fashionclip_tune.config.project import ProjectConfig
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.models.openclip import load_model
-from fashionclip_tune.models.tiny import register_tiny_models
 from fashionclip_tune.models.towers import is_vision_transformer, parameter_places, prepare_towers
+from tests.support.networks import frozen, on_meta
 
 REAL = ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256")
 ALL = ("tiny-clip", "tiny-sig", *REAL)
-
-
-@cache
-def on_meta(name: str, **overrides: Any) -> Any:
-    """The architecture without its numbers."""
-    register_tiny_models()
-    logging.disable(logging.WARNING)  # OpenCLIP warns that there are no weights
-    try:
-        with torch.device("meta"):
-            return open_clip.create_model(name, pretrained_text=False, device="meta", **overrides)
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def stations(network: Any) -> Iterator[tuple[str, list[list[Any]]]]:
@@ -84,10 +70,6 @@ def prepared(config: ProjectConfig, **overrides: Any) -> Any:
     network = load_model(config).network.train()
     prepare_towers(network, config)
     return network
-
-
-def frozen(network: Any) -> set[str]:
-    return {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
 
 
 def under(network: Any, *prefixes: str) -> set[str]:

@@ -1,14 +1,12 @@
 """The report on the data: what it counts, what it finds, what it leaves alone; searches against slow ones."""
 
-import io
-import random
 import time
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from fashionclip_tune.prepare.data_report import ReportedPhoto, report_on, token_counts
+from fashionclip_tune.prepare.data_report import report_on, token_counts
 from fashionclip_tune.prepare.languages import RULE, looks_foreign
 from fashionclip_tune.prepare.lookalikes import (
     MAX_COLOUR_DIFFERENCE,
@@ -18,30 +16,7 @@ from fashionclip_tune.prepare.lookalikes import (
     similar_across_splits,
 )
 from fashionclip_tune.prepare.photo_encoding import ImageHashes, image_hashes
-
-
-def product_photo(seed: int) -> Image.Image:
-    """Shapes on white, as catalogues have them."""
-    rng = random.Random(seed)
-    image = Image.new("RGB", (120, 160), "white")
-    draw = ImageDraw.Draw(image)
-    for _ in range(5):
-        left, top = rng.randrange(10, 70), rng.randrange(10, 100)
-        box = (left, top, left + rng.randrange(10, 50), top + rng.randrange(10, 60))
-        draw.ellipse(box, fill=tuple(rng.randrange(220) for _ in range(3)))
-    return image
-
-
-def as_jpeg(image: Image.Image, quality: int = 90) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def photo(number: int, split: str = "train", *, captions: tuple[str, ...] = ("A red shirt",), **given: object) -> ReportedPhoto:
-    hashes = given.get("hashes") or image_hashes(as_jpeg(product_photo(number)))
-    assert isinstance(hashes, ImageHashes)
-    return ReportedPhoto(f"{number}.jpg", split, str(given.get("product", number)), captions, hashes)
+from tests.support.reported_photos import as_jpeg, photo, product_photo
 
 
 def test_the_same_photo_is_found_whatever_the_file() -> None:

@@ -13,8 +13,8 @@ from fashionclip_tune.evaluation.evaluate import describe
 from fashionclip_tune.evaluation.protocols import Pool
 from fashionclip_tune.prepare.data_report import report_on
 from fashionclip_tune.prepare.validation_facts import validation_facts
-from tests.prepare.test_data_report import photo
-from tests.prepare.test_shop_platforms import NUM, Shop
+from tests.support.reported_photos import photo
+from tests.support.shops import NUM, Shop
 
 
 def test_the_ceiling_is_what_a_model_without_mistakes_scores() -> None:

@@ -10,8 +10,8 @@ from fashionclip_tune.reporting.gallery import Gallery, Query, Shown
 from fashionclip_tune.reporting.html import answers
 from fashionclip_tune.reporting.page import write_report
 from fashionclip_tune.reporting.sweep_files import read_sweep
-from tests.reporting.test_decisions import SCRIPT, make_waiting_sweep
-from tests.reporting.test_page import SECTIONS, Page
+from tests.support.pages import SCRIPT, SECTIONS, Page
+from tests.support.waiting_sweeps import make_waiting_sweep
 
 START = {"label": "a", "architecture": "b", "image_size": 48, "context_length": 32, "weights": "c", "licence": "d"}
 REFIT = {"times": 2, "examples_seen": 64, "metrics": {"recall_at_10": 0.4, "recall_at_5": 0.3, "protocol": "instance"}}

@@ -1,89 +1,21 @@
 """What people read of a sweep: ranking, intervals, and which trials are not told apart from the best."""
 
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from rich.console import Console
 
-from fashionclip_tune.config.choices import RetrievalProtocol as Protocol
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.evaluation.metric import DEFAULT_METRIC
-from fashionclip_tune.evaluation.protocols import QUERIES_FILE, Direction, Retrieval, save_retrieval
-from fashionclip_tune.metrics import QueryRanks
+from fashionclip_tune.evaluation.protocols import QUERIES_FILE
 from fashionclip_tune.models import hub
 from fashionclip_tune.reporting.comparison import names_of, standings
 from fashionclip_tune.reporting.page import write_report
 from fashionclip_tune.reporting.sweep_files import best_row, read_sweep, refit_lines, ties_with_best, zero_shot_lines
-from fashionclip_tune.reporting.terminal import comparison, winner_lines
-
-
-def queries(num_right: int, seed: int) -> Retrieval:
-    """200 queries of 100 products; ``num_right`` of them, here and there, are found first."""
-    ranks = torch.full((200,), 50)
-    ranks[torch.randperm(200, generator=torch.Generator().manual_seed(seed))[:num_right]] = 0
-    one = torch.ones(200, dtype=torch.long)
-    direction = Direction(QueryRanks(ranks, one, one), torch.arange(200) // 2, 200)
-    return Retrieval(Protocol.INSTANCE, direction, direction)
-
-
-def row(number: int, recall: float, *, step: int = 10, state: str = "COMPLETE") -> dict[str, Any]:
-    return {
-        "trial_id": f"{number:04d}",
-        "state": state,
-        "stop_reason": "budget" if state == "COMPLETE" else None,
-        "config": {"clip_model": "tiny-clip", "training.learning_rate": 1e-3},
-        "step": step,
-        "examples_seen": 16 * step,
-        "duration_s": 3.0 * step,
-        "device_s": 2.0 * step,
-        "recall_at_10": recall,
-        "recall_at_10_low": recall - 0.05,
-        "recall_at_10_high": recall + 0.07,
-        "untouched_recall_at_10": 0.25,
-        "gain": recall - 0.25,
-        "relative_gain": (recall - 0.25) / 0.25,
-        "protocol": "instance",
-        "num_gallery_images": 1200,
-        "num_gallery_texts": 190,
-    }
-
-
-def write_sweep(folder: Path, num_right: list[int], *, data: str = "abc", kept_step: int = 10) -> Path:
-    rows = [row(number, right / 200) for number, right in enumerate(num_right)]
-    for number, right in enumerate(num_right):
-        path = folder / "trials" / f"{number:04d}-tiny-clip-contrastive" / QUERIES_FILE
-        save_retrieval(path, queries(right, seed=number), step=kept_step, data=data)
-    best = max(rows, key=lambda each: each["recall_at_10"])
-    names = ("recall_at_10", "recall_at_10_low", "recall_at_10_high")
-    metrics = {name: best[name] for name in names} | {
-        "recall_at_5": 0.3,
-        "protocol": "instance",
-        "num_pairs": 200,
-        "num_gallery_images": 1200,
-        "num_gallery_texts": 190,
-    }
-    sweep = {
-        "name": folder.name,
-        "state": "FINISHED",
-        "trials": rows,
-        "zero_shot": {"tiny-clip": {"recall_at_10": 0.25}},
-        "best": {"trial_id": best["trial_id"], "config": best["config"], "metrics": metrics},
-    }
-    (folder / "sweep.json").write_text(json.dumps(sweep))
-    return folder
-
-
-def printed(*folders: Path) -> str:
-    written = io.StringIO()
-    console = Console(width=200, file=written)
-    for part in comparison(folders):
-        console.print(part, soft_wrap=isinstance(part, str))
-    return written.getvalue()
+from fashionclip_tune.reporting.terminal import winner_lines
+from tests.support.sweep_folders import change_sweep, printed, trial_row, write_sweep
 
 
 def test_the_hub_is_not_asked_for_what_a_foreign_sweep_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +65,9 @@ def test_mistakes_and_want_of_memory_are_told(tmp_path: Path) -> None:
 def test_a_trial_that_came_to_nothing_is_not_the_best_one() -> None:
     """Its 0 is what the search learns from, not a result; an ended trial with 0 is one."""
     ends = [("PRUNED", "diverged"), ("PRUNED", "out_of_memory"), ("FAIL", "error")]
-    rows = [{**row(number, 0.0, state=state), "stop_reason": reason} for number, (state, reason) in enumerate(ends)]
+    rows = [{**trial_row(number, 0.0, state=state), "stop_reason": reason} for number, (state, reason) in enumerate(ends)]
     assert best_row(rows, DEFAULT_METRIC) is None
-    rows.append(row(7, 0.0))
+    rows.append(trial_row(7, 0.0))
     best = best_row(rows, DEFAULT_METRIC)
     assert best is not None
     assert best["trial_id"] == "0007"
@@ -167,11 +99,6 @@ def test_the_best_of_several_sweeps_are_compared_on_the_same_queries_only(tmp_pa
     assert "0.4500, real" in by_name["weaker"]
     assert "tie" not in by_name["weaker"]
     assert "other queries" in by_name["elsewhere"]
-
-
-def change_sweep(folder: Path, **changes: Any) -> None:
-    path = folder / "sweep.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_sweeps_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from fashionclip_tune.reporting.tables import ranking_text
-from tests.reporting.test_sweep_files import change_sweep, write_sweep  # tests/reporting/test_sweep_files.py
+from tests.support.sweep_folders import change_sweep, write_sweep
 
 
 def test_csv_has_the_figures_in_order_and_marks_ties(tmp_path: Path) -> None:

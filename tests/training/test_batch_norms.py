@@ -24,8 +24,9 @@ from fashionclip_tune.models.weights import read_weights
 from fashionclip_tune.storage.checkpoint import RECORD_NAME, WEIGHTS_NAME
 from fashionclip_tune.training.train import train
 from fashionclip_tune.training.trainer import Trainer
-from tests.training.test_out_of_memory import fails_at
-from tests.training.test_trainer import CPU, TOTAL_STEPS, batches, lite, steps, weights
+from tests.support.networks import lite
+from tests.support.out_of_memory import fails_at
+from tests.support.trainers import CPU, TOTAL_STEPS, batches, steps, weights
 
 Tensors = dict[str, torch.Tensor]
 

@@ -12,8 +12,8 @@ from fashionclip_tune.training.device import StrictPasses, repeatable
 from fashionclip_tune.training.trainer import Trainer
 from fashionclip_tune.tuning.backend import worker as trainable
 from fashionclip_tune.tuning.trial import TrialPlan
-from tests.training.test_out_of_memory import config_for, trainer_for
-from tests.training.test_trainer import batches, steps, weights
+from tests.support.out_of_memory import config_for, trainer_for
+from tests.support.trainers import batches, steps, weights
 
 SAID = "not repeatable bit for bit, for want of a deterministic kernel: put_"
 

@@ -11,7 +11,7 @@ from fashionclip_tune.errors import DivergedError
 from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.training.stage_metrics import StageSums
 from fashionclip_tune.training.trainer import Trainer
-from tests.training.test_trainer import batches, model_config, steps, trainer_for, weights
+from tests.support.trainers import batches, model_config, steps, trainer_for, weights
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import math
 import subprocess
 import sys
@@ -22,46 +21,17 @@ from fashionclip_tune.data.batches import TrainBatch
 from fashionclip_tune.errors import DivergedError
 from fashionclip_tune.losses import info_nce, sigmoid_bce
 from fashionclip_tune.models.openclip import load_model, load_random_model
-from fashionclip_tune.models.precision import PrecisionPlan, plan_precision
+from fashionclip_tune.models.precision import plan_precision
 from fashionclip_tune.training.batch_inputs import prepare_inputs
 from fashionclip_tune.training.optimizer import learning_rate_factor
 from fashionclip_tune.training.trainer import Trainer
-
-CPU = PrecisionPlan(torch.device("cpu"), None)
-TOTAL_STEPS = 8
+from tests.support.networks import lite
+from tests.support.trainers import CPU, TOTAL_STEPS, batches, model_config, steps, trainer_for, weights
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def batches(count: int, *, batch_size: int = 6, side: int = 32) -> list[TrainBatch]:
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for number in range(count):
-        images_BCHW = torch.randint(0, 256, (batch_size, 3, side, side), generator=generator, dtype=torch.uint8)
-        tokens_BL = torch.randint(1, 40_000, (batch_size, 32), generator=generator)
-        tokens_BL[:, 0], tokens_BL[:, 20], tokens_BL[:, 21:] = 49406, 49407, 0
-        keys = tuple(f"{number}-{slot}" for slot in range(batch_size))
-        made.append(TrainBatch(images_BCHW, tokens_BL, torch.arange(batch_size), keys, ()))
-    return made
-
-
-def trainer_for(config: ProjectConfig, **changes: Any) -> Trainer:
-    return Trainer(load_model(config), config, **{"total_steps": TOTAL_STEPS, "plan": CPU, **changes})
-
-
-def steps(trainer: Trainer, given: Sequence[TrainBatch]) -> Any:
-    return trainer.run_stage(iter(given), len(given), lambda batch: None)
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {key: tensor.detach().clone() for key, tensor in trainer.network.state_dict().items()}
-
-
-def model_config(tiny_config: ProjectConfig, name: str, loss: str, **overrides: Any) -> ProjectConfig:
-    return replace(tiny_config, clip_model=name, loss_function=loss).with_overrides(overrides)
 
 
 def by_hand(config: ProjectConfig, given: Sequence[TrainBatch]) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -378,15 +348,6 @@ def test_the_average_goes_through_a_checkpoint_bit_for_bit(tiny_config: ProjectC
         with one(), other():
             first, second = weights(whole), weights(resumed)
         assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def lite(folder: Path, trunk: str = "tf_efficientnet_lite0") -> str:
-    """A folder without weights: a convolutional image tower of timm's, small."""
-    text = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    image = {"timm_model_name": trunk, "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
-    described = {"model_cfg": {"embed_dim": 32, "vision_cfg": image, "text_cfg": text}}
-    (folder / "open_clip_config.json").write_text(json.dumps(described))
-    return f"local-dir:{folder}"
 
 
 @pytest.mark.parametrize("image_strength", [0.0, 0.5])

@@ -1,8 +1,6 @@
 import importlib.util
 import json
-import math
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.support.disks import Disk
 
 ROOT = Path(__file__).parents[2]
 RunSweep = Callable[..., tuple[int, str, str]]
@@ -91,26 +91,6 @@ def ended(garments: Path, tmp_path: Path) -> Path:
     }
     (folder / "sweep.json").write_text(json.dumps({**content, "best": best}))
     return folder
-
-
-class Disk:
-    """A file system in memory, of a size that can be changed."""
-
-    def __init__(self, folder: Path, megabytes: int) -> None:
-        self.folder = folder
-        folder.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"a small disk needs the right to mount: {done.stderr.strip()}")
-
-    def resize(self, megabytes: int) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={megabytes}m", self.folder], check=True)
-
-    def leave(self, megabytes: int) -> None:
-        """So much room beside what is there."""
-        self.resize(megabytes + math.ceil(shutil.disk_usage(self.folder).used / 2**20))
 
 
 @pytest.fixture

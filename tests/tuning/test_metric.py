@@ -38,7 +38,7 @@ from fashionclip_tune.tuning.schedulers import NO_STOPPING, AshaRule
 from fashionclip_tune.tuning.study.search import StoppingSearch
 from fashionclip_tune.tuning.study.study import SweepStudy, message, stop_reason
 from fashionclip_tune.tuning.trial import TrialPlan
-from tests.tuning.backend.test_hooks import job, open_study
+from tests.support.studies import job, open_study
 
 NAME = "recall_at_1_text_to_image"
 METRIC = METRICS[NAME]

@@ -21,7 +21,7 @@ from fashionclip_tune.tuning.study.freeze_thaw import FreezeThaw
 from fashionclip_tune.tuning.study.study import SweepStudy, origin, settings
 from fashionclip_tune.tuning.sweep import _reopened
 from fashionclip_tune.tuning.warm_start import older_trials
-from tests.training.test_trainer import lite
+from tests.support.networks import lite
 
 SPACE = """
 BASE = {'training.batch_size': 16, 'training.num_workers': 0, 'model.pretrained': None}

@@ -12,34 +12,25 @@ import pytest
 from optuna.trial import TrialState
 
 from fashionclip_tune.config.project import ProjectConfig
-from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher, SweepJob
+from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher
 from fashionclip_tune.tuning.backend.stop_signal import StopSignal
-from fashionclip_tune.tuning.planning.slots import Slots
 from fashionclip_tune.tuning.schedulers import NO_STOPPING, AshaRule, stopping_rule
 from fashionclip_tune.tuning.study.choice import FreshPoint
 from fashionclip_tune.tuning.study.draws import draw_points
 from fashionclip_tune.tuning.study.freeze_thaw import FreezeThaw, SearchTerms
 from fashionclip_tune.tuning.study.policy import ModelQuota
 from fashionclip_tune.tuning.study.search import StoppingSearch
-from fashionclip_tune.tuning.study.study import SweepStudy, message, settings, stop_reason
+from fashionclip_tune.tuning.study.study import message, settings, stop_reason
 from fashionclip_tune.tuning.trial import TrialPlan
+from tests.support.studies import MODELS, job, open_study, space
 
 STAGE, BUDGET = 100, 900
-MODELS = ("tiny-clip", "tiny-sig")
 
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here loses power; a busy disk takes longer to sync than all else together."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
-def space(trial: Any) -> Any:
-    return {
-        "clip_model": trial.suggest_categorical("clip_model", list(MODELS)),
-        "loss_function": "contrastive",
-        "training.learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-1, log=True),
-    }
 
 
 def value_at(config: Any, examples_seen: Any) -> Any:
@@ -49,17 +40,6 @@ def value_at(config: Any, examples_seen: Any) -> Any:
         return math.nan
     off = abs(math.log10(rate) + 3) / 4
     return (0.2 if config["clip_model"] == "tiny-sig" else 0.5) + 0.4 * (1 - off) * examples_seen / BUDGET
-
-
-def open_study(folder: Any, **changed: Any) -> Any:
-    return SweepStudy(folder / "study.journal", **{"seed": 5, "num_startup_trials": 4, **changed})
-
-
-def job(sweep_dir: Any, at_a_time: Any = 1, **more: Any) -> Any:
-    return SweepJob(
-        **{"space": space, "build": ProjectConfig().with_overrides, "slots": Slots(at_a_time, 1.0, 0.0), **more},
-        sweep_dir=sweep_dir,
-    )
 
 
 def search_of(study: Any, rule: Any, num_trials: Any, **changed: Any) -> Any:

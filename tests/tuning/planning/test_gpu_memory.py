@@ -21,7 +21,7 @@ from fashionclip_tune.tuning.planning import allocation
 from fashionclip_tune.tuning.planning.allocation import Allotment, allot, find_site
 from fashionclip_tune.tuning.planning.gpu_memory import GB, Card, GpuMemory, plan_host_memory
 from fashionclip_tune.tuning.planning.settings import SweepSettings
-from tests.training.test_trainer import lite
+from tests.support.networks import lite
 
 B32, B16, SIGLIP2 = (ProjectConfig(clip_model=name, device="cuda") for name in ("ViT-B-32", "ViT-B-16", "ViT-B-16-SigLIP2-256"))
 T4 = Card("T4", int(15.8 * GB))

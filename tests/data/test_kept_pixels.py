@@ -32,7 +32,7 @@ from fashionclip_tune.evaluation.encode import embed
 from fashionclip_tune.evaluation.evaluate import evaluate
 from fashionclip_tune.models.openclip import load_model
 from fashionclip_tune.models.precision import PrecisionPlan
-from tests.tuning.conftest import Disk
+from tests.support.disks import Disk
 
 CPU = PrecisionPlan(torch.device("cpu"), None)
 PREPARED = Preprocessing(32, (0.5,) * 3, (0.5,) * 3, "shortest", "bicubic")

@@ -141,6 +141,8 @@ def _share_found(column: str, tables: Tables, folder: PhotoFolder) -> float:
     some = said[:: max(1, len(said) // _SAMPLED)][:_SAMPLED]
     if not some:
         return 0.0
+    if _repeats(column, tables) and any(folder.photos_in(record.values[column]) for record in some):
+        return 0.0  # folders of kinds of garments, not of products
     looked_for = (folder.find(record.values[column], record.lists.get(column, ())) for record in some)
     return sum(any(found.path is not None for found in photos) for photos in looked_for) / len(some)
 

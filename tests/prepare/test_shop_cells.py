@@ -1,0 +1,80 @@
+"""Cells of shops' tables that are easily misread: nothing is paired wrongly, and nothing is lost in silence."""
+
+from pathlib import Path
+
+import pytest
+
+from fashionclip_tune.errors import UserError
+from fashionclip_tune.prepare.photo_folder import PhotoFolder
+from tests.prepare.test_shop_platforms import NUM, Shop
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+LISTS = {
+    "addresses with the folder's name": "https://s.example/up/images/2024/{}.jpg, https://s.example/up/images/2024/{}.jpg",
+    "paths with the folder's name": "./images/2024/{},./images/2024/{}",
+    "piped": "media/images/2024/{}|media/images/2024/{}",
+    "Windows": r"shop\images\2024\{}.jpg;shop\images\2024\{}.jpg",
+    "another machine's": r"C:\Shop\images\2024\{}.jpg;C:\Shop\images\2024\{}.jpg",
+    "queries": "https://s.example/2024/{}.jpg?v=1,https://s.example/2024/{}.jpg?v=2",
+    "queries, piped": "https://s.example/2024/{}.jpg?v=1|https://s.example/2024/{}.jpg?v=2",
+    "queries with commas": "https://s.example/2024/{}.jpg?fit=12,16&ssl=1, https://s.example/2024/{}.jpg?fit=12,16",
+    "without a scheme": "//s.example/2024/{}.jpg?v=1,//s.example/2024/{}.jpg?v=2",
+    "spaces": "https://s.example/x/{}.jpg https://s.example/x/{}.jpg",
+    "spaces and queries": "https://s.example/x/{}.jpg?v=1 https://s.example/x/{}.jpg?v=2",
+    "an address and a name": "https://s.example/2024/{}.jpg?v=1,2024/{}.jpg",
+    "Scene7": "https://s7.example/is/w_3,h_4,c_fill/{}.jpg?$pdp$&fit=crop,1&wid=800;qlt=80, https://s7.example/is/{}.jpg?wid=8",
+    "JSON": '["https://s.example/images/2024/{}.jpg?v=1", "https://s.example/images/2024/{}.jpg"]',
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_of_a_list_every_photo_is_found_and_a_missing_one_is_named(shop: Shop, kind: str) -> None:
+    for name in ("a", "b"):
+        shop.photo(f"2024/{name}.jpg")
+    cell = LISTS[kind]
+    both = PhotoFolder(shop.images).find(cell.format("a", "b"))
+    assert [found.path for found in both] == [shop.images / "2024/a.jpg", shop.images / "2024/b.jpg"]
+    for names, there in ((("no", "b"), "b"), (("a", "no"), "a")):
+        found = PhotoFolder(shop.images).find(cell.format(*names))
+        assert {each.path for each in found} == {None, shop.images / f"2024/{there}.jpg"}
+        assert len(found) == 2
+
+
+@pytest.mark.parametrize("cell", ["images/a, b;c.jpg", "Shop, Inc/images/a, b;c.jpg", "https://s.example/a, b;c.jpg?v=1"])
+def test_separators_in_a_name_and_before_the_folder_are_none(shop: Shop, cell: str) -> None:
+    shop.photo("a, b;c.jpg")
+    assert [found.path for found in PhotoFolder(shop.images).find(cell)] == [shop.images / "a, b;c.jpg"]
+
+
+@pytest.mark.parametrize("query", ["$pdp$&fit=crop,1&wid=800;qlt=80", "fit=1200,1600&amp;ssl=1"])
+def test_a_part_of_an_address_is_no_further_photo(shop: Shop, query: str) -> None:
+    rows = [f'{i},Bag {i},"https://s7.example/w_3,h_4/{shop.photo(f"p{i}.jpg")}?{query}"' for i in range(NUM)]
+    report = shop.prepare("sku,name,image_url\n" + "\n".join(rows))
+    assert not report.dropped
+    assert report.num_photos == len(shop.samples()) == NUM
+
+
+@pytest.mark.parametrize("cell", ["P{}/", "P{}", "images/P{}", r"images\P{}" + "\\"])
+def test_a_cell_that_is_a_folder_means_its_photos(shop: Shop, cell: str) -> None:
+    rows = []
+    for i in range(NUM):
+        for view in range(3):
+            shop.photo(f"P{i}/{view}.jpg")
+        rows.append(f"P{i},Bag {i},{cell.format(i)},Bags")
+    report = shop.prepare("sku,title,where,kind\n" + "\n".join(rows))
+    assert not report.dropped
+    assert {product: len(keys) for product, keys in shop.products().items()} == {f"P{i}": 3 for i in range(NUM)}
+
+
+def test_folders_of_kinds_are_no_photos_of_products(shop: Shop) -> None:
+    rows = []
+    for i in range(NUM):
+        shop.photo(f"kind{i % 3}/{i}.jpg")
+        rows.append(f"P{i},Bag {i},kind{i % 3}")
+    with pytest.raises(UserError, match=r"no column of items\.csv looks like the image"):
+        shop.prepare("sku,title,kind\n" + "\n".join(rows))

@@ -78,3 +78,28 @@ def test_folders_of_kinds_are_no_photos_of_products(shop: Shop) -> None:
         rows.append(f"P{i},Bag {i},kind{i % 3}")
     with pytest.raises(UserError, match=r"no column of items\.csv looks like the image"):
         shop.prepare("sku,title,kind\n" + "\n".join(rows))
+
+
+def test_a_row_without_product_and_caption_that_says_something_else_is_left_out_and_named(shop: Shop) -> None:
+    rows = [f"D{i},Bag {i},red,{i}.90,{shop.photo(f'd{i}.jpg')}" for i in range(NUM)]
+    rows[7] = f",,blue,7.90,{shop.photo('draft.jpg')}"
+    rows[9] = f",,,,{shop.photo('further.jpg')}"
+    report = shop.prepare("sku,name,colour,price,image\n" + "\n".join(rows))
+    assert dict(report.dropped) == {"caption empty": ((9, "draft.jpg"),)}
+    assert shop.samples()["further"][:2] == ("D8", ["Bag 8"])
+    assert "taken for the product of the row above: 1 (such as row 11)" in str(report)
+
+
+@pytest.mark.parametrize("kind", ["sku", "number"])
+def test_a_parent_is_in_the_group_of_its_variants(shop: Shop, kind: str) -> None:
+    rows = []
+    for i in range(NUM):
+        parent = f"W{i}" if kind == "sku" else f"id:{100 * i}"
+        rows.append(f"{100 * i},{f'W{i}' * (kind == 'sku')},Coat No {i},{shop.photo(f'{i}-main.jpg')},")
+        rows += [f"{100 * i + j},W{i}-{j},Coat No {i} - {j},{shop.photo(f'{i}-{j}.jpg')},{parent}" for j in (1, 2)]
+    shop.prepare("ID,SKU,Name,Images,Parent\n" + "\n".join(rows))
+    homes: dict[str, set[str]] = {}
+    for key, (_, _, split) in shop.samples().items():
+        homes.setdefault(key.split("-")[0], set()).add(split)
+    assert {len(splits) for splits in homes.values()} == {1}
+    assert len(homes) == NUM

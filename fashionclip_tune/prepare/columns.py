@@ -49,6 +49,7 @@ USUAL_NAMES = {
     "group": ("group_id", "group", "item_group_id", "product_code", "parent", "parent_sku", "family_id", "family"),
 }
 _THUMBNAILS = ("thumb", "small", "swatch", "icon", "logo")
+_MANY = 0.1  # of the rows
 _SAMPLED = 200  # rows, by which a column counts as one of photos
 
 
@@ -147,26 +148,62 @@ def _share_found(column: str, tables: Tables, folder: PhotoFolder) -> float:
     return sum(any(found.path is not None for found in photos) for photos in looked_for) / len(some)
 
 
-def choose_id(chosen: Sequence[str], tables: Tables) -> tuple[ColumnChoice, list[str]]:
+def choose_id(chosen: Sequence[str], tables: Tables, caption: str) -> tuple[ColumnChoice, list[str]]:
     """The column of products, and what is to be said of it.
 
     Of several usual names, one under which rows come together is taken before one that numbers the rows.
+
+    Args:
+        caption: the column by which rows of one product are told from rows that merely have a value in common.
+
+    Raises:
+        UserError: its ids were cut.
     """
     choice = choose_column("id", chosen, tables)
-    if not choice.guessed:
-        return choice, []
-    first, *others = usual_columns("id", tables)
-    if _repeats(first, tables):
-        return choice, []
-    for other in others:
-        if _repeats(other, tables):
-            note = f"products: by {other}, whose values repeat, and not by {first}, which is another in each row"
-            return ColumnChoice((other,), guessed=True), [f"{note} (guessed: --id-column)"]
-    return choice, []
+    usual = usual_columns("id", tables)
+    if not choice.names or not (cut := _cut_id(choice.names[0], tables)):
+        first, notes = choice, list[str]()
+    elif whole := [name for name in usual if choice.guessed and not _cut_id(name, tables)]:
+        first = ColumnChoice((whole[0],), guessed=True)
+        notes = [f"products: by {whole[0]}, and not by {choice.name}, whose ids such as {cut!r} were cut by a spreadsheet"]
+    else:
+        raise UserError(
+            f"column {choice.name}: ids such as {cut!r} were cut by a spreadsheet, so products cannot be told apart: export "
+            "the column as text, or give another --id-column, or none"
+        )
+    if not first.guessed or _repeats(first.names[0], tables):
+        return first, notes
+    for other in usual:
+        if other != first.name and not _cut_id(other, tables) and _brings_together(other, tables, caption):
+            note = f"products: by {other}, whose values repeat, and not by {first.name}, which is another in each row"
+            return ColumnChoice((other,), guessed=True), [*notes, f"{note} (guessed: --id-column)"]
+    return first, notes
+
+
+def _cut_id(column: str, tables: Tables) -> str:
+    """One that a spreadsheet has cut, such as 1.08775E+08; else empty."""
+    return next((value for value in tables.values(column) if re.fullmatch(r"\d([.,]\d+)?E\+\d\d", value)), "")
+
+
+def _brings_together(column: str, tables: Tables, caption: str) -> bool:
+    """Whether rows with one value are of one product: most have one caption; or they are many, and it is an id by name."""
+    captions: dict[str, list[str]] = {}
+    for record in tables.records:
+        if has_id(value := record.values[column]):
+            captions.setdefault(value, []).append(record.values[caption])
+    several = [of_value for of_value in captions.values() if len(of_value) > 1]
+    same = sum(len(set(filter(None, of_value))) < 2 for of_value in several)
+    are_many = sum(map(len, several)) > _MANY * len(tables.records) and _letters(column).endswith("id")
+    return bool(several) and (same > len(several) / 2 or are_many)
+
+
+def has_id(value: str) -> bool:
+    """Whether it is no stand-in such as n/a."""
+    return re.fullmatch(r"(#?n\.?/?a\.?|none|null|nan|unknown|tbd|[-.?]+|0{8,})?", value, re.IGNORECASE) is None
 
 
 def _repeats(column: str, tables: Tables) -> bool:
-    values = [value for value in tables.values(column) if value]
+    values = [value for value in tables.values(column) if has_id(value)]
     return len(set(values)) < len(values)
 
 
@@ -216,7 +253,7 @@ def choose_columns(
         columns["caption"] = ColumnChoice(names, guessed=False)
     else:
         columns["caption"] = choose_column("caption", _chosen(options.caption_column), tables)
-    columns["id"], notes = choose_id(_chosen(options.id_column), tables)
+    columns["id"], notes = choose_id(_chosen(options.id_column), tables, columns["caption"].names[0])
     columns["category"] = choose_column("category", _chosen(options.category_column), tables)
     columns["split"], more = choose_split(_chosen(options.split_column), tables)
     columns["group"] = choose_column("group", _chosen(options.group_column), tables)

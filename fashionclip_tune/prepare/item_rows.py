@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fashionclip_tune.data.shards import ShardSample, normalised_caption, product_id_from_caption
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate
-from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, usual_columns
+from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, has_id, usual_columns
 from fashionclip_tune.prepare.html_text import without_html
 from fashionclip_tune.prepare.photo_encoding import PhotoSource
 from fashionclip_tune.prepare.photo_folder import NONE_NAMED, FoundPhoto, PhotoFolder
@@ -197,6 +197,7 @@ def usable_rows(
         single = {purpose: values.get(choice.names[0], "") if choice.names else "" for purpose, choice in columns.items()}
         if is_filled and columns["id"].names and not record.values[columns["id"].names[0]]:
             counts.from_above.append(record.number)
+        single["id"] = single["id"] if has_id(single["id"]) else ""
         captions = _captions(record, values, templates, columns["caption"], counts)
         for file, source, problem, guess in each.photos or (("", None, NONE_NAMED, ""),):
             dropped.num_photos += 1

@@ -6,7 +6,7 @@ import pytest
 
 from fashionclip_tune.errors import UserError
 from fashionclip_tune.prepare.photo_folder import PhotoFolder
-from tests.prepare.test_shop_platforms import NUM, Shop
+from tests.prepare.test_shop_platforms import NUM, Shop, columns
 
 
 @pytest.fixture
@@ -103,3 +103,42 @@ def test_a_parent_is_in_the_group_of_its_variants(shop: Shop, kind: str) -> None
         homes.setdefault(key.split("-")[0], set()).add(split)
     assert {len(splits) for splits in homes.values()} == {1}
     assert len(homes) == NUM
+
+
+@pytest.mark.parametrize("nothing", ["n/a", "0000000000000", "sin código"])
+def test_a_column_that_merely_repeats_is_no_product(shop: Shop, nothing: str) -> None:
+    rows = [f"E{i},Bag {i},{nothing if i % 3 == 0 else 4012345000000 + i},{shop.photo(f'{i}.jpg')}" for i in range(NUM)]
+    report = shop.prepare("sku,name,ean,image\n" + "\n".join(rows))
+    assert columns(report)["id"] == "sku"
+    assert set(shop.products()) == {f"E{i}" for i in range(NUM)}
+
+
+def test_a_season_is_no_product(shop: Shop) -> None:
+    rows = [f"E{i},Bag {i},{('SS24', 'AW24', 'SS25')[i % 3]},{shop.photo(f'{i}.jpg')}" for i in range(NUM)]
+    assert columns(shop.prepare("sku,name,reference,image\n" + "\n".join(rows)))["id"] == "sku"
+
+
+def test_rows_without_an_id_are_products_of_their_captions(shop: Shop) -> None:
+    rows = [f"{'N/A' if i < 6 else f'E{i}'},Bag {i},{shop.photo(f'{i}.jpg')}" for i in range(NUM)]
+    shop.prepare("ean,name,image\n" + "\n".join(rows))
+    assert len(shop.products()) == NUM
+    assert "N/A" not in shop.products()
+
+
+def test_ids_that_a_spreadsheet_cut_are_refused(shop: Shop) -> None:
+    rows = [f"1.0877{i // 3}E+08,S{i},Bag {i},{shop.photo(f'{i}.jpg')}" for i in range(NUM)]
+    with pytest.raises(UserError, match=r"article_id: ids such as '1\.08770E\+08' were cut by .*--id-column, or none"):
+        shop.prepare("article_id,number,name,image\n" + "\n".join(rows))
+    assert len(shop.prepare(id_column="none") and shop.products()) == NUM
+    report = shop.prepare("article_id,sku,name,image\n" + "\n".join(rows), out=shop.folder / "other")
+    assert columns(report)["id"] == "sku"
+    assert any("products: by sku, and not by article_id" in note for note in report.notes)
+
+
+def test_whole_numbers_that_pandas_made_floats_are_whole_again(shop: Shop) -> None:
+    rows = [f"{108775000 + i}.0,Bag {i},{i}.5,{i}.0" for i in range(NUM)] + [",No id,1.0,"]
+    for i in range(NUM):
+        shop.photo(f"0{108775000 + i}.jpg")
+    report = shop.prepare("article_id,name,weight,size\n" + "\n".join(rows), captions=("{name} {weight} {size}",))
+    assert dict(report.dropped) == {"row names no image": ((NUM + 2, ""),)}
+    assert shop.samples()["0108775003"][:2] == ("108775003", ["Bag 3 3.5 3"])

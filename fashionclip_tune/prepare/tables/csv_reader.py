@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.tables.cells import SHOWN, BrokenRow, Header, TableRows
+from fashionclip_tune.prepare.tables.cells import SHOWN, BrokenRow, Header, Row, TableRows
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _BOMS = (
@@ -81,8 +81,17 @@ def read_csv(path: Path, *, encoding: str | None = None, separator: str | None =
     unread = [BrokenRow(number, each.problem, _shown(lines, each)) for number, each in numbered if each.problem]
     whole = ((number, each.cells, _shown(lines, each)) for number, each in numbered if not each.problem and any(each.cells))
     rows, unfit = header.sorted_out(whole)
+    _mend_floats(header.names, rows)
     notes = [f"{path.name}: {note}" for note in (*notes, *header.notes)]
     return TableRows(tuple(filter(None, header.names)), rows, sorted([*unread, *unfit]), notes)
+
+
+def _mend_floats(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Whole numbers that pandas turned into floats, since one is missing, are whole again: 1163.0 is 1163."""
+    for column in filter(None, columns):
+        if all(re.fullmatch(r"(\d+\.0)?", row.values[column]) for row in rows):
+            for row in rows:
+                row.values[column] = row.values[column].removesuffix(".0")
 
 
 def _decoded(path: Path, encoding: str | None) -> tuple[str, list[str]]:

@@ -28,9 +28,9 @@ USUAL_NAMES = {
     ),
     "caption": (
         *("caption", "input_description", "title", "detail_desc", "name", "product_name", "product_display_name"),
-        *("prod_name", "post_title", "label", "text", "comment", "titel", "bezeichnung", "artikelbezeichnung"),
-        *("produktbezeichnung", "produktname", "artikelname", "titre", "nom", "nom_du_produit", "nom_produit", "libelle"),
-        *("designation", "titulo", "nombre", "nombre_del_producto", "nombre_producto"),
+        *("prod_name", "product_title", "item_name", "post_title", "label", "text", "comment", "titel", "bezeichnung"),
+        *("artikelbezeichnung", "produktbezeichnung", "produktname", "artikelname", "titre", "nom", "nom_du_produit"),
+        *("nom_produit", "libelle", "designation", "titulo", "nombre", "nombre_del_producto", "nombre_producto"),
         *("titolo", "nome", "nome_prodotto", "denominazione", "description", "beschreibung", "descripcion", "descrizione"),
         "input_name",
     ),
@@ -38,7 +38,8 @@ USUAL_NAMES = {
         *("product_id", "handle", "item_id", "article_id", "id", "sku", "style_id", "input_product_id", "identifier"),
         *("artikelnummer", "artikel_nr", "art_nr", "artikel_id", "produktnummer", "produkt_id", "reference", "ref"),
         *("id_produit", "reference_produit", "referencia", "codigo", "id_producto", "codice", "codice_articolo", "id_prodotto"),
-        *("riferimento", "gtin", "ean"),
+        *("riferimento", "style_no", "style_number", "style_code", "item_sku", "item_no", "item_number", "article_no"),
+        *("article_number", "product_no", "product_number", "gtin", "ean"),
     ),
     "category": (
         *("category", "product_category", "categories", "article_type", "product_type", "product_type_name"),
@@ -46,8 +47,9 @@ USUAL_NAMES = {
         *("family", "type", "input_category"),
     ),
     "split": ("split", "subset", "partition"),
-    "group": ("group_id", "group", "item_group_id", "product_code", "parent", "parent_sku", "family_id", "family"),
+    "group": ("group_id", "group", "item_group_id", "product_code", "parent", "parent_sku", "family_id"),
 }
+_LANGUAGE = r"-([a-z]{2}_[A-Z]{2})(?:-\w+)?"
 _THUMBNAILS = ("thumb", "small", "swatch", "icon", "logo")
 _MANY = 0.1  # of the rows
 _SAMPLED = 200  # rows, by which a column counts as one of photos
@@ -95,11 +97,21 @@ def choose_column(purpose: str, chosen: Sequence[str], tables: Tables) -> Column
 
 
 def usual_columns(purpose: str, tables: Tables) -> list[str]:
-    """Those of a usual name, the most usual first."""
+    """Those of a usual name, the most usual first; of one in several languages that in English."""
     spellings: dict[str, str] = {}
-    for column in tables.columns:
+    for column in sorted(tables.columns, key=lambda name: _language(name)[:2] not in ("", "en")):
         spellings.setdefault(_letters(column), column)
     return [spellings[letters] for usual in USUAL_NAMES[purpose] if (letters := _letters(usual)) in spellings]
+
+
+def _other_languages(choice: ColumnChoice, tables: Tables) -> list[str]:
+    if not choice.guessed or not (language := _language(choice.names[0])):
+        return []
+    same = (name for name in tables.columns if _letters(name) == _letters(choice.names[0]))
+    others = sorted({_language(name) for name in same} - {language, ""})
+    if not others:
+        return []
+    return [f"captions are those in {language}; there are others in {', '.join(others)} (guessed: --caption-column)"]
 
 
 def choose_images(chosen: Sequence[str], tables: Tables, folder: PhotoFolder | None) -> ColumnChoice:
@@ -220,18 +232,32 @@ def choose_split(chosen: Sequence[str], tables: Tables) -> tuple[ColumnChoice, l
 
 def _none_looks_like(purpose: str, advice: str, tables: Tables) -> UserError:
     of = " and ".join(path.name for path in tables.paths)
-    columns = f"{_columns_of(tables)}; if that is not its header, delete the rows above"
-    return UserError(f"no column of {of} looks like the {purpose}{advice}; {columns}")
+    header = ""
+    if any(map(names_photos, tables.columns)):
+        header = "; these seem to be data: a row with the names of the columns is needed above them"
+    elif any(path.suffix.lower() not in (".parquet", ".pq") for path in tables.paths):
+        header = "; if that is not its header, delete the rows above"
+    return UserError(_with_notes(f"no column of {of} looks like the {purpose}{advice}; {_columns_of(tables)}{header}", tables))
+
+
+def _with_notes(problem: str, tables: Tables) -> str:
+    """With what was guessed of the files, which may be the reason."""
+    return "; ".join((problem, *tables.notes))
 
 
 def _columns_of(tables: Tables) -> str:
     return f"the table has the columns {', '.join((*tables.columns, *tables.photo_columns))}"
 
 
+def _language(name: str) -> str:
+    found = re.search(f"{_LANGUAGE}$", name)
+    return found[1] if found else ""
+
+
 def _letters(name: str) -> str:
     """``productDisplayName``, ``Product display name`` and ``product_display_name`` are the same name; accents do not count,
-    nor a language and a channel at the end, as Akeneo has them: ``description-en_US-ecommerce``."""
-    name = re.sub(r"-[a-z]{2}_[A-Z]{2}(-\w+)?$", "", name)
+    nor a language and a channel at the end, as Akeneo has them: ``description-en_US-ecommerce``, nor Google's ``g:``."""
+    name = re.sub(f"^g:|{_LANGUAGE}$", "", name)
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
     return re.sub(r"[\W_]", "", plain).casefold()
 
@@ -253,13 +279,16 @@ def choose_columns(
         columns["caption"] = ColumnChoice(names, guessed=False)
     else:
         columns["caption"] = choose_column("caption", _chosen(options.caption_column), tables)
-    columns["id"], notes = choose_id(_chosen(options.id_column), tables, columns["caption"].names[0])
+    if not any(map(any, (tables.values(name) for name in columns["caption"].names))):
+        raise UserError(_with_notes(f"column {columns['caption'].name}, which has the captions, is empty in every row", tables))
+    notes = _other_languages(columns["caption"], tables)
+    columns["id"], of_id = choose_id(_chosen(options.id_column), tables, columns["caption"].names[0])
     columns["category"] = choose_column("category", _chosen(options.category_column), tables)
     columns["split"], more = choose_split(_chosen(options.split_column), tables)
     columns["group"] = choose_column("group", _chosen(options.group_column), tables)
     if columns["group"].guessed and columns["group"] in (columns["category"], columns["id"]):
         columns["group"] = NOT_THERE
-    return columns, templates, [*tables.notes, *notes, *more]
+    return columns, templates, [*tables.notes, *notes, *of_id, *more]
 
 
 def _chosen(name: str | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import openpyxl
 import pytest
 
 from fashionclip_tune.errors import UserError
@@ -142,3 +143,76 @@ def test_whole_numbers_that_pandas_made_floats_are_whole_again(shop: Shop) -> No
     report = shop.prepare("article_id,name,weight,size\n" + "\n".join(rows), captions=("{name} {weight} {size}",))
     assert dict(report.dropped) == {"row names no image": ((NUM + 2, ""),)}
     assert shop.samples()["0108775003"][:2] == ("108775003", ["Bag 3 3.5 3"])
+
+
+def test_google_s_feed_with_its_prefix(shop: Shop) -> None:
+    rows = [f"V{i}\tBag {i // 2}, red\thttps://s.example/{shop.photo(f'{i}.jpg')}?v=1\tG{i // 2}" for i in range(NUM)]
+    report = shop.prepare("g:id\tg:title\tg:image_link\tg:item_group_id\n" + "\n".join(rows))
+    assert columns(report) | {"category": None, "split": None} == columns(report)
+    assert [columns(report)[name] for name in ("image", "caption", "id", "group")] == [
+        *("g:image_link", "g:title", "g:id", "g:item_group_id"),
+    ]
+
+
+def test_workbooks_of_styles_with_merged_cells(shop: Shop) -> None:
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    book.active.append(["Style No.", "Product title", "Colour", "Photo"])
+    for i in range(NUM):
+        book.active.append([f"ST{i}", f"Bag {i}", "Red", shop.photo(f"{i}-red.jpg")])
+        book.active.append([None, None, "Blue", shop.photo(f"{i}-blue.jpg")])
+    shop.table = shop.folder / "items.xlsx"
+    book.save(shop.table)
+    report = shop.prepare()
+    assert [columns(report)[name] for name in ("caption", "id")] == ["Product title", "Style No."]
+    assert shop.products() == {f"ST{i}": {f"{i}-red", f"{i}-blue"} for i in range(NUM)}
+
+
+def test_of_several_languages_english_is_taken_and_the_others_are_named(shop: Shop) -> None:
+    rows = [f"s{i};dress;{shop.photo(f'{i}.jpg')};Tasche {i};Sac {i};Bag {i}" for i in range(NUM)]
+    report = shop.prepare("sku;family;image;name-de_DE;name-fr_FR-web;name-en_GB\n" + "\n".join(rows))
+    assert columns(report)["caption"] == "name-en_GB"
+    assert columns(report)["group"] is None
+    assert "captions are those in en_GB; there are others in de_DE, fr_FR (guessed: --caption-column)" in report.notes
+
+
+def test_a_refusal_says_what_may_be_the_reason(shop: Shop) -> None:
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    book.active.title = "Read me"
+    for line in (["How to fill this in", "Contact"], ["One row a product", "Ann"]):
+        book.active.append(line)
+    book.create_sheet("Products").append(["SKU"])
+    shop.table = shop.folder / "items.xlsx"
+    book.save(shop.table)
+    shop.photo("a.jpg")
+    with pytest.raises(UserError, match="read is sheet 'Read me', and not Products"):
+        shop.prepare()
+    book.active.delete_rows(1, 9)
+    for line in (["Photo", "Name"], *([f"{i}.jpg", f"=A{i}"] for i in range(NUM))):
+        book.active.append(line)
+    book.save(shop.table)
+    with pytest.raises(UserError, match=r"column Name.* is empty in every row.*cell B2 is a formula"):
+        shop.prepare()
+    shop.table = shop.folder / "items.csv"
+    with pytest.raises(UserError, match="seem to be data: a row with the names of the columns is needed"):
+        shop.prepare("a.jpg,0.9,a dress\nb.jpg,0.8,a coat\n")
+    broken = "".join(f'q{i},"Relaxed" Jeans,a.jpg\n' for i in range(NUM))
+    with pytest.raises(UserError, match="A quotation mark within a cell is written twice"):
+        shop.prepare(f"sku,title,image\n{broken}")
+
+
+def test_a_mac_s_text_file(shop: Shop) -> None:
+    rows = [f"{i};Weißes Samtkostüm {i};{shop.photo(f'{i}.jpg')}" for i in range(NUM)]
+    shop.table.write_bytes("\r".join(["Artikelnummer;Bezeichnung;Bild", *rows]).encode("mac_roman"))
+    report = shop.prepare()
+    assert shop.samples()["7"][1] == ["Weißes Samtkostüm 7"]
+    assert any("in Mac Roman (guessed: --encoding)" in note for note in report.notes)
+
+
+def test_captions_without_letters_and_a_photo_that_stands_for_missing_ones(shop: Shop) -> None:
+    shop.photo("no-image.jpg")
+    rows = [f"E{i},{i % 10},{'no-image.jpg' if i < 5 else shop.photo(f'{i}.jpg')}" for i in range(NUM)]
+    text = str(shop.prepare("sku,label,image\n" + "\n".join(rows)))
+    assert "warning: of 10 distinct captions, without a letter, such as numbers of classes: 10 (" in text
+    assert f"the same photo again: 4 of {NUM} photos (most often no-image.jpg, 5 times)" in text

@@ -9,7 +9,7 @@ from typing import Any
 from ftfy.badness import is_bad
 
 from fashionclip_tune.data.shards import SPLITS
-from fashionclip_tune.prepare.languages import RULE, looks_foreign
+from fashionclip_tune.prepare.languages import RULE, foreign_captions
 from fashionclip_tune.prepare.lookalikes import (
     MAX_COLOUR_DIFFERENCE,
     MAX_DIFFERENT_BITS,
@@ -167,9 +167,8 @@ def report_on(
     lengths = token_counts(captions)
     too_long = sorted((c for c, tokens in lengths.items() if tokens > CLIP_CONTEXT), key=lambda c: -lengths[c])
     foreign: defaultdict[str, list[str]] = defaultdict(list)
-    for caption in captions:
-        if language := looks_foreign(caption):
-            foreign[language].append(caption)
+    for caption, language in foreign_captions(captions).items():
+        foreign[language].append(caption)
     hashes = [photo.hashes for photo in photos]
     splits = [SPLITS.index(photo.split) for photo in photos]
     names = [f"{photo.split}: {photo.file}" for photo in photos]

@@ -9,7 +9,7 @@ from typing import Any
 from ftfy.badness import is_bad
 
 from fashionclip_tune.data.shards import SPLITS
-from fashionclip_tune.prepare.languages import RULE, looks_foreign
+from fashionclip_tune.prepare.languages import RULE, foreign_captions
 from fashionclip_tune.prepare.lookalikes import (
     MAX_COLOUR_DIFFERENCE,
     MAX_DIFFERENT_BITS,
@@ -65,11 +65,13 @@ class DataReport:
     photos_per_product: PhotosPerProduct
     protocol: str | None  # that the data want; it is noted in dataset.json
     validation: ValidationFacts | None
+    without_letters: CaptionWarning
     broken_encoding: CaptionWarning
     too_long_of_template: dict[str, float]  # share of its captions, where there are several templates
     too_long: CaptionWarning
     longest_tokens: int | None  # of the captions that may be too long; None where there is none
     same_photos: int
+    most_frequent_photo: tuple[str, int]  # an example, and how often it is there
     same_across_splits: Pairs
     similar_across_splits: Pairs
     foreign: dict[str, CaptionWarning]  # by language, the most frequent first
@@ -102,7 +104,8 @@ class DataReport:
         lines += self.validation.lines() if self.validation else []
         lines += self._caption_lines()
         if self.same_photos:
-            lines.append(f"the same photo again: {self.same_photos:,} of {self.num_photos:,} photos")
+            often = "most often {}, {:,} times".format(*self.most_frequent_photo)
+            lines.append(f"the same photo again: {self.same_photos:,} of {self.num_photos:,} photos ({often})")
         across = "warning: photos that are {} one of an earlier split, so that scores will flatter: {:,} ({})"
         if self.same_across_splits.photos:
             shown = "; ".join(" = ".join(pair) for pair in self.same_across_splits.examples)
@@ -127,6 +130,11 @@ class DataReport:
             lines.append(f"captions: {self.num_captions:,} distinct, all within CLIP's {CLIP_CONTEXT} tokens")
         for template, share in self.too_long_of_template.items():
             lines.append(f"  of {template!r}: {share:.0%}")
+        if self.without_letters.captions:
+            lines.append(
+                f"warning: {of}, without a letter, such as numbers of classes: {self.without_letters.captions:,} "
+                f"({_shown(self.without_letters.examples)}): is --caption-column right?"
+            )
         if self.broken_encoding.captions:
             lines.append(
                 f"warning: {of}, in a broken encoding: {self.broken_encoding.captions:,} "
@@ -159,9 +167,8 @@ def report_on(
     lengths = token_counts(captions)
     too_long = sorted((c for c, tokens in lengths.items() if tokens > CLIP_CONTEXT), key=lambda c: -lengths[c])
     foreign: defaultdict[str, list[str]] = defaultdict(list)
-    for caption in captions:
-        if language := looks_foreign(caption):
-            foreign[language].append(caption)
+    for caption, language in foreign_captions(captions).items():
+        foreign[language].append(caption)
     hashes = [photo.hashes for photo in photos]
     splits = [SPLITS.index(photo.split) for photo in photos]
     names = [f"{photo.split}: {photo.file}" for photo in photos]
@@ -181,11 +188,13 @@ def report_on(
         validation=validation_facts([photo.captions[0] for photo in held_out], [photo.product_id for photo in held_out])
         if held_out
         else None,
+        without_letters=_warning([caption for caption in captions if not any(map(str.isalpha, caption))]),
         broken_encoding=_warning([caption for caption in captions if _is_broken(caption)]),
         too_long_of_template=_shares(captions, set(too_long), template_of or {}),
         too_long=_warning(too_long),
         longest_tokens=max(lengths.values(), default=None),
         same_photos=count_same(hashes),
+        most_frequent_photo=_most_frequent(photos),
         same_across_splits=same_across_splits(hashes, splits, names),
         similar_across_splits=similar_across_splits(hashes, splits, names),
         foreign={name: _warning(some) for name, some in sorted(foreign.items(), key=lambda item: (-len(item[1]), item[0]))},
@@ -204,6 +213,11 @@ def token_counts(captions: Sequence[str]) -> dict[str, int]:
 
     tokenizer = SimpleTokenizer()
     return {caption: len(tokenizer.encode(caption)) + 2 for caption in maybe}
+
+
+def _most_frequent(photos: Sequence[ReportedPhoto]) -> tuple[str, int]:
+    ((pixels, count),) = Counter(photo.hashes.pixels for photo in photos).most_common(1)
+    return next(photo.file for photo in photos if photo.hashes.pixels == pixels), count
 
 
 def _is_broken(caption: str) -> bool:

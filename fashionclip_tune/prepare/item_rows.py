@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fashionclip_tune.data.shards import ShardSample, normalised_caption, product_id_from_caption
 from fashionclip_tune.prepare.caption_templates import CaptionTemplate
-from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, usual_columns
+from fashionclip_tune.prepare.columns import NOT_THERE, ColumnChoice, has_id, usual_columns
 from fashionclip_tune.prepare.html_text import without_html
 from fashionclip_tune.prepare.photo_encoding import PhotoSource
 from fashionclip_tune.prepare.photo_folder import NONE_NAMED, FoundPhoto, PhotoFolder
@@ -130,6 +130,8 @@ class RowCounts:
 
     without_photo: int = 0
     filled: int = 0
+    from_above: list[int] = field(default_factory=list)
+    """Numbers of rows that say neither product nor caption."""
     merged: int = 0
     html: int = 0
     html_example: str = ""
@@ -146,6 +148,12 @@ class RowCounts:
         ]
         if self.filled:
             notes.append(f"photos whose row has no caption, and which have that of their product's first row: {self.filled:,}")
+        if self.from_above:
+            rows = ", ".join(map(str, self.from_above[:3]))
+            notes.append(
+                f"rows that say neither product nor caption, taken for the product of the row above: {len(self.from_above):,} "
+                f"(such as row {rows})"
+            )
         if self.without_photo:
             notes.append(f"rows without photo and caption, of products that have both in other rows: {self.without_photo:,}")
         if self.merged:
@@ -175,6 +183,7 @@ def usable_rows(
     table_bytes = {path: path.stat().st_size for path in tables.paths}
     counts = RowCounts()
     fill = _Filling(tables, columns, templates)
+    group_of = _groups(tables, columns["group"])
     rows: dict[tuple[PhotoSource, str, str], ItemRow] = {}
     for table, broken in tables.broken:
         dropped.num_photos += 1
@@ -186,6 +195,9 @@ def usable_rows(
             counts.without_photo += 1
             continue
         single = {purpose: values.get(choice.names[0], "") if choice.names else "" for purpose, choice in columns.items()}
+        if is_filled and columns["id"].names and not record.values[columns["id"].names[0]]:
+            counts.from_above.append(record.number)
+        single["id"] = single["id"] if has_id(single["id"]) else ""
         captions = _captions(record, values, templates, columns["caption"], counts)
         for file, source, problem, guess in each.photos or (("", None, NONE_NAMED, ""),):
             dropped.num_photos += 1
@@ -212,8 +224,24 @@ def usable_rows(
                 rows[place] = replace(known, sample=replace(known.sample, captions=all_captions))
                 continue
             size = os.stat(source.path).st_size if source.row is None else table_bytes[source.path]
-            rows[place] = ItemRow(record.number, file, shown, source, size, split, single["group"], sample)
+            rows[place] = ItemRow(record.number, file, shown, source, size, split, group_of(values), sample)
     return list(rows.values()), counts
+
+
+def _groups(tables: Tables, choice: ColumnChoice) -> Callable[[Mapping[str, str]], str]:
+    """The group that a row says; by a column of parents, a row that is a parent belongs to its children's."""
+    if not choice.names:
+        return lambda values: ""
+    (column,) = choice.names
+    ids = usual_columns("id", tables) if "parent" in column.casefold() else []
+    # WooCommerce names a parent without a SKU by its number: id:500.
+    parents = {value.removeprefix("id:") for value in tables.values(column)} - {""}
+
+    def group(values: Mapping[str, str]) -> str:
+        own = values[column].removeprefix("id:") if ids else values[column]
+        return own or next((values[name] for name in ids if values[name] in parents), "")
+
+    return group
 
 
 class _Filling:
@@ -227,6 +255,7 @@ class _Filling:
             columns[purpose].names[0] for purpose in ("id", "caption", "category", "split", "group") if columns[purpose].names
         )
         self._columns = tuple(dict.fromkeys((*of_templates, *of_purposes)))
+        self._photos = columns["image"].names
         self._above: Record | None = None
         self._first: dict[str, Record] = {}
         if self._id is not None:
@@ -241,12 +270,22 @@ class _Filling:
             self._above = record
         if record.values[self._caption]:
             return record.values, False
-        # Merged cells of a spreadsheet: neither product nor caption, so it is the product of the row above.
-        product = record.values[self._id] or (self._above.values[self._id] if self._above is not None else "")
+        product = record.values[self._id] or (above.values[self._id] if (above := self._goes_on(record)) else "")
         first = self._first.get(product) if product else None
         if first is None:
             return record.values, False
         return record.values | {name: first.values[name] for name in self._columns if not record.values[name]}, True
+
+    def _goes_on(self, record: Record) -> Record | None:
+        """The row above, where one that says neither product nor caption comes of merged cells.
+
+        In a text file one that says more than photos may as well be a product whose name is missing.
+        """
+        above = self._above
+        if above is None or record.table.suffix.lower().startswith(".xls"):
+            return above
+        says_more = (value not in ("", above.values[name]) for name, value in record.values.items() if name not in self._photos)
+        return None if any(says_more) else above
 
 
 def _captions(

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 # In the order in which a name without a suffix finds them.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_ADDRESS = r"(?:(?:https?|s3|gs|ftp)://|//[\w.-]+\.\w+/)"
 MISSING, OUTSIDE, NONE_NAMED = "image missing", "image outside the folder", "row names no image"
 _AMBIGUOUS = "image name fits several files"
 _BY_NAME, _BY_NUMBER = "by the name of the file alone", "by their number without leading zeros"
@@ -31,7 +32,8 @@ class FoundPhoto(NamedTuple):
 
 
 class PhotoFolder:
-    """Finds what a cell means: one name, several separated by ``|``, ``;`` or commas, a list, or a glob such as ``1163_*.jpg``.
+    """Finds what a cell means: one name, several separated by ``|``, ``;`` or commas, addresses also by spaces, a list, a
+    glob such as ``1163_*.jpg``, or a folder.
 
     A name is a path in the folder in any Unicode form and case, with or without its suffix, with Windows' separators or
     percent-encoded, absolute, or with the folder's own name before it. Where there is no such file, an address counts by
@@ -46,20 +48,28 @@ class PhotoFolder:
         self._guessed_from: defaultdict[Path, set[str]] = defaultdict(set)
 
     def find(self, cell: str, parts: Sequence[str] = ()) -> list[FoundPhoto]:
-        """The photos of a cell; a glob's in their order by name.
+        """The photos of a cell; those of a glob or folder in their order by name.
 
         Args:
             parts: what the cell is made of, where the table itself has lists.
         """
-        if not parts:
-            if (path := self._surely(cell)) is not None:
-                return [FoundPhoto(cell, path)]
-            parts = _listed(cell) or [part.strip() for part in re.split(r"[|;\n]", cell)]
+        parts = parts or _listed(cell) or self._parts(cell, "|;\n")
         found: list[FoundPhoto] = []
         for part in filter(None, parts):
             matches = self._matching(part) if re.search(r"[*?\[]", part) and not _is_outside(part) else []
-            found += [FoundPhoto(name, self._folder / name) for name in matches] or self._one_or_several(part)
+            photos = [FoundPhoto(name, self._folder / name) for name in matches] or self._one_or_several(part)
+            if photos[0].path is None:
+                photos = [FoundPhoto(name, self._folder / name) for name in self.photos_in(part)] or photos
+            found += photos
         return found or [FoundPhoto(cell, None, NONE_NAMED)]
+
+    def photos_in(self, cell: str) -> list[str]:
+        """The photos that lie in a folder of this name; none where it is none."""
+        name = self._within(_plain(cell)[0])
+        if not name or name == ".":
+            return []
+        forms = dict.fromkeys((name, f"/{name}".rpartition(f"/{self._resolved.name}/")[2]))
+        return [f"{form}/{each}" for form in forms if form for each in self._names_in(form) if _has_suffix(each)]
 
     def forget(self) -> None:
         """What was looked for until now was no name of the table's."""
@@ -79,11 +89,25 @@ class PhotoFolder:
 
     def _one_or_several(self, part: str) -> list[FoundPhoto]:
         """Commas may be part of a name."""
-        names = [name.strip() for name in part.split(",") if name.strip()]
+        names = self._parts(part, ",")
         last = _plain(part)[0].rpartition("/")[2]
-        is_one = len(names) < 2 or self._surely(part) is not None or ("," in last and _key(last) in self._by_last)
+        is_one = len(names) < 2 or ("," in last and _key(last) in self._by_last)
         each = [] if is_one else [self._one(name) for name in names]
-        return each if any(one.path is not None for one in each) else [self._one(part)]
+        are_several = any(one.path is not None for one in each) or any(map(names_photos, names[:-1]))
+        return each if each and are_several else [self._one(part)]
+
+    def _parts(self, cell: str, marks: str) -> list[str]:
+        """The parts of a list; the cell where separators are part of a name.
+
+        Of a list, too, a file is found: the last, with the folder's own name and the others before it, or the first.
+        """
+        parts = _split(cell, marks)
+        if len(parts) < 2 or (path := self._surely(cell)) is None:
+            return parts
+        own = f"/{self._resolved.name}/"
+        others = (part for part in parts[:-1] if names_photos(part) or own in f"/{_plain(part)[0]}" or self._surely(part))
+        is_one = len(parts) == len(_split(path.relative_to(self._folder).as_posix(), marks)) or not any(others)
+        return [cell] if is_one else parts
 
     def _one(self, cell: str) -> FoundPhoto:
         if (path := self._surely(cell)) is not None:
@@ -110,13 +134,12 @@ class PhotoFolder:
         if cell and not _is_outside(cell) and os.path.isfile(path := self._folder / cell):
             self._sure.add(path)
             return path
-        relative = self._within(_plain(cell)[0])
-        if not relative:
-            return None
-        for form in dict.fromkeys((relative, unquote(relative))):
-            # With the folder's own name in it, and whatever stands before that.
+        plain = _plain(cell)[0]
+        relative = self._within(plain)
+        for form in dict.fromkeys((relative or plain, unquote(relative or plain))):
+            # With the folder's own name in it, and whatever stands before that: also another machine's.
             _, is_repeated, rest = f"/{form}".rpartition(f"/{self._resolved.name}/")
-            for name in (form, rest) if is_repeated else (form,):
+            for name in [form] * bool(relative) + [rest] * bool(is_repeated):
                 files = self._by_path.get(_key(name)) or ([] if _has_suffix(name) else self._by_stem.get(_key(name), []))
                 if files and (best := self._best(files)) is not None:
                     self._sure.add(best)
@@ -204,7 +227,7 @@ class PhotoFolder:
 
 def _plain(cell: str) -> tuple[str, bool]:
     """Without scheme, host and query where it is an address, with slashes; and whether it is one."""
-    if re.match(r"(https?|s3|gs|ftp)://|//[\w.-]+\.\w+/", cell, re.IGNORECASE):
+    if re.match(_ADDRESS, cell, re.IGNORECASE):
         return urlsplit(cell).path.lstrip("/"), True
     if cell.lower().startswith("file://"):
         cell = unquote(cell[len("file://") :])
@@ -221,6 +244,23 @@ def _longest_tail(files: Sequence[str], path: str) -> Sequence[str]:
 
     longest = max(map(common, files))
     return [file for file in files if common(file) == longest]
+
+
+def _split(cell: str, marks: str) -> list[str]:
+    """At these marks, and before addresses."""
+    found = re.split(rf"([{marks}]|[\s,;|]+(?={_ADDRESS}))", cell, flags=re.IGNORECASE)
+    parts: list[str] = []
+    for mark, part in zip(["", *found[1::2]], map(str.strip, found[::2]), strict=True):
+        is_parameter = mark == "," or (mark == ";" and "=" in part)
+        if parts and is_parameter and _is_query(parts[-1]) and not _plain(part)[1] and not names_photos(part):
+            parts[-1] += mark + part  # of the same address: no further photo
+        elif part:
+            parts.append(part)
+    return parts
+
+
+def _is_query(cell: str) -> bool:
+    return _plain(cell)[1] and "?" in cell
 
 
 def _is_outside(name: str) -> bool:

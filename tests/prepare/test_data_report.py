@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fashionclip_tune.prepare.data_report import report_on, token_counts
-from fashionclip_tune.prepare.languages import RULE, looks_foreign
+from fashionclip_tune.prepare.languages import RULE, foreign_captions, looks_foreign
 from fashionclip_tune.prepare.lookalikes import (
     MAX_COLOUR_DIFFERENCE,
     MAX_DIFFERENT_BITS,
@@ -148,6 +148,18 @@ def test_long_captions_are_counted_once_and_with_all_captions() -> None:
 )
 def test_languages(caption: str, language: str | None) -> None:
     assert looks_foreign(caption) == language
+
+
+FRENCH = ["Chemise en laine noire", "Blouse en satin rouge", "Jean slim bleu", "Robe en coton blanc", "Pantalon chino beige"]
+ENGLISH = ["Satin blouse red", "Slim jean blue", "Cashmere coat", "Classic green wool jersey", "Belted olive dress"]
+
+
+def test_words_of_several_languages_are_judged_by_the_other_captions() -> None:
+    of_shop = foreign_captions(FRENCH)
+    assert of_shop == dict.fromkeys(FRENCH, "French")
+    assert any(looks_foreign(caption) is None for caption in FRENCH)
+    assert foreign_captions(ENGLISH) == {}
+    assert foreign_captions([]) == {}
 
 
 def test_foreign_captions_are_reported_with_the_rule() -> None:

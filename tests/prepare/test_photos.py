@@ -108,5 +108,6 @@ def test_photos_are_found_with_and_without_suffix(tmp_path: Path) -> None:
         name: [tmp_path / file] for name, file in wanted.items()
     }
     assert [found.problem for found in folder.find("")] == ["row names no image"]
-    for missing in ("sub", "d", "a.png", "x" * 3000):
+    assert [found.path for found in folder.find("sub")] == [tmp_path / "sub/b.webp"]
+    for missing in ("d", "a.png", "x" * 3000):
         assert [found.problem for found in folder.find(missing)] == ["image missing"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fashionclip_tune.errors import UserError
-from fashionclip_tune.prepare.tables.cells import SHOWN, BrokenRow, Header, TableRows
+from fashionclip_tune.prepare.tables.cells import SHOWN, BrokenRow, Header, Row, TableRows
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _BOMS = (
@@ -42,7 +42,8 @@ def read_csv(path: Path, *, encoding: str | None = None, separator: str | None =
     """Reads all rows.
 
     Args:
-        encoding: a name that Python knows; None: by its byte order mark, else UTF-8, else Windows-1252.
+        encoding: a name that Python knows; None: by its byte order mark, else UTF-8, else Windows-1252, or Mac Roman by a
+            Mac's line ends.
         separator: one character; None: the one of ``SEPARATORS`` by which header and rows agree, or what a first line
             ``sep=;`` says.
 
@@ -81,8 +82,17 @@ def read_csv(path: Path, *, encoding: str | None = None, separator: str | None =
     unread = [BrokenRow(number, each.problem, _shown(lines, each)) for number, each in numbered if each.problem]
     whole = ((number, each.cells, _shown(lines, each)) for number, each in numbered if not each.problem and any(each.cells))
     rows, unfit = header.sorted_out(whole)
+    _mend_floats(header.names, rows)
     notes = [f"{path.name}: {note}" for note in (*notes, *header.notes)]
     return TableRows(tuple(filter(None, header.names)), rows, sorted([*unread, *unfit]), notes)
+
+
+def _mend_floats(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Whole numbers that pandas turned into floats, since one is missing, are whole again: 1163.0 is 1163."""
+    for column in filter(None, columns):
+        if all(re.fullmatch(r"(\d+\.0)?", row.values[column]) for row in rows):
+            for row in rows:
+                row.values[column] = row.values[column].removesuffix(".0")
 
 
 def _decoded(path: Path, encoding: str | None) -> tuple[str, list[str]]:
@@ -100,14 +110,16 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, list[str]]:
         num_good = sum(letter > "\x7f" for letter in text) - num_bad
         if num_good > num_bad:
             return text, []
-        text = data.decode("cp1252")
+        # Lines of a bare carriage return are those of Excel's "CSV (Macintosh)".
+        name, encoding = ("Mac Roman", "mac_roman") if b"\r" in data and b"\n" not in data else ("Windows-1252", "cp1252")
+        text = data.decode(encoding)
     except LookupError as error:
         raise UserError(f"--encoding {encoding}: no such encoding; known are utf-8, utf-16, cp1252 and others") from error
     except UnicodeError as error:
-        tried = encoding or "UTF-8 or Windows-1252"
+        tried = "UTF-8 or Windows-1252" if encoding == "cp1252" else encoding
         raise UserError(f"table {path} is no text in {tried} ({error}): choose its encoding with --encoding") from error
     word = next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")
-    return text, [f"in Windows-1252 (guessed: --encoding), with words such as {word[:SHOWN]!r}"]
+    return text, [f"in {name} (guessed: --encoding), with words such as {word[:SHOWN]!r}"]
 
 
 def _without_mark(data: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -35,10 +36,26 @@ def read_excel(path: Path) -> TableRows:
             notes = [f"read is sheet {sheet.title!r}, and not {others}; to read another, put it first"] if others else []
             if any(map(any, lines[:start])):
                 notes.append(f"its header is row {start + 1}; what stands above is left out")
-            return _rows(path, lines, start, notes)
+            found = _rows(path, lines, start, notes)
+            return replace(found, notes=[*found.notes, *_unsaved(path, sheet.title, found)])
     finally:
         book.close()
     raise UserError(f"table {path} has no sheet with a header and rows; its sheets are {', '.join(names)}")
+
+
+def _unsaved(path: Path, sheet: str, found: TableRows) -> list[str]:
+    """What is to be said of formulas that a program wrote: they have no value before Excel has computed it."""
+    import openpyxl
+
+    if all(any(row.values[name] for row in found.rows) for name in found.columns):
+        return []
+    book = openpyxl.load_workbook(io.BytesIO(path.read_bytes()), read_only=True)
+    formula = next((cell for line in book[sheet].iter_rows() for cell in line if cell.data_type == "f"), None)
+    book.close()
+    if formula is None:
+        return []
+    cure = "open the file in Excel or LibreOffice and save it"
+    return [f"{path.name}: cell {formula.coordinate} is a formula; if its value was not saved, {cure}"]
 
 
 def _text(cell: Any) -> str:

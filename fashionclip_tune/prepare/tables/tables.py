@@ -20,6 +20,7 @@ _OTHER_KINDS = {
     ".ods": "an OpenDocument file: save as .xlsx or .csv",
     ".json": "JSON: export it as CSV or Parquet",
     ".jsonl": "JSON: export it as CSV or Parquet",
+    ".xml": "XML: export it as CSV",
     ".feather": "a Feather file: save as Parquet",
     ".zip": "an archive: unpack it",
     ".gz": "compressed: unpack it",
@@ -106,10 +107,13 @@ def refuse_if_mostly_broken(tables: Tables) -> None:
     """
     if len(tables.broken) > len(tables.records):
         path, row = tables.broken[0]
+        cure = "A separator within a cell wants quotation marks around it"
+        if "quotation" in row.reason:
+            cure = 'A quotation mark within a cell is written twice, and the cell stands in others: "a ""small"" bag"'
         raise UserError(
             f"{len(tables.broken):,} of {len(tables.broken) + len(tables.records):,} rows of {path} do not fit its header, "
             f"such as row {row.number}, which has {row.reason}: {row.text!r}. Is the header the first row? Is the separator "
-            "right (--separator)? A separator within a cell wants quotation marks around it"
+            f"right (--separator)? {cure}"
         )
 
 

@@ -19,6 +19,8 @@ import ray
 from ray import _raylet
 from ray._private import ray_constants
 
+from fashionclip_tune.errors import UnavailableError
+
 _log = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 32
@@ -53,6 +55,9 @@ def own_ray(**arguments: Any) -> Iterator[None]:
     """A Ray of our own, as ``ray.init(address="local", **arguments)`` starts it, that lets nobody else in.
 
     The user's own ``RAY_AUTH_MODE`` and token are for other Rays: they count again afterwards.
+
+    Raises:
+        UnavailableError: its processes did not come up in time.
     """
     guard = {
         "RAY_AUTH_MODE": "token",
@@ -67,7 +72,7 @@ def own_ray(**arguments: Any) -> Iterator[None]:
         with environment(guard), _closed_folder() as folder:
             _read_again()
             setattr(ray_constants, constant, False)
-            ray.init(address="local", _temp_dir=str(folder), **arguments)
+            _start(address="local", _temp_dir=str(folder), **arguments)
             try:
                 yield
             finally:
@@ -75,6 +80,17 @@ def own_ray(**arguments: Any) -> Iterator[None]:
     finally:
         setattr(ray_constants, constant, before)
         _read_again()
+
+
+def _start(**arguments: Any) -> None:
+    try:
+        ray.init(**arguments)
+    except Exception as error:
+        if type(error) is not Exception:  # Ray has no type of its own for its processes that did not come up in time
+            raise
+        raise UnavailableError(
+            f"Ray did not start here: {str(error).partition('.')[0]}. The machine may be too busy: give the command again"
+        ) from error
 
 
 def _read_again() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 import pytest
 
+from fashionclip_tune.errors import UnavailableError
+from fashionclip_tune.tuning.backend import guarded_ray
 from fashionclip_tune.tuning.backend.guarded_ray import asks_for_token
 
 ROOT = Path(__file__).parents[3]
@@ -270,6 +272,20 @@ def test_an_open_cluster_is_warned_of_in_one_line_and_a_guarded_one_is_not(
         warned = [line for line in done.stdout.splitlines() if line.startswith("warning:")]
         expected = f"warning:  the Ray cluster at {address} asks for no token: whoever reaches it runs code there as its user; "
         assert [line.startswith(expected) for line in warned] == ([True] if mode == "disabled" else [])
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine Ray waits for its processes for 30 s, and then raises what has no type of its own."""
+
+    def busy(**arguments: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because the GCS is overloaded.")
+
+    before = dict(os.environ)
+    monkeypatch.setattr(guarded_ray.ray, "init", busy)
+    said = r"^Ray did not start here: The current node timed out during startup\. .*again$"
+    with pytest.raises(UnavailableError, match=said), guarded_ray.own_ray():
+        pytest.fail("it has not started")
+    assert dict(os.environ) == before
 
 
 def test_where_nobody_answers_it_is_not_known() -> None:

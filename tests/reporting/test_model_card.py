@@ -56,7 +56,7 @@ def test_it_is_one_card_whatever_a_setting_or_a_name_is(sweep: dict[str, Any], v
 
 def test_a_sweep_of_an_older_version_has_one(sweep: dict[str, Any]) -> None:
     best = {name: value for name, value in best_of(sweep).items() if "_low" not in name and "untouched" not in name}
-    text = model_card({"name": "old", "trials": [best]}, best, {})  # type: ignore[arg-type]
+    text = model_card({"name": "old", "trials": [best]}, best, {})
     assert "the weights it started from" not in text
     assert ModelCard(text).data.model_name == "old"
 

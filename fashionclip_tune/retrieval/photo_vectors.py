@@ -83,12 +83,11 @@ def photo_vectors(
     kept = _read(folder, model)
     seen = set(kept.rows["seen"].to_pylist()) if kept else set()
     new = [photo for photo in source.photos if photo.seen not in seen]
-    if kept and not new and len(kept) == len(source.photos):
-        return Embedded(kept, 0, ())
-    attributes = source.attributes()
+    attributes: dict[str, dict[str, str]] | None = None
     rows, vectors, unreadable = list[dict[str, str]](), list[npt.NDArray[np.float16]](), list[tuple[str, str]]()
     num_new, due = 0, time.monotonic() + _SAVED_EVERY_S
     for photo, vector_D, checksum in _embedded(loaded, new, batch_size, plan, unreadable, on_progress):
+        attributes = source.attributes() if attributes is None else attributes
         own = {"id": photo.id, "path": photo.path, "checksum": checksum, "seen": photo.seen}
         rows.append({**attributes.get(photo.seen, {}), **own})
         vectors.append(vector_D)
@@ -100,7 +99,9 @@ def photo_vectors(
     if kept is None and not vectors:
         reasons = "; ".join(dict.fromkeys(reason for _, reason in unreadable))
         raise UserError(f"none of the {len(source.photos):,} photos of {source.name} can be read: {reasons[:300]}")
-    return Embedded(_extended(folder, model, source, kept, rows, vectors), num_new + len(rows), tuple(unreadable))
+    if kept is None or rows or len(kept) != len(source.photos) - len(unreadable):  # else all is as it is kept
+        kept = _extended(folder, model, source, kept, rows, vectors)
+    return Embedded(kept, num_new + len(rows), tuple(unreadable))
 
 
 @torch.no_grad()

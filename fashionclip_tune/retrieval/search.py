@@ -77,8 +77,9 @@ def search(
         except ValueError as error:
             raise UserError(f"--image {name}: {error}") from error
         searches.append(Search(name, encoded, nearest(made.found, vector_1D[0], count, where)))
-    only = f" with {', '.join(f'{name} {value}' for name, value in where.items())}" if where else ""
-    about = f"{len(made.found):,} photos of {source.name}{only}, {made.num_new:,} of them new, by {model}"
+    about = f"{len(made.found):,} photos of {source.name}, {made.num_new:,} of them new, by {model}"
+    if where:
+        about += f"; searched were those with {', '.join(f'{name} {value}' for name, value in where.items())}"
     of_row = {photo.seen: photo.read for photo in source.photos}
     return SearchResult(searches, about, folder, lambda row: of_row[row["seen"]]())
 

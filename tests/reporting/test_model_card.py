@@ -49,7 +49,7 @@ def test_it_is_one_card_whatever_a_setting_or_a_name_is(sweep: dict[str, Any], v
     best = best_of(sweep)
     best["config"]["model.pretrained"] = value
     card = ModelCard(model_card(sweep, best, {}))
-    assert card.data.library_name == "open_clip"
+    assert card.data.to_dict()["library_name"] == "open_clip"
     assert card.data.get("license") is None
     assert "## Settings" in card.text
 

@@ -70,7 +70,9 @@ def test_the_answers_are_those_of_openclip(model: str, photos: Path, tmp_path: P
 def test_a_second_start_embeds_what_is_new_and_forgets_what_is_gone(model: str, photos: Path, tmp_path: Path) -> None:
     assert "9 photos" in (first := found(model, photos, tmp_path)).about
     assert "9 of them new" in first.about
+    written = (tmp_path / "vectors" / "vectors.npy").stat().st_mtime_ns
     assert "0 of them new" in found(model, photos, tmp_path).about
+    assert (tmp_path / "vectors" / "vectors.npy").stat().st_mtime_ns == written, "a photo that is none writes nothing anew"
     kept = {row["id"]: row["checksum"] for row in pq.read_table(tmp_path / "vectors" / "photos.parquet").to_pylist()}
     (photos / "0.JPG").unlink()
     shutil.copy(photos / "1.png", photos / "another.png")

@@ -619,15 +619,20 @@ def test_a_run_hands_licence_and_source_on(tiny_config: ProjectConfig, garments:
         assert found == ("mit, apache-2.0" if "mit" in listed else None)
 
 
+def put_on_the_hub(tiny_config: ProjectConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``shop/clip`` in a cache of its own: description and weights; its tokenizer is in ``shop/words``, which is not there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), folder / "model")
+    described = json.loads((folder / "model" / CONFIG).read_text())
+    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "shop/words"
+    (folder / "model" / CONFIG).write_text(json.dumps(described))
+    fetched(folder / "hub", "shop/clip", folder / "model")
+
+
 def test_a_plan_says_which_tokenizer_is_not_here(
     tiny_config: ProjectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "model")
-    described = json.loads((tmp_path / "model" / CONFIG).read_text())
-    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "shop/words"
-    (tmp_path / "model" / CONFIG).write_text(json.dumps(described))
-    fetched(tmp_path / "hub", "shop/clip", tmp_path / "model")
+    put_on_the_hub(tiny_config, tmp_path, monkeypatch)
     on_the_hub, here = of(tiny_config, "hf-hub:shop/clip"), of(tiny_config, f"local-dir:{tmp_path / 'model'}")
     assert "lacks the tokenizer of shop/words (not here: fetched when it begins)" in start_facts(on_the_hub, "x").line()
     assert f"lacks the tokenizer ({tmp_path / 'model'} has none)" in start_facts(here, "x").line()
@@ -683,12 +688,7 @@ def test_a_model_on_the_hub_has_the_tokenizer_that_it_names_and_so_have_runs_fro
     tiny_config: ProjectConfig, garments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Marqo's and SigLIP's: description and weights in one repository, the tokenizer in another."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    export_openclip(load_model(of(tiny_config, "tiny-clip", None)), tmp_path / "model")
-    described = json.loads((tmp_path / "model" / CONFIG).read_text())
-    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "shop/words"
-    (tmp_path / "model" / CONFIG).write_text(json.dumps(described))
-    fetched(tmp_path / "hub", "shop/clip", tmp_path / "model")
+    put_on_the_hub(tiny_config, tmp_path, monkeypatch)
     config = of(tiny_config, "hf-hub:shop/clip")
     assert "the tokenizer of shop/words" in message(lambda: load_model(config))
     (tmp_path / "words").mkdir()

@@ -24,7 +24,6 @@ from fashionclip_tune.reporting.comparison import standings
 from fashionclip_tune.reporting.page import write_report
 from fashionclip_tune.reporting.sweep_files import best_row, ranked, read_sweep
 from fashionclip_tune.reporting.tables import ranking_text
-from fashionclip_tune.reporting.terminal import comparison
 from fashionclip_tune.training.history import read_history
 from fashionclip_tune.tuning.backend import worker
 from fashionclip_tune.tuning.backend.hooks import StudyScheduler, StudySearcher
@@ -39,6 +38,7 @@ from fashionclip_tune.tuning.study.search import StoppingSearch
 from fashionclip_tune.tuning.study.study import SweepStudy, message, stop_reason
 from fashionclip_tune.tuning.trial import TrialPlan
 from tests.support.studies import job, open_study
+from tests.support.sweep_folders import printed
 
 NAME = "recall_at_1_text_to_image"
 METRIC = METRICS[NAME]
@@ -66,14 +66,6 @@ def written(folder: Path, state: str = "FINISHED") -> dict[str, Any]:
     kept = {name: value for name, value in read_sweep(folder).items() if name != "trials"}
     header = {**kept, "name": folder.name, "metric": NAME}
     return SweepRecord(folder, SweepStudy(folder / "study.journal", seed=3, num_startup_trials=5), header).write(state)
-
-
-def printed(*folders: Path) -> str:
-    output = io.StringIO()
-    console = Console(width=220, file=output)
-    for part in comparison(folders):
-        console.print(part, soft_wrap=isinstance(part, str))
-    return output.getvalue()
 
 
 def test_rows_have_columns_of_the_metric_beside_those_that_all_sweeps_have(other: Path, small_sweep: Path) -> None:
